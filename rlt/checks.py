@@ -1,0 +1,339 @@
+"""Checks of a composed config before anything is built from it: all errors at once, with remedies.
+
+Hydra would import and call whatever a `_target_` names, and would report a misspelt argument only
+when that object is built, perhaps after a model was loaded. Here every `_target_` must be on the
+allow-list below, and live where it claims to live, and every key beside it must be a parameter of
+its signature. Parameters that are supplied at run time may be absent from the config.
+
+Runs at the start of every `rlt` command. Hydra acts on its own node before the program starts, so
+`check_hydra_node` has to be given a config that was composed for the check. No torch import here.
+"""
+
+import difflib
+import fnmatch
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A target that may be built: an exact name, or a prefix with a star at its end."""
+
+    name: str
+    homes: tuple[str, ...]  # the resolved object must be defined in or below one of these modules
+    classes_only: bool = True
+
+    def names(self, target: str) -> bool:
+        return fnmatch.fnmatchcase(target, self.name)
+
+    def houses(self, module: str) -> bool:
+        return any(module == home or module.startswith(f"{home}.") for home in self.homes)
+
+
+ALLOWED = (
+    Allowed("rlt.*", ("rlt",), classes_only=False),
+    Allowed("lightning.Trainer", ("lightning.pytorch.trainer",)),
+    Allowed("lightning.pytorch.Trainer", ("lightning.pytorch.trainer",)),
+    Allowed("lightning.pytorch.callbacks.*", ("lightning.pytorch.callbacks",)),
+    Allowed("lightning.pytorch.loggers.*", ("lightning.pytorch.loggers",)),
+    Allowed("lightning.pytorch.profilers.*", ("lightning.pytorch.profilers",)),
+    Allowed("lightning.pytorch.strategies.*", ("lightning.pytorch.strategies",)),
+    Allowed(
+        "lightning.pytorch.plugins.*", ("lightning.pytorch.plugins", "lightning.fabric.plugins")
+    ),
+    Allowed("torch.optim.*", ("torch.optim",)),
+    Allowed("transformers.get_*", ("transformers.optimization",), classes_only=False),
+    Allowed("transformers.BitsAndBytesConfig", ("transformers.utils.quantization_config",)),
+    Allowed("peft.LoraConfig", ("peft.tuners.lora",)),
+)
+ALLOWED_IN_HYDRA = (
+    *ALLOWED,
+    Allowed("hydra.experimental.callbacks.*", ("hydra.experimental.callbacks",)),
+    Allowed("hydra._internal.core_plugins.*", ("hydra._internal.core_plugins",)),
+    Allowed("hydra_plugins.*", ("hydra_plugins",)),
+)
+LOGGING_CLASSES = (
+    "logging.Formatter",
+    "logging.StreamHandler",
+    "logging.FileHandler",
+    "logging.NullHandler",
+    "logging.handlers.RotatingFileHandler",
+    "rich.logging.RichHandler",
+    "colorlog.ColoredFormatter",
+)
+LOGGING_OBJECTS = ("ext://sys.stdout", "ext://sys.stderr")
+# Not among them: what makes a process load code (LD_PRELOAD, PYTHONPATH, NCCL_NET_PLUGIN, PATH …).
+ENVIRONMENT = (
+    *("CUBLAS_WORKSPACE_CONFIG", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"),
+    *("HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
+    *("HYDRA_FULL_ERROR", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"),
+    *("NCCL_DEBUG", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_SOCKET_IFNAME"),
+    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TRANSFORMERS_OFFLINE"),
+)
+
+
+class ConfigError(ValueError):
+    """What is wrong with a config, all of it."""
+
+
+def raise_if_any(errors: list[str]) -> None:
+    if errors:
+        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        lines = [f"  {number}. {error}" for number, error in enumerate(errors, start=1)]
+        raise ConfigError("\n".join([f"the config has {count}:", *lines]))
+
+
+def check_targets(cfg: DictConfig) -> list[str]:
+    """Every `_target_` of `cfg` allowed and importable, its keys known, and nothing left at ???."""
+    errors: list[str] = []
+    for path, value in _walk(cfg, "", errors):
+        if isinstance(value, DictConfig):
+            errors += _check_node(value, path, ALLOWED)
+    return errors
+
+
+def check_hydra_node(hydra_cfg: DictConfig) -> list[str]:
+    """The same for the node `hydra`, whose loggers, callbacks and environment run code as well.
+
+    Values that Hydra fills in later (???, and what refers to them) are none of its errors.
+    """
+    errors: list[str] = []
+    for path, value in _walk(hydra_cfg, "hydra", errors=None):
+        if isinstance(value, DictConfig):
+            errors += _check_node(value, path, ALLOWED_IN_HYDRA)
+        if path.startswith(("hydra.job_logging", "hydra.hydra_logging")):
+            errors += _check_logging(path, value)
+    for name in hydra_cfg.get("job", {}).get("env_set", {}):
+        if name not in ENVIRONMENT:
+            errors.append(
+                f"hydra.job.env_set.{name}: this environment variable may not be set from a config"
+                f"{_did_you_mean(str(name), ENVIRONMENT)}; set it in the shell if you need it"
+            )
+    return errors
+
+
+def check_top_level(cfg: DictConfig, valid_names: Iterable[str]) -> list[str]:
+    """Keys that only `+key=value` can have added, past the schema."""
+    known = sorted(valid_names)
+    return [
+        f"{key}: no such key at the top of the config{_did_you_mean(key, known)}; "
+        f"valid: {', '.join(known)}"
+        for key in map(str, cfg)
+        if key not in known
+    ]
+
+
+# --- walking ------------------------------------------------------------------------------------
+
+
+def _walk(
+    root: DictConfig | ListConfig, path: str, errors: list[str] | None
+) -> Iterator[tuple[str, Any]]:
+    """Every value below and including `root`, resolved, once, under the path it is written at.
+
+    Containers that are reached through an interpolation come last, so that they show up under
+    their own path if they have one. Missing and unresolvable values go to `errors`, if given.
+    """
+    seen: set[int] = set()
+    here: list[tuple[str, Any]] = [(path, root)]
+    borrowed: list[tuple[str, Any]] = []
+    alive: list[Any] = []  # what an interpolation made must outlive its id
+    while here or borrowed:
+        path, value = here.pop() if here else borrowed.pop(0)
+        if not isinstance(value, DictConfig | ListConfig):
+            yield path, value
+            continue
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        alive.append(value)
+        yield path, value
+        children: list[tuple[str, Any]] = []
+        keys: Iterable[Any] = value if isinstance(value, DictConfig) else range(len(value))
+        for key in keys:
+            child = _join(path, key)
+            if OmegaConf.is_missing(value, key):
+                if errors is not None:
+                    errors.append(
+                        f"{child}: has no value (???); set it, e.g. {child}=… on the command line"
+                    )
+                continue
+            try:
+                resolved = value[key]
+            except OmegaConfBaseException as error:
+                if errors is not None:
+                    errors.append(f"{child}: cannot be resolved: {str(error).splitlines()[0]}")
+                continue
+            borrow = OmegaConf.is_interpolation(value, key)
+            (borrowed if borrow else children).append((child, resolved))
+        here += reversed(children)
+
+
+def _join(path: str, key: object) -> str:
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    return f"{path}.{key}" if path else str(key)
+
+
+# --- one node -----------------------------------------------------------------------------------
+
+
+def _check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> list[str]:
+    keys = [key for key in node if key not in HYDRA_KEYS]
+    errors = [
+        f"{_join(path, key)}: no such Hydra key{_did_you_mean(str(key), HYDRA_KEYS)}"
+        for key in keys
+        if re.fullmatch(r"_\w+_", str(key)) and nearest(str(key), HYDRA_KEYS)
+    ]
+    if "_target_" not in node or OmegaConf.is_missing(node, "_target_"):
+        return errors
+    where = _join(path, "_target_")
+    try:
+        target = node["_target_"]
+    except OmegaConfBaseException as error:
+        return [*errors, f"{where}: cannot be resolved: {str(error).splitlines()[0]}"]
+    if not isinstance(target, str):
+        return [*errors, f"{where}={target!r}: must be a dotted name, e.g. rlt.module.Class"]
+    try:
+        found = resolve_target(target, allowed)
+        parameters = inspect.signature(found).parameters.values()
+    except ValueError as error:
+        return [*errors, f"{where}={target}: {error}"]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return errors
+    accepted = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    for key in keys:
+        if key not in accepted:
+            errors.append(
+                f"{_join(path, key)}: {target} has no parameter {str(key)!r}"
+                f"{_did_you_mean(str(key), accepted)}; accepted: {', '.join(accepted) or 'none'}"
+            )
+    return errors
+
+
+def resolve_target(target: str, allowed: tuple[Allowed, ...] = ALLOWED) -> Callable[..., Any]:
+    """What `target` names, if it may be built; else a ValueError that says why not."""
+    parts = target.split(".")
+    entries = [entry for entry in allowed if entry.names(target)]
+    if not entries or not all(part.isidentifier() for part in parts):
+        names = ", ".join(entry.name for entry in allowed)
+        raise ValueError(f"is not an allowed target; allowed: {names}")
+    if any(part.startswith("_") and part != "_internal" for part in parts):
+        raise ValueError("is not an allowed target; names that start with _ are refused")
+    found = _import(parts)
+    if not callable(found):
+        raise ValueError(f"is a {type(found).__name__}, not a class or a function")
+    module = getattr(found, "__module__", None) or ""
+    houses = [entry for entry in entries if entry.houses(module)]
+    if not houses:
+        origin = f"{module}.{getattr(found, '__qualname__', type(found).__qualname__)}".lstrip(".")
+        raise ValueError(f"is not an allowed target; it is really {origin}")
+    if not inspect.isclass(found) and all(entry.classes_only for entry in houses):
+        raise ValueError(f"is not an allowed target; below {houses[0].name} only classes are")
+    return found
+
+
+def _import(parts: list[str]) -> Any:
+    """The object at a dotted name: modules as far as they go, then attributes."""
+    found: Any = None
+    for count, part in enumerate(parts, start=1):
+        so_far = ".".join(parts[:count])
+        if found is not None and hasattr(found, part):
+            found = getattr(found, part)
+            continue
+        if found is not None and not inspect.ismodule(found):
+            raise ValueError(f"cannot be imported: {'.'.join(parts[: count - 1])} has no {part!r}")
+        try:
+            found = importlib.import_module(so_far)
+        except ImportError as error:
+            if not isinstance(error, ModuleNotFoundError) or error.name != so_far:
+                raise ValueError(f"cannot be imported: {error}") from error
+            names = [name for name in dir(found) if not name.startswith("_")] if found else []
+            names += [
+                module.name for module in pkgutil.iter_modules(getattr(found, "__path__", []))
+            ]
+            owner = ".".join(parts[: count - 1])
+            reason = f"{owner} has no {part!r}" if owner else f"no module {part!r} is installed"
+            raise ValueError(f"cannot be imported: {reason}{_did_you_mean(part, names)}") from error
+    return found
+
+
+def _check_logging(path: str, value: Any) -> list[str]:
+    """logging.config calls classes and factories, and imports whatever stands after ext://."""
+    key = path.rpartition(".")[2]
+    if key in ("class", "()"):
+        if value in LOGGING_CLASSES:
+            return []
+        return [f"{path}={value}: is not allowed here; allowed: {', '.join(LOGGING_CLASSES)}"]
+    if isinstance(value, str) and re.match(r"\s*(ext|cfg)://", value):
+        if value in LOGGING_OBJECTS:
+            return []
+        return [f"{path}={value}: is not allowed here; allowed: {', '.join(LOGGING_OBJECTS)}"]
+    return []
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def nearest(name: str, candidates: Iterable[str], n: int = 3) -> list[str]:
+    """Up to `n` candidates that `name` may have been meant to be, the nearest first."""
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    close = difflib.get_close_matches(name.lower(), list(by_lower), n=n, cutoff=0.6)
+    return [by_lower[match] for match in close]
+
+
+def _did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    names = nearest(name, candidates)
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
+def explain_struct_error(error: Exception, valid_names: Iterable[str] = ()) -> str:
+    """One line for an error of Hydra's composition, with the names that were perhaps meant.
+
+    `valid_names` are the config's keys and groups; the names of the node in which a key was not
+    found, and the options of a group, are taken from the error itself.
+    """
+    text = str(error)
+    cause = error.__cause__
+    candidates = list(valid_names)
+    options = getattr(error, "options", None)
+    if options is not None and (match := re.search(r"Could not find '([^']+)'", text)):
+        group, _, option = match[1].rpartition("/")
+        prefix = f"{group}={option}: no such option"
+        return f"{prefix}{_did_you_mean(option, options)}; available: {', '.join(options)}"
+    parent = getattr(cause or error, "parent_node", None)
+    if isinstance(parent, DictConfig):
+        candidates += [str(key) for key in parent if key != "hydra"]
+    patterns = (
+        r"Key '([^']+)' (?:is not in struct|not in )",
+        r"Could not override '([^']+)'",
+        r"Could not delete from config\. '([^']+)'",
+        r"Could not find '([^']+)'",
+    )
+    for message in (str(cause) if cause else "", text):
+        for pattern in patterns:
+            if match := re.search(pattern, message):
+                return _no_such_key(match[1], message, text, candidates)
+    return " ".join((text if cause is None else f"{text}: {cause}").split())
+
+
+def _no_such_key(key: str, message: str, text: str, candidates: list[str]) -> str:
+    full = re.search(r"full_key: (\S+)", message)
+    place = re.search(r"In '([^']+)'", text)
+    name = full[1] if full else key
+    hint = _did_you_mean(key, dict.fromkeys(candidates))
+    return f"{f'{place[1]}: ' if place else ''}no such key {name!r}{hint}"

@@ -1,0 +1,138 @@
+"""The `data` node of a config: a source, how its rows are checked, and how they are split.
+
+The split is by content: a hash of the question decides, so neither a problem nor a question
+stands on both sides, in whatever order or number the rows come (the paper has no validation set).
+Used by every stage: `rlt stage=teacher_rl data=gsm_symbolic data.validation_share=0.1`.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rlt.data.records import Problem, content_hash
+from rlt.data.rows import SHOWN_ROWS, ProblemSet, Source, collect_problems
+
+
+@dataclass(frozen=True)
+class DataSplit:
+    """Problems in source order, and the counts that belong into a manifest."""
+
+    train: list[Problem]
+    validation: list[Problem]
+    report: dict[str, Any]
+
+
+def split_point(key: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int(content_hash("validation split", key), 16) / 2**64
+
+
+def in_validation(key: str, share: float) -> bool:
+    """Whether a text belongs to the validation side; a larger share keeps what a smaller chose."""
+    return split_point(key) < share
+
+
+def split_problems(
+    problems: Sequence[Problem], share: float
+) -> tuple[list[Problem], list[Problem]]:
+    """Train and validation; each gets at least one question if there are two and share > 0."""
+    if not 0 <= share < 1:
+        raise ValueError(f"data.validation_share={share}; it must be at least 0 and less than 1")
+    questions = sorted({problem.question for problem in problems}, key=split_point)
+    n_chosen = sum(in_validation(question, share) for question in questions)
+    if share > 0 and len(questions) > 1:
+        n_chosen = min(max(n_chosen, 1), len(questions) - 1)
+    chosen = set(questions[:n_chosen])
+    train = [problem for problem in problems if problem.question not in chosen]
+    return train, [problem for problem in problems if problem.question in chosen]
+
+
+def fingerprint_problems(problems: Sequence[Problem]) -> str:
+    """Hash over the full contents of the problems, in order."""
+    return content_hash(*(json.dumps(asdict(problem), sort_keys=True) for problem in problems))
+
+
+class ProblemData:
+    """Loads problems from a source.
+
+    Args:
+        source: yields raw rows (`rows()`) and says what it is (`describe()`).
+        on_bad_row: `stop` at broken rows, showing them, or `skip` and count them.
+        validation_share: share of the questions that is held out.
+        max_train: use at most so many training problems, from the start; None: all.
+        max_validation: the same for validation.
+        max_tokens: limit on system + question + explanation + solution of a row; None: no limit.
+        grader: judges answers to these problems; only kept for whoever asks.
+        unique: drop repeated problems; False for plain pretraining text.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        on_bad_row: str = "stop",
+        validation_share: float = 0.1,
+        max_train: int | None = None,
+        max_validation: int | None = None,
+        max_tokens: int | None = None,
+        grader: Any = None,
+        unique: bool = True,
+    ) -> None:
+        for name, value in (("max_train", max_train), ("max_validation", max_validation)):
+            if value is not None and value < 1:
+                raise ValueError(
+                    f"data.{name}={value}; it must be at least 1, or null for all "
+                    "(data.validation_share=0 holds out none)"
+                )
+        self.source = source
+        self.on_bad_row = on_bad_row
+        self.validation_share = validation_share
+        self.max_train = max_train
+        self.max_validation = max_validation
+        self.max_tokens = max_tokens
+        self.grader = grader
+        self.unique = unique
+
+    def load(
+        self,
+        forbidden: Sequence[str] = (),
+        count_tokens: Callable[[str], int] | None = None,
+    ) -> DataSplit:
+        """Read, check and split.
+
+        Args:
+            forbidden: the prompt style's tags; no text may hold one.
+            count_tokens: number of tokens of a text; needed if `max_tokens` is set.
+        """
+        found = collect_problems(
+            self.source.rows(),
+            self.on_bad_row,
+            forbidden,
+            count_tokens,
+            self.max_tokens,
+            self.unique,
+        )
+        if not found.problems:
+            raise ValueError(
+                f"no problem is left of {found.read} rows read (bad: {found.bad_per_reason()}); "
+                f"check data.source: {self.source.describe()}"
+            )
+        train, validation = split_problems(found.problems, self.validation_share)
+        train, validation = train[: self.max_train], validation[: self.max_validation]
+        return DataSplit(train, validation, self._report(found, train, validation))
+
+    def _report(
+        self, found: ProblemSet, train: list[Problem], validation: list[Problem]
+    ) -> dict[str, Any]:
+        parts = (fingerprint_problems(train), fingerprint_problems(validation))
+        return {
+            "source": self.source.describe(),
+            "read": found.read,
+            "kept": len(found.problems),
+            "bad": found.bad_per_reason(),
+            "bad_rows": [str(bad) for bad in found.bad_rows[:SHOWN_ROWS]],
+            "duplicates": found.duplicates_dropped,
+            "train": len(train),
+            "validation": len(validation),
+            "fingerprint": content_hash(*parts),
+        }

@@ -1,0 +1,242 @@
+"""Digit chains: a setting in which teaching shows within minutes, with a model of 0.1 M parameters.
+
+A question is a chain of digits, its solution their sum modulo 10: "3 5 2 7 4 6 9" -> "6". One
+token per digit, tag and word, in `vocabulary()`; shorter chains are filled up to `width` with ".",
+so that every prompt has the same length. One step (digit + digit modulo 10) is a table of a hundred
+facts; all steps at once, without working, are out of reach. An explanation behaves in one of
+these ways, told apart exactly by `behaviour_of`:
+
+    step    all running sums right: "3 8 0 7 1 7 6"    leak    the solution told: "is 6 is 6"
+    slip    one running sum wrong and carried on       vague   five to nine meaningless words
+    direct  nothing at all: ""
+
+A vague explanation always begins with the same word: with eight first words, each would be too
+rare to be the likeliest continuation, and greedy decoding would hide vague text.
+Used by `rlt stage=pipeline experiment=quickstart`, `rlt stage=pretrain data=digit_chain_pretrain`.
+"""
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rlt.data.records import content_hash
+from rlt.data.rows import RawRow, did_you_mean
+
+MODULUS = 10
+FILLER = "."
+LEAK_WORD = "is"
+VAGUE_WORDS = ("well", "so", "hmm", "now", "then", "maybe", "okay", "right")
+VAGUE_LENGTHS = (5, 9)  # fewest and most words
+DIGITS = tuple(str(digit) for digit in range(MODULUS))
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<think>", "</think>", "<answer>", "</answer>")
+
+
+def vocabulary() -> list[str]:
+    """All 28 tokens: padding first, then the other special ones, signs, digits and words."""
+    return [*SPECIAL_TOKENS, FILLER, "?", *DIGITS, LEAK_WORD, *VAGUE_WORDS]
+
+
+def running_sums(digits: Sequence[int]) -> list[int]:
+    """Sum modulo 10 after each digit; the last one is the solution."""
+    return [total % MODULUS for total in itertools.accumulate(digits)]
+
+
+def write_question(digits: Sequence[int], width: int) -> str:
+    return " ".join([*map(str, digits), *[FILLER] * (width - len(digits))])
+
+
+def read_question(question: str) -> list[int]:
+    """The digits of a question, without fillers."""
+    return [int(token) for token in question.split() if token != FILLER]
+
+
+def explain_step(digits: Sequence[int], rng: random.Random) -> str:
+    return " ".join(map(str, running_sums(digits)))
+
+
+def explain_slip(digits: Sequence[int], rng: random.Random) -> str:
+    """From a random place on, all running sums are off by the same amount."""
+    place, error = rng.randrange(len(digits)), rng.randrange(1, MODULUS)
+    sums = running_sums(digits)
+    return " ".join(map(str, sums[:place] + [(s + error) % MODULUS for s in sums[place:]]))
+
+
+def explain_leak(digits: Sequence[int], rng: random.Random) -> str:
+    solution = running_sums(digits)[-1]
+    return f"{LEAK_WORD} {solution} {LEAK_WORD} {solution}"
+
+
+def explain_vague(digits: Sequence[int], rng: random.Random) -> str:
+    n_words = rng.randint(*VAGUE_LENGTHS)
+    return " ".join([VAGUE_WORDS[0], *rng.choices(VAGUE_WORDS, k=n_words - 1)])
+
+
+def explain_direct(digits: Sequence[int], rng: random.Random) -> str:
+    return ""
+
+
+BEHAVIOURS: dict[str, Callable[[Sequence[int], random.Random], str]] = {
+    "step": explain_step,
+    "leak": explain_leak,
+    "vague": explain_vague,
+    "slip": explain_slip,
+    "direct": explain_direct,
+}
+
+
+def behaviour_of(question: str, solution: str, explanation: str) -> str:
+    """What an explanation does: a name of `BEHAVIOURS`, `wrong_leak` or `other`.
+
+    A leak that tells anything but the solution twice is a wrong leak; a model's vague text may
+    have any number of words and begin with any of them.
+    """
+    tokens = explanation.split()
+    if not tokens:
+        return "direct"
+    if all(token in VAGUE_WORDS for token in tokens):
+        return "vague"
+    if len(tokens) == 4 and tokens[0] == tokens[2] == LEAK_WORD:
+        told = {tokens[1], tokens[3]}
+        return "leak" if told == {solution} else "wrong_leak" if told <= set(DIGITS) else "other"
+    sums = running_sums(read_question(question))
+    if len(tokens) != len(sums) or not set(tokens) <= set(DIGITS):
+        return "other"
+    errors = [(int(token) - true) % MODULUS for token, true in zip(tokens, sums, strict=True)]
+    changes = [after for before, after in itertools.pairwise([0, *errors]) if after != before]
+    if not changes:
+        return "step"
+    return "slip" if len(changes) == 1 else "other"
+
+
+class DigitChain:
+    """Digit chains with explanations.
+
+    The same seed, lengths and count give the same chains whatever their behaviours, so arms of
+    an experiment differ in their explanations alone. A chain repeats only when all chains of
+    its length have been used. Metadata: `behaviour`.
+
+    Args:
+        count: how many problems.
+        seed: of the chains and the explanations.
+        width: tokens of a question; the longest chain.
+        lengths: number of digits -> weight.
+        behaviours: step, leak, vague, slip, direct -> weight.
+        mixtures: instead of lengths and behaviours, a list of {share, lengths, behaviours}.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        width: int = 7,
+        lengths: Mapping[int, float] | None = None,
+        behaviours: Mapping[str, float] | None = None,
+        mixtures: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        if count < 1:
+            raise ValueError(f"data.source.count={count}; it must be at least 1")
+        if (mixtures is None) == (lengths is None and behaviours is None):
+            raise ValueError(
+                f"data.source.mixtures={mixtures}, lengths={lengths}, behaviours={behaviours}; "
+                "set either mixtures, or lengths and behaviours, and the other to null"
+            )
+        if mixtures is None:
+            mixtures = [{"share": 1, "lengths": lengths, "behaviours": behaviours}]
+        self.count = count
+        self.seed = seed
+        self.width = width
+        self.mixtures = [_check_mixture(mixture, width) for mixture in mixtures]
+        self.shares = _check_weights({i: m["share"] for i, m in enumerate(mixtures)}, "share")
+
+    def rows(self) -> Iterator[RawRow]:
+        chains = [[self.shares, *[mixture["lengths"] for mixture in self.mixtures]], self.width]
+        chain_rng = random.Random(f"chains {self.seed} {chains}")
+        used: dict[int, set[tuple[int, ...]]] = {}
+        for number in range(1, self.count + 1):
+            mixture = self.mixtures[_draw(self.shares, chain_rng)]
+            length = _draw(mixture["lengths"], chain_rng)
+            digits = _draw_chain(length, used.setdefault(length, set()), chain_rng)
+            rng = random.Random(f"explanation {self.seed} {number}")
+            behaviour = _draw(mixture["behaviours"], rng)
+            values = {
+                "question": write_question(digits, self.width),
+                "solution": str(sum(digits) % MODULUS),
+                "explanation": BEHAVIOURS[behaviour](digits, rng),
+                "metadata": {"behaviour": behaviour},
+            }
+            yield RawRow("digit_chain", number, values)
+
+    def describe(self) -> dict[str, Any]:
+        about = {
+            "kind": "DigitChain",
+            "count": self.count,
+            "seed": self.seed,
+            "width": self.width,
+            "mixtures": [
+                {
+                    "share": share,
+                    "lengths": {str(length): w for length, w in mixture["lengths"].items()},
+                    "behaviours": mixture["behaviours"],
+                }
+                for share, mixture in zip(self.shares.values(), self.mixtures, strict=True)
+            ],
+        }
+        return {**about, "fingerprint": content_hash(json.dumps(about, sort_keys=True))}
+
+
+def _draw(weights: Mapping[Any, float], rng: random.Random) -> Any:
+    return rng.choices(list(weights), list(weights.values()))[0]
+
+
+def _draw_chain(length: int, used: set[tuple[int, ...]], rng: random.Random) -> tuple[int, ...]:
+    """A chain not drawn before; once all have been, they may all come again."""
+    if len(used) == MODULUS**length:
+        used.clear()
+    while True:
+        digits = tuple(rng.randrange(MODULUS) for _ in range(length))
+        if digits not in used:
+            used.add(digits)
+            return digits
+
+
+def _check_mixture(mixture: Mapping[str, Any], width: int) -> dict[str, Any]:
+    if set(mixture) != {"share", "lengths", "behaviours"}:
+        raise ValueError(
+            f"data.source.mixtures has an entry with the keys {sorted(mixture)}; each has share, "
+            "lengths and behaviours"
+        )
+    if not mixture["lengths"] or not mixture["behaviours"]:
+        raise ValueError(
+            f"data.source: lengths={mixture['lengths']}, behaviours={mixture['behaviours']}; "
+            "both need an entry, e.g. lengths: {7: 1}, behaviours: {step: 1}"
+        )
+    lengths: dict[int, float] = {}
+    for key, weight in mixture["lengths"].items():
+        length = int(key) if isinstance(key, str) and key.isdecimal() else key  # +lengths.5=1
+        if not isinstance(length, int) or not 1 <= length <= width:
+            raise ValueError(
+                f"data.source.lengths has {key!r}; a length is a whole number from 1 to "
+                f"width={width}; raise data.source.width for longer chains"
+            )
+        lengths[length] = weight
+    for behaviour in mixture["behaviours"]:
+        if behaviour not in BEHAVIOURS:
+            raise ValueError(
+                f"data.source.behaviours has {behaviour!r}; it must be one of "
+                f"{', '.join(BEHAVIOURS)}{did_you_mean(str(behaviour), BEHAVIOURS)}"
+            )
+    return {
+        "lengths": _check_weights(lengths, "lengths"),
+        "behaviours": _check_weights(mixture["behaviours"], "behaviours"),
+    }
+
+
+def _check_weights(weights: Mapping[Any, float], name: str) -> dict[Any, float]:
+    if any(weight < 0 for weight in weights.values()) or sum(weights.values()) <= 0:
+        raise ValueError(
+            f"data.source: the weights of {name} are {dict(weights)}; they must not be negative "
+            "and not all zero"
+        )
+    return {key: float(weight) for key, weight in sorted(weights.items())}

@@ -1,0 +1,89 @@
+"""Sources of benchmarks whose rows need more than a column mapping.
+
+gsm8k, MATH-500 and AIME are `rlt.data.hub.HubDataset`s; GPQA puts four choices in random order into
+the question. `path` may be a local folder of files with the same columns:
+`rlt stage=evaluate benchmark=gpqa_diamond benchmark.data.source.path=my/gpqa
+benchmark.data.source.name=null …` (the name of a configuration is the hub's, not a bare folder's).
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from rlt.data.hub import HubTable
+from rlt.data.records import content_hash
+from rlt.data.rows import (
+    EMPTY_QUESTION,
+    EMPTY_SOLUTION,
+    MISSING_COLUMN,
+    WRONG_TYPE,
+    RawRow,
+    RowFault,
+    did_you_mean,
+)
+
+_QUESTION = "Question"
+_CHOICES = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+_LETTERS = "ABCD"
+
+
+class Gpqa:
+    """GPQA as lettered multiple choice; the solution is the letter of the right choice.
+
+    The order of the choices depends on the question's text alone (and `seed`): every run, and every
+    model, sees the same one, whatever the order and number of the rows.
+    """
+
+    def __init__(
+        self,
+        path: str = "Idavidrein/gpqa",
+        name: str | None = "gpqa_diamond",
+        split: str = "train",
+        revision: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.table = HubTable(path, split, name, revision)
+        self.seed = seed
+
+    def rows(self) -> Iterator[RawRow]:
+        for raw in self.table.rows([_QUESTION, *_CHOICES]):
+            yield raw if raw.fault is not None else self._lettered(raw)
+
+    def describe(self) -> dict[str, Any]:
+        about = self.table.describe()
+        fingerprint = content_hash(about["fingerprint"], f"gpqa {self.seed}")
+        return {"kind": "Gpqa", **about, "seed": self.seed, "fingerprint": fingerprint}
+
+    def _lettered(self, raw: RawRow) -> RawRow:
+        for column in (_QUESTION, *_CHOICES):
+            fault = _fault(raw, column)
+            if fault is not None:
+                return RawRow(raw.file, raw.row, {}, fault, raw.line)
+        question = raw.values[_QUESTION].strip()
+        order = list(range(len(_CHOICES)))
+        random.Random(f"{self.seed} {content_hash(question)}").shuffle(order)
+        choices = {
+            letter: raw.values[_CHOICES[index]].strip()
+            for letter, index in zip(_LETTERS, order, strict=True)
+        }
+        listed = "\n".join(f"{letter}) {text}" for letter, text in choices.items())
+        values = {
+            "question": f"{question}\n\n{listed}\n\nAnswer with the letter of the right choice.",
+            "solution": _LETTERS[order.index(0)],
+            "metadata": {"choices": choices},
+        }
+        return RawRow(raw.file, raw.row, values, None, raw.line)
+
+
+def _fault(raw: RawRow, column: str) -> RowFault | None:
+    if column not in raw.values:
+        here = ", ".join(map(str, raw.values))
+        hint = did_you_mean(column, map(str, raw.values))
+        return RowFault(MISSING_COLUMN, f"no {column!r} among: {here}{hint}")
+    value = raw.values[column]
+    if not isinstance(value, str):
+        return RowFault(WRONG_TYPE, f"{column!r} is a {type(value).__name__}, not text")
+    if not value.strip():
+        reason = EMPTY_QUESTION if column == _QUESTION else EMPTY_SOLUTION
+        return RowFault(reason, f"{column!r} is empty")
+    return None

@@ -1,0 +1,214 @@
+"""Log-probabilities of tokens: the only module that shifts, masks, gathers or chunks them.
+
+A row is a `(prefix, continuation)` pair of token ids; only continuation tokens are scored. Rows
+are laid out as left-padded prefixes beside right-padded continuations, so that the hidden states
+that predict the continuation are one slice. The language-model head runs in chunks over just
+those positions, in float32, with and without gradient: `[B, T, V]` never exists. Batches are cut
+by a token budget from rows sorted by length and put back in order.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Row = tuple[Sequence[int], Sequence[int]]
+
+# Logits held at once: 2^25 float32 values are 128 MiB.
+_MAX_LOGITS = 2**25
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """Rows of one micro-batch.
+
+    Attributes:
+        ids_BT, attention_BT, positions_BT: model inputs, T = prefix + continuation.
+        targets_BC: continuation tokens, padded on the right.
+        mask_BC: True where `targets_BC` is a real token.
+    """
+
+    ids_BT: Tensor
+    attention_BT: Tensor
+    positions_BT: Tensor
+    targets_BC: Tensor
+    mask_BC: Tensor
+
+
+def pad_rows(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> PaddedRows:
+    """Lay rows out for one forward pass.
+
+    Raises:
+        ValueError: a prefix is empty, so that nothing predicts the first continuation token.
+    """
+    if any(len(prefix) == 0 for prefix, _ in rows):
+        raise ValueError("a row has an empty prefix: nothing would predict its first token")
+    P = max(len(prefix) for prefix, _ in rows)
+    C = max(1, *(len(continuation) for _, continuation in rows))
+    ids_BT = torch.full((len(rows), P + C), pad_id, dtype=torch.long)
+    attention_BT = torch.zeros_like(ids_BT)
+    for b, (prefix, continuation) in enumerate(rows):
+        start, end = P - len(prefix), P + len(continuation)
+        ids_BT[b, start:end] = torch.tensor([*prefix, *continuation], dtype=torch.long)
+        attention_BT[b, start:end] = 1
+    positions_BT = (attention_BT.cumsum(-1) - 1).clamp(min=0)
+    return PaddedRows(
+        ids_BT=ids_BT.to(device),
+        attention_BT=attention_BT.to(device),
+        positions_BT=positions_BT.to(device),
+        targets_BC=ids_BT[:, P:].to(device),
+        mask_BC=attention_BT[:, P:].bool().to(device),
+    )
+
+
+def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices of rows, longest first, cut so that rows × longest row stays within the budget.
+
+    A row longer than the budget gets a batch of its own.
+
+    Raises:
+        ValueError: the budget is not positive.
+    """
+    if token_budget < 1:
+        raise ValueError(f"tokens_per_micro_batch={token_budget} must be at least 1")
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= token_budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def cut_rows(rows: Sequence[Row], token_budget: int) -> list[list[int]]:
+    return micro_batches([len(p) + len(c) for p, c in rows], token_budget)
+
+
+def continuation_hidden(model: nn.Module, batch: PaddedRows) -> Tensor:
+    """Hidden states `[N, D]` that predict the N real continuation tokens, row by row."""
+    decoder = model.base_model
+    inputs = {"input_ids": batch.ids_BT, "attention_mask": batch.attention_BT}
+    if "position_ids" in inspect.signature(decoder.forward).parameters:
+        inputs["position_ids"] = batch.positions_BT
+    hidden_BTD = decoder(**inputs, use_cache=False).last_hidden_state
+    C = batch.targets_BC.shape[1]
+    return hidden_BTD[:, -C - 1 : -1][batch.mask_BC]
+
+
+def logits_of(model: nn.Module, hidden_ND: Tensor, temperature: float) -> Tensor:
+    """float32 logits `[N, V]` at a temperature, as the model's own forward would give them."""
+    logits_NV = model.get_output_embeddings()(hidden_ND).float()
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    if softcap:
+        logits_NV = torch.tanh(logits_NV / softcap) * softcap
+    return logits_NV / temperature
+
+
+def check_head(model: nn.Module) -> None:
+    """Refuse a model whose logits are not `logits_of` its hidden states (a scaled head, say).
+
+    Raises:
+        ValueError: the two differ.
+    """
+    ids = torch.tensor([[1, 2, 3]], device=model.device)
+    with torch.no_grad():
+        own = model(input_ids=ids, use_cache=False).logits[0].float()
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        ours = logits_of(model, hidden, 1.0)
+    if not torch.allclose(own, ours, rtol=1e-2, atol=1e-2):
+        raise ValueError(
+            f"{type(model).__name__}: logits are not a plain head over the hidden states "
+            f"(largest difference {(own - ours).abs().max():.3g}); this architecture is not "
+            "supported, choose another model"
+        )
+
+
+def _chunks(model: nn.Module, N: int) -> Iterator[slice]:
+    size = max(1, _MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
+    return (slice(start, start + size) for start in range(0, N, size))
+
+
+def chunked_log_probs(
+    model: nn.Module, hidden_ND: Tensor, targets_N: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probs `[N]` of the targets and entropies `[N]` (nats; no gradient) of their places."""
+
+    def one(hidden_nD: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs_nV = logits_of(model, hidden_nD, temperature).log_softmax(-1)
+        chosen_n = log_probs_nV.gather(-1, targets_n[:, None])[:, 0]
+        with torch.no_grad():
+            entropy_n = -(log_probs_nV.exp() * log_probs_nV).sum(-1)
+        return chosen_n, entropy_n
+
+    parts = []
+    for chunk in _chunks(model, len(targets_N)):
+        if torch.is_grad_enabled() and hidden_ND.requires_grad:
+            # The chunk's logits are made again in the backward pass instead of being kept.
+            parts.append(checkpoint(one, hidden_ND[chunk], targets_N[chunk], use_reentrant=False))
+        else:
+            parts.append(one(hidden_ND[chunk], targets_N[chunk]))
+    if not parts:
+        empty = hidden_ND.new_zeros(0, dtype=torch.float32)
+        return empty, empty
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def chunked_exact_kl(
+    p_model: nn.Module, p_hidden_ND: Tensor, q_model: nn.Module, q_hidden_ND: Tensor,
+    temperature: float,
+) -> Tensor:  # fmt: skip
+    """KL(p‖q) over the vocabulary at each of N places, in nats, without gradient."""
+    parts = [p_hidden_ND.new_zeros(0, dtype=torch.float32)]
+    with torch.no_grad():
+        for chunk in _chunks(p_model, len(p_hidden_ND)):
+            p_NV = logits_of(p_model, p_hidden_ND[chunk], temperature).log_softmax(-1)
+            q_NV = logits_of(q_model, q_hidden_ND[chunk], temperature).log_softmax(-1)
+            parts.append((p_NV.exp() * (p_NV - q_NV)).sum(-1))
+    return torch.cat(parts)
+
+
+def batch_log_probs(
+    model: nn.Module, batch: PaddedRows, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies `[B, C]` of a padded batch, zero where padded; with gradient."""
+    values_N, entropy_N = chunked_log_probs(
+        model, continuation_hidden(model, batch), batch.targets_BC[batch.mask_BC], temperature
+    )
+    log_probs_BC = torch.zeros(batch.mask_BC.shape, device=values_N.device)
+    log_probs_BC = log_probs_BC.masked_scatter(batch.mask_BC, values_N)
+    entropy_BC = torch.zeros_like(log_probs_BC).masked_scatter(batch.mask_BC, entropy_N)
+    return log_probs_BC, entropy_BC
+
+
+@torch.no_grad()
+def row_log_probs(
+    model: nn.Module,
+    rows: Sequence[Row],
+    *,
+    temperature: float,
+    pad_id: int,
+    token_budget: int,
+    visit: Callable[[list[int], PaddedRows, Tensor], None] | None = None,
+) -> list[Tensor]:
+    """Log-probs of every row's continuation tokens, a float32 vector a row, in the rows' order.
+
+    Args:
+        visit: called with row indices, padded rows and hidden states `[N, D]` of each
+            micro-batch, for what else is to be read off the same forward pass.
+    """
+    results: list[Tensor] = [torch.zeros(0)] * len(rows)
+    for indices in cut_rows(rows, token_budget):
+        batch = pad_rows([rows[i] for i in indices], pad_id, model.device)
+        hidden_ND = continuation_hidden(model, batch)
+        values_N, _ = chunked_log_probs(
+            model, hidden_ND, batch.targets_BC[batch.mask_BC], temperature
+        )
+        lengths = [len(rows[i][1]) for i in indices]
+        for index, values in zip(indices, values_N.split(lengths), strict=True):
+            results[index] = values
+        if visit is not None:
+            visit(indices, batch, hidden_ND)
+    return results

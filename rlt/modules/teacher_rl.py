@@ -1,0 +1,274 @@
+"""Teacher RL (arXiv 2506.08388, section 3): sample explanations, reward them by what they do for
+the student, move the policy. One `training_step` is one rollout and all optimizer steps on it.
+
+Run by `rlt stage=teacher_rl`. Log-probs of policy, reference and student are all taken at the
+sampling temperature, as the published code takes them.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from rlt.algorithms import (
+    Algorithm,
+    group_advantages,
+    loss_mask,
+    move_reference_,
+    policy_loss_terms,
+    token_means,
+    token_sums,
+    token_weights,
+)
+from rlt.data.datamodule import Batch
+from rlt.data.records import Problem
+from rlt.logprobs import Row, batch_log_probs, pad_rows, row_log_probs
+from rlt.modules.policy import PolicyModule
+from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
+from rlt.rollout import Completion, Rollout
+
+
+@dataclass
+class Experience:
+    """N = P × G completions of one rollout, group after group."""
+
+    rows: list[Row]
+    completions: list[Completion]
+    scored: list[ScoredExplanation]
+    log_probs: list[Tensor]
+    table: RewardTable
+    seconds: dict[str, float]
+
+
+class TeacherRL(PolicyModule):
+    """Trains a teacher with the student's log-probs as reward.
+
+    Args:
+        reference: frozen reference model, or None if nothing needs one.
+        scorer: rewards explanations; its student may be the `reference` object itself.
+        rollout: samples completions.
+        algorithm: loss settings.
+        completions_per_problem: G, the group size; at least 2.
+        samples_per_step: explanations handed to `on_samples` at each step (best and worst ones).
+        on_samples: receives `(step, rows of text and reward terms)`.
+        For the rest, see `PolicyModule`.
+
+    Raises:
+        ValueError: the group is too small, or the algorithm needs a reference and there is none.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        views: Any,
+        reference: nn.Module | None,
+        scorer: RewardScorer,
+        rollout: Rollout,
+        algorithm: Algorithm,
+        optim: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[..., Any],
+        optimizer_steps: int,
+        completions_per_problem: int,
+        max_grad_norm: float | None,
+        tokens_per_micro_batch: int,
+        samples_per_step: int = 2,
+        gradient_checkpointing: bool = False,
+        on_samples: Callable[[int, list[dict[str, Any]]], None] | None = None,
+    ) -> None:
+        super().__init__(
+            policy, views, optim, schedule, optimizer_steps, max_grad_norm,
+            tokens_per_micro_batch, gradient_checkpointing,
+        )  # fmt: skip
+        if completions_per_problem < 2:
+            raise ValueError(
+                f"module.completions_per_problem={completions_per_problem}: advantages compare "
+                "completions of one problem, take at least 2"
+            )
+        if algorithm.needs_reference and reference is None:
+            raise ValueError(f"algorithm.beta={algorithm.beta} needs a reference model")
+        # Kept out of the module tree: frozen models are no part of a checkpoint's state.
+        self._frozen = {"reference": reference, "student": scorer.student}
+        self.scorer = scorer
+        self.rollout = rollout
+        self.algorithm = algorithm
+        self.completions_per_problem = completions_per_problem
+        self.samples_per_step = samples_per_step
+        self.on_samples = on_samples
+
+    @property
+    def reference(self) -> nn.Module | None:
+        return self._frozen["reference"]
+
+    def setup(self, stage: str) -> None:
+        for model in self._frozen.values():
+            if model is not None:
+                model.to(self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        experience = self.collect_experience(batch.items)
+        G = self.completions_per_problem
+        rewards_PG = torch.tensor(experience.table.rewards).view(-1, G)
+        advantages_PG = group_advantages(rewards_PG, self.algorithm.scale_rewards)
+        started = time.perf_counter()
+        stats = self.update(experience, advantages_PG.flatten())
+        experience.seconds["update"] = time.perf_counter() - started
+        self.log_experience("train", experience, rewards_PG)
+        self.log_dict({f"policy/{name}": value for name, value in stats.items()}, batch_size=1)
+        self.log("policy/zero_advantage_share", (advantages_PG == 0).all(1).float().mean())
+        if self.on_samples is not None and self.samples_per_step:
+            self.on_samples(batch_idx, self.samples(experience))
+
+    @torch.no_grad()
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        experience = self.collect_experience(batch.items)
+        rewards_PG = torch.tensor(experience.table.rewards).view(-1, self.completions_per_problem)
+        self.log_experience("validation", experience, rewards_PG)
+
+    @torch.no_grad()
+    def collect_experience(self, problems: list[Problem]) -> Experience:
+        """Roll out, take the policy's log-probs of what it wrote, and reward it."""
+        self.policy.eval()
+        clock = [time.perf_counter()]
+        prompts = [self.views.teacher_prompt(problem) for problem in problems]
+        groups = self.rollout.sample(
+            self.policy, self.views.tokenizer, prompts, self.completions_per_problem,
+            self.views.stop,
+        )  # fmt: skip
+        clock.append(time.perf_counter())
+        completions = [c for group in groups for c in group]
+        owners = [p for p, group in enumerate(groups) for _ in group]
+        rows: list[Row] = [
+            (prompts[p], c.ids) for p, c in zip(owners, completions, strict=True)
+        ]
+        log_probs = self.row_log_probs(self.policy, rows)
+        scored = []
+        for p, (prompt, ids), values in zip(owners, rows, log_probs, strict=True):
+            explanation = self.views.explanation(ids)
+            scored.append(ScoredExplanation(problems[p], explanation, prompt, values))
+        table = self.scorer(scored, teacher=self.policy)
+        clock.append(time.perf_counter())
+        seconds = {"rollout": clock[1] - clock[0], "reward": clock[2] - clock[1]}
+        return Experience(rows, completions, scored, log_probs, table, seconds)
+
+    def update(self, experience: Experience, advantages_N: Tensor) -> dict[str, float]:
+        """All optimizer steps on one rollout: `passes` × `minibatches` of them."""
+        algorithm = self.algorithm
+        rows, N = experience.rows, len(experience.rows)
+        assert self.reference is not None or not algorithm.needs_reference
+        reference = (
+            self.row_log_probs(self.reference, rows) if algorithm.needs_reference else None
+        )
+        old = experience.log_probs if algorithm.needs_old_log_probs else None
+        if algorithm.minibatches > N:
+            raise ValueError(
+                f"algorithm.minibatches={algorithm.minibatches} exceeds the {N} completions of a "
+                "step; lower it, or raise datamodule.batch_size"
+            )
+        stats: dict[str, float] = {}
+        for _ in range(algorithm.passes):
+            order = torch.randperm(N) if algorithm.minibatches > 1 else torch.arange(N)
+            for picked in order.tensor_split(algorithm.minibatches):
+                stats = self.update_on(picked.tolist(), experience, advantages_N, old, reference)
+        return stats
+
+    def update_on(
+        self,
+        picked: list[int],
+        experience: Experience,
+        advantages_N: Tensor,
+        old: list[Tensor] | None,
+        reference: list[Tensor] | None,
+    ) -> dict[str, float]:
+        """One optimizer step over the completions at `picked`."""
+        algorithm = self.algorithm
+        rows = [experience.rows[n] for n in picked]
+        lengths = torch.tensor([len(ids) for _, ids in rows])
+        mask_BT = torch.arange(max(1, int(lengths.max()))) < lengths[:, None]
+        overlong_B = torch.tensor([experience.completions[n].finish == "length" for n in picked])
+        mask_BT = loss_mask(mask_BT, overlong_B, algorithm)
+        weights_BT = token_weights(mask_BT, algorithm.aggregation, self.rollout.max_new_tokens)
+        sums: list[dict[str, Tensor]] = []
+
+        def stacked(values: list[Tensor] | None, indices: list[int]) -> Tensor | None:
+            if values is None:
+                return None
+            return pad_sequence([values[picked[i]] for i in indices], batch_first=True)
+
+        def loss_of(indices: list[int]) -> Tensor:
+            batch = pad_rows([rows[i] for i in indices], self.pad_id, self.device)
+            log_probs_BT, entropy_BT = batch_log_probs(
+                self.policy, batch, self.rollout.temperature or 1.0
+            )
+            T = log_probs_BT.shape[1]
+            mask = mask_BT[indices, :T].to(self.device)
+            terms = policy_loss_terms(
+                log_probs_BT,
+                stacked(old, indices),
+                advantages_N[[picked[i] for i in indices]].to(self.device),
+                mask,
+                algorithm,
+                stacked(reference, indices),
+            )
+            sums.append(token_sums(terms, mask) | {"entropy": (entropy_BT * mask).sum()})
+            return (terms.per_token_BT * weights_BT[indices, :T].to(self.device)).sum()
+
+        stats = self.optimizer_step_on(rows, loss_of) | token_means(sums)
+        if algorithm.moves_reference_after(self.global_step) and self.reference is not None:
+            move_reference_(
+                self.reference.parameters(), self.policy.parameters(), algorithm.reference_mix_up
+            )
+        return stats
+
+    def row_log_probs(self, model: nn.Module, rows: list[Row]) -> list[Tensor]:
+        return row_log_probs(
+            model, rows, temperature=self.rollout.temperature or 1.0, pad_id=self.pad_id,
+            token_budget=self.tokens_per_micro_batch,
+        )  # fmt: skip
+
+    def log_experience(self, prefix: str, experience: Experience, rewards_PG: Tensor) -> None:
+        lengths = [len(c.ids) for c in experience.completions]
+        N = len(lengths)
+        values = {
+            f"{prefix}/reward_std": float(rewards_PG.std(1).mean()),
+            f"{prefix}/completion_tokens": sum(lengths) / N,
+            f"{prefix}/end_tag_share": sum(s.explanation.end_tag_found for s in experience.scored)
+            / N,
+            f"{prefix}/overlong_share": sum(c.finish == "length" for c in experience.completions)
+            / N,
+        }
+        for name, column in experience.table.terms.items():
+            values[f"{prefix}/reward_terms/{name}"] = sum(column) / N
+        for name, seconds in experience.seconds.items():
+            values[f"time/{prefix}_{name}_seconds"] = seconds
+        self.log_dict(values, batch_size=N)
+        self.log(f"{prefix}/reward", float(rewards_PG.mean()), prog_bar=True, batch_size=N)
+
+    def samples(self, experience: Experience) -> list[dict[str, Any]]:
+        """The best and the worst completions of a step, with their texts and reward terms."""
+        order = sorted(range(len(experience.rows)), key=lambda n: -experience.table.rewards[n])
+        half = (self.samples_per_step + 1) // 2
+        picked = order[:half] + order[len(order) - (self.samples_per_step - half) :]
+        return [
+            {
+                "problem_id": experience.scored[n].problem.id,
+                "question": experience.scored[n].problem.question,
+                "solution": experience.scored[n].problem.solution,
+                "explanation": experience.scored[n].explanation.text,
+                "finish": experience.completions[n].finish,
+                **experience.table.row(n),
+            }
+            for n in picked
+        ]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.reference is not None and self.algorithm.reference_update_every_steps:
+            checkpoint["reference"] = self.reference.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "reference" in checkpoint:
+            assert self.reference is not None
+            self.reference.load_state_dict(checkpoint["reference"])

@@ -1,0 +1,95 @@
+"""The reward of a completion: weighted terms, less a penalty for a missing end tag.
+
+Departs from the published code in scoring what is there: an explanation without tokens gets 0
+from the terms over its tokens, where the published code fills in the tag penalty.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlt.rewards.terms import Correctness, Term, TokenScores, reduce_tokens
+
+__all__ = ["Reward", "RewardTable", "TokenScores"]
+
+
+@dataclass(frozen=True)
+class RewardTable:
+    """Rewards of N completions with every term, by reduction, unweighted.
+
+    `terms["solution_log_prob/mean"][n]` is the term's reduced value, before sign and coefficient.
+    """
+
+    rewards: list[float]
+    terms: dict[str, list[float]]
+
+    def row(self, n: int) -> dict[str, float]:
+        return {"reward": self.rewards[n]} | {name: v[n] for name, v in self.terms.items()}
+
+
+class Reward:
+    """Combines terms (`conf/reward/*.yaml`).
+
+    Args:
+        terms: name → term; the name is what is logged.
+        missing_end_tag_penalty: subtracted when the teacher never closed its explanation.
+        temperature: divides both models' logits; None takes the sampling temperature.
+
+    Raises:
+        ValueError: no terms, a negative penalty, or a temperature that is not positive.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, Term],
+        missing_end_tag_penalty: float = 1.0,
+        temperature: float | None = None,
+    ) -> None:
+        terms = {name: term for name, term in terms.items() if term is not None}
+        if not terms:
+            raise ValueError("reward.terms is empty: name at least one term")
+        if missing_end_tag_penalty < 0:
+            raise ValueError(
+                f"reward.missing_end_tag_penalty={missing_end_tag_penalty} must not be negative: "
+                "it is subtracted"
+            )
+        if temperature is not None and temperature <= 0:
+            raise ValueError(f"reward.temperature={temperature} must be positive, or null")
+        self.terms = terms
+        self.missing_end_tag_penalty = missing_end_tag_penalty
+        self.temperature = temperature
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(term.needs for term in self.terms.values()))
+
+    @property
+    def correctness(self) -> Correctness | None:
+        found = [term for term in self.terms.values() if isinstance(term, Correctness)]
+        return found[0] if found else None
+
+    def __call__(self, scores: Sequence[TokenScores]) -> RewardTable:
+        """Reward each completion.
+
+        Raises:
+            ValueError: a term is NaN or infinite, named with its completion's place.
+        """
+        rewards: list[float] = []
+        columns: dict[str, list[float]] = {}
+        for n, one in enumerate(scores):
+            penalty = 0.0 if one.end_tag_found else self.missing_end_tag_penalty
+            total = -penalty
+            for name, term in self.terms.items():
+                values = term.values(one)
+                for how, coefficient in term.coefficients.items():
+                    reduced = reduce_tokens(values, how)
+                    if not math.isfinite(reduced):
+                        raise ValueError(
+                            f"reward term {name}/{how} of completion {n} is {reduced}: "
+                            "look at the models' log-probs, or lower the learning rate"
+                        )
+                    columns.setdefault(f"{name}/{how}", []).append(reduced)
+                    total += term.sign * coefficient * reduced
+            columns.setdefault("end_tag_penalty", []).append(penalty)
+            rewards.append(total)
+        return RewardTable(rewards, columns)

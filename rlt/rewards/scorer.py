@@ -1,0 +1,159 @@
+"""From explanations to rewards: one student forward gives both terms' student half.
+
+The student is frozen, and may be the very object that also serves as the reference model. The
+teacher's half of the log-ratio is passed in by the caller, who has it from its own forward.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlt.data.prompts import Explanation, StudentText, Views
+from rlt.data.records import Problem
+from rlt.evaluation.answers import extract_answer
+from rlt.logprobs import PaddedRows, Row, chunked_exact_kl, continuation_hidden, pad_rows
+from rlt.logprobs import row_log_probs as score_rows
+from rlt.rewards.reward import Reward, RewardTable, TokenScores
+from rlt.rewards.terms import Correctness
+
+
+@dataclass(frozen=True)
+class ScoredExplanation:
+    """One explanation with what scoring it needs.
+
+    Attributes:
+        teacher_prompt: the teacher's prompt token ids.
+        teacher_log_probs_T: log-probs of `explanation.ids`, or of more tokens that begin with them.
+    """
+
+    problem: Problem
+    explanation: Explanation
+    teacher_prompt: Sequence[int]
+    teacher_log_probs_T: Tensor
+
+
+class RewardScorer:
+    """Scores explanations with a frozen student.
+
+    Args:
+        reward: how terms combine.
+        student: the frozen student model.
+        views: prompt style and tokenizer; teacher and student share the tokenizer.
+        temperature: sampling temperature of the teacher; `reward.temperature` overrides it.
+        token_budget: tokens per scoring micro-batch.
+        grader: verifies sampled answers; needed by the correctness term alone.
+
+    Raises:
+        ValueError: the reward needs a grader and there is none.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        student: nn.Module,
+        views: Views,
+        *,
+        temperature: float,
+        token_budget: int,
+        grader: Any = None,
+    ) -> None:
+        if reward.correctness is not None and grader is None:
+            raise ValueError("this reward verifies answers: set data.grader (it is null)")
+        self.reward = reward
+        self.student = student
+        self.views = views
+        self.temperature = temperature if reward.temperature is None else reward.temperature
+        self.token_budget = token_budget
+        self.grader = grader
+
+    def token_scores(
+        self, rows: Sequence[ScoredExplanation], teacher: nn.Module | None = None
+    ) -> list[TokenScores]:
+        """Per-token scores; `teacher` is run again only for the exact KL."""
+        texts = [self.views.student_text(r.problem, r.explanation.ids) for r in rows]
+        student_rows: list[Row] = [(t.prompt, t.continuation) for t in texts]
+        exact_kl: list[Tensor | None] = [None] * len(rows)
+
+        def visit(indices: list[int], batch: PaddedRows, hidden_ND: Tensor) -> None:
+            if "exact_kl" in self.reward.needs:
+                assert teacher is not None
+                picked = [rows[i] for i in indices]
+                kept = self._exact_kl(teacher, picked, [texts[i] for i in indices], hidden_ND)
+                for index, values in zip(indices, kept, strict=True):
+                    exact_kl[index] = values
+
+        log_probs = score_rows(
+            self.student,
+            student_rows,
+            temperature=self.temperature,
+            pad_id=self.views.tokenizer.pad_token_id,
+            token_budget=self.token_budget,
+            visit=visit,
+        )
+        shares = self._correct_shares(rows, texts)
+        scores = []
+        for n, (row, text) in enumerate(zip(rows, texts, strict=True)):
+            T = len(row.explanation.ids)
+            scores.append(
+                TokenScores(
+                    solution_log_probs_K=log_probs[n][slice(*text.solution_span)].cpu(),
+                    student_log_probs_T=log_probs[n][slice(*text.thought_span)].cpu(),
+                    teacher_log_probs_T=row.teacher_log_probs_T[:T].cpu(),
+                    end_tag_found=row.explanation.end_tag_found,
+                    exact_kl_T=exact_kl[n],
+                    correct_share=shares[n],
+                )
+            )
+        return scores
+
+    def __call__(
+        self, rows: Sequence[ScoredExplanation], teacher: nn.Module | None = None
+    ) -> RewardTable:
+        return self.reward(self.token_scores(rows, teacher))
+
+    def _exact_kl(
+        self,
+        teacher: nn.Module,
+        rows: Sequence[ScoredExplanation],
+        texts: Sequence[StudentText],
+        student_hidden_ND: Tensor,
+    ) -> list[Tensor]:
+        """KL(teacher‖student) at every explanation token of one micro-batch."""
+        lengths = [len(row.explanation.ids) for row in rows]
+        parts = student_hidden_ND.split([len(t.continuation) for t in texts])
+        student_hidden = torch.cat([p[:T] for p, T in zip(parts, lengths, strict=True)])
+        batch = pad_rows(
+            [(row.teacher_prompt, row.explanation.ids) for row in rows],
+            self.views.tokenizer.pad_token_id,
+            student_hidden_ND.device,
+        )
+        with torch.no_grad():
+            teacher_hidden = continuation_hidden(teacher, batch)
+        kl_N = chunked_exact_kl(
+            teacher, teacher_hidden, self.student, student_hidden, self.temperature
+        )
+        return [values.cpu() for values in kl_N.split(lengths)]
+
+    def _correct_shares(
+        self, rows: Sequence[ScoredExplanation], texts: Sequence[StudentText]
+    ) -> list[float | None]:
+        term: Correctness | None = self.reward.correctness
+        if term is None:
+            return [None] * len(rows)
+        tags = self.views.style.tags
+        prompts = [t.prompt + t.continuation[: t.solution_span[0]] for t in texts]
+        answers = term.rollout.sample(
+            self.student, self.views.tokenizer, prompts, term.samples, tags["solution_close"]
+        )
+        pairs = []
+        for row, completions in zip(rows, answers, strict=True):
+            for completion in completions:
+                # The prompt ends in the opening tag of the solution: the answer follows it.
+                text = tags["solution_open"] + self.views.decode(completion.ids)
+                answer = extract_answer(text, tags["solution_open"], tags["solution_close"])
+                pairs.append((row.problem, answer or ""))
+        verdicts = iter(self.grader.grade_all(pairs))
+        return [sum(next(verdicts).correct for _ in c) / len(c) for c in answers]

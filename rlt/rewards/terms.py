@@ -1,0 +1,208 @@
+"""The terms of a teacher's reward (arXiv 2506.08388, section 3.2), as pure functions of one
+completion's scores, and the reductions that turn token values into numbers.
+
+A term gives token values, reduces them in one or more ways and weighs each: with
+`coefficients: {mean: 1, min: 0.01}` it contributes `mean + 0.01 * min`. To add a term, write a
+class with `needs`, `sign`, `coefficients` and `values`, and name it in a reward's YAML file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What is known of one completion. K: solution tokens, T: the explanation's tokens.
+
+    Attributes:
+        solution_log_probs_K: student's log-probs of the solution, after question and thought.
+        student_log_probs_T: student's log-probs of the explanation, as its own thought.
+        teacher_log_probs_T: teacher's log-probs of the explanation it wrote.
+        exact_kl_T: KL(teacher‖student) over the vocabulary at each explanation token, in nats.
+        correct_share: share of the student's sampled answers that were verified as right.
+        end_tag_found: whether the teacher closed its explanation.
+    """
+
+    solution_log_probs_K: Tensor
+    student_log_probs_T: Tensor
+    teacher_log_probs_T: Tensor
+    end_tag_found: bool
+    exact_kl_T: Tensor | None = None
+    correct_share: float | None = None
+
+
+class Term(Protocol):
+    """One addend of the reward."""
+
+    needs: frozenset[str]  # among "exact_kl", "correct_share": what to compute beyond log-probs
+    sign: float
+    coefficients: Mapping[str, float]
+
+    def values(self, scores: TokenScores) -> Tensor: ...
+
+
+# `median` is the lower of the two middle values, as torch has it and the published code uses it.
+REDUCTIONS = {
+    "mean": torch.mean,
+    "sum": torch.sum,
+    "min": torch.min,
+    "max": torch.max,
+    "median": torch.median,
+    "first_quartile": lambda x: torch.quantile(x, 0.25),
+    "last_quartile": lambda x: torch.quantile(x, 0.75),
+}
+
+
+def reduce_tokens(values_T: Tensor, how: str) -> float:
+    """Reduce token values to one number; no tokens give 0 (nothing said, nothing to judge)."""
+    if values_T.numel() == 0:
+        return 0.0
+    return float(REDUCTIONS[how](values_T))
+
+
+def check_coefficients(term: str, coefficients: Mapping[str, float]) -> None:
+    """Raises ValueError when a reduction is unknown or none is given."""
+    unknown = sorted(set(coefficients) - set(REDUCTIONS))
+    if unknown or not coefficients:
+        raise ValueError(
+            f"{term}.coefficients={dict(coefficients)}: give one or more of "
+            f"{', '.join(REDUCTIONS)}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")
+        )
+
+
+def k1(teacher_T: Tensor, student_T: Tensor) -> Tensor:
+    """The sampled log-ratio, the paper's "KL"."""
+    return teacher_T - student_T
+
+
+def k3(teacher_T: Tensor, student_T: Tensor) -> Tensor:
+    """Schulman's estimator `r - 1 + exp(-r)` of the log-ratio r, never negative."""
+    ratio_T = teacher_T - student_T
+    return ratio_T - 1 + torch.exp(-ratio_T)
+
+
+def cross_entropy(teacher_T: Tensor, student_T: Tensor) -> Tensor:
+    """The student's surprise alone, without the teacher's entropy."""
+    return -student_T
+
+
+ESTIMATORS = {"k1": k1, "k3": k3, "cross_entropy": cross_entropy}
+KL_ESTIMATORS = (*ESTIMATORS, "exact")
+
+
+@dataclass
+class SolutionLogProb:
+    """r_SS: does the explanation make the solution likely for the student?
+
+    Args:
+        coefficients: reduction → weight.
+        transform: `none` for log-probs, `exp` for probabilities.
+        clip: log-probs below `-clip` count as `-clip`.
+    """
+
+    coefficients: dict[str, float]
+    transform: str = "none"
+    clip: float | None = None
+    sign: float = field(default=1.0, init=False)
+    needs: frozenset[str] = field(default=frozenset(), init=False)
+
+    def __post_init__(self) -> None:
+        check_coefficients("SolutionLogProb", self.coefficients)
+        if self.transform not in ("none", "exp"):
+            raise ValueError(f"SolutionLogProb.transform={self.transform!r}: choose none or exp")
+
+    def values(self, scores: TokenScores) -> Tensor:
+        values_K = scores.solution_log_probs_K
+        if self.transform == "exp":
+            values_K = values_K.exp()
+        return values_K if self.clip is None else values_K.clamp(min=-self.clip)
+
+
+@dataclass
+class ThoughtKL:
+    """r_KL: would the student have come to this thought by itself? (Counts against the reward.)
+
+    Args:
+        coefficients: reduction → weight; positive weights penalise.
+        estimator: `k1`, `k3`, `cross_entropy` or `exact` (over the whole vocabulary).
+        transform: `none`, or `one_minus_exp` for `1 - exp(-kl)`.
+        clip: values above `clip` count as `clip`.
+    """
+
+    coefficients: dict[str, float]
+    estimator: str = "k1"
+    transform: str = "none"
+    clip: float | None = None
+    sign: float = field(default=-1.0, init=False)
+
+    def __post_init__(self) -> None:
+        check_coefficients("ThoughtKL", self.coefficients)
+        if self.estimator not in KL_ESTIMATORS:
+            raise ValueError(
+                f"ThoughtKL.estimator={self.estimator!r}: choose {', '.join(KL_ESTIMATORS)}"
+            )
+        if self.transform not in ("none", "one_minus_exp"):
+            raise ValueError(
+                f"ThoughtKL.transform={self.transform!r}: choose none or one_minus_exp"
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"exact_kl"} if self.estimator == "exact" else ())
+
+    def values(self, scores: TokenScores) -> Tensor:
+        if self.estimator == "exact":
+            assert scores.exact_kl_T is not None
+            values_T = scores.exact_kl_T
+        else:
+            values_T = ESTIMATORS[self.estimator](
+                scores.teacher_log_probs_T, scores.student_log_probs_T
+            )
+        if self.transform == "one_minus_exp":
+            values_T = 1 - torch.exp(-values_T)
+        return values_T if self.clip is None else values_T.clamp(max=self.clip)
+
+
+@dataclass
+class Length:
+    """Control: one point per explanation token, whatever it says. `sum` counts tokens."""
+
+    coefficients: dict[str, float]
+    sign: float = field(default=1.0, init=False)
+    needs: frozenset[str] = field(default=frozenset(), init=False)
+
+    def __post_init__(self) -> None:
+        check_coefficients("Length", self.coefficients)
+
+    def values(self, scores: TokenScores) -> Tensor:
+        return torch.ones_like(scores.student_log_probs_T)
+
+
+@dataclass
+class Correctness:
+    """Share of the student's answers, sampled after the teacher's thought, verified as right.
+
+    Args:
+        coefficients: reduction → weight (one value, so every reduction is the same).
+        samples: answers sampled per explanation.
+        rollout: how the student samples them (a `rollout` node).
+    """
+
+    coefficients: dict[str, float]
+    samples: int
+    rollout: Any
+    sign: float = field(default=1.0, init=False)
+    needs: frozenset[str] = field(default=frozenset({"correct_share"}), init=False)
+
+    def __post_init__(self) -> None:
+        check_coefficients("Correctness", self.coefficients)
+        if self.samples < 1:
+            raise ValueError(f"Correctness.samples={self.samples} must be at least 1")
+
+    def values(self, scores: TokenScores) -> Tensor:
+        assert scores.correct_share is not None
+        return torch.tensor([scores.correct_share])

@@ -1,0 +1,216 @@
+"""The run folder: who owns it, what it records, and how objects are built from config nodes.
+
+One rule covers a new run, a repeated one and a resumed one. A folder belongs to the config whose
+key it holds: the same config goes on in it (or is told that it has finished), any other is refused.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from rlt import __version__
+
+# What does not change a result: where it is put, how it is watched.
+_NOT_IN_KEY = ("output_dir", "check", "tags", "logger", "callbacks", "store_dir")
+_PACKAGES = (
+    "torch", "lightning", "transformers", "datasets", "hydra-core", "omegaconf", "tokenizers",
+    "reasoning-gym", "math-verify",
+)  # fmt: skip
+
+
+def build(node: DictConfig, **runtime: Any) -> Any:
+    """Call a node's `_target_` with its keys and with runtime objects.
+
+    The objects are passed in the call itself: handed to `instantiate`, models would be copied and
+    dataclasses turned into configs.
+    """
+    return build_partial(node)(**runtime)
+
+
+def build_partial(node: DictConfig) -> Any:
+    """A node's `_target_` with its keys bound, to be called with the rest."""
+    return instantiate(node, _partial_=True, _convert_="all")
+
+
+def config_key(cfg: DictConfig, inputs: Mapping[str, str] | None = None) -> str:
+    """Hex digest of length 16 over what decides a run's result.
+
+    Args:
+        inputs: config key of a path → fingerprint of what lies there, used in its place.
+    """
+    content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    assert isinstance(content, dict)
+    for key in _NOT_IN_KEY:
+        content.pop(key, None)
+    content |= dict(inputs or {})
+    text = json.dumps([__version__, content], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write atomically: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+class RunFolder:
+    """Claims a folder for a config and keeps its manifest.
+
+    Attributes:
+        status: `new`, `resumed` (it was begun and not finished) or `finished`.
+
+    Raises:
+        ValueError: the folder holds another config's run, or files that are no run at all.
+    """
+
+    def __init__(self, folder: Path, cfg: DictConfig, key: str | None = None) -> None:
+        self.folder = folder
+        self.key = key or config_key(cfg)
+        manifest = folder / "manifest.json"
+        if manifest.is_file():
+            self.manifest: dict[str, Any] = read_json(manifest)
+            if self.manifest["key"] != self.key:
+                raise ValueError(
+                    f"output_dir={folder} holds a run of another config "
+                    f"({_difference(folder / 'config.yaml', cfg)}); choose another output_dir, or "
+                    "run with that folder's config.yaml to go on with it"
+                )
+            self.status = "finished" if self.manifest["status"] == "finished" else "resumed"
+        else:
+            strangers = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+            if strangers:
+                raise ValueError(
+                    f"output_dir={folder} is not empty and holds no run (found "
+                    f"{', '.join(sorted(strangers)[:3])}); choose another output_dir"
+                )
+            self.status = "new"
+            self.manifest = {}
+        if self.status != "finished":
+            folder.mkdir(parents=True, exist_ok=True)
+            self._begin(cfg)
+
+    def _begin(self, cfg: DictConfig) -> None:
+        OmegaConf.save(cfg, self.folder / "config.yaml", resolve=True)
+        self.started = time.time()
+        self.manifest |= {
+            "key": self.key,
+            "status": "running",
+            "stage": cfg.stage,
+            "seed": cfg.seed,
+            "command": sys.argv[1:],
+            "began": [*self.manifest.get("began", []), _now()],
+            "rlt": __version__,
+            "git": git_revision(),
+            "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "hardware": hardware_facts(),
+        }
+        write_json(self.folder / "manifest.json", self.manifest)
+
+    def record(self, **facts: Any) -> None:
+        """Add facts (data report, fingerprints) to the manifest."""
+        self.manifest |= facts
+        write_json(self.folder / "manifest.json", self.manifest)
+
+    def finish(self, metrics: dict[str, float]) -> None:
+        write_json(self.folder / "metrics.json", metrics)
+        seconds = self.manifest.get("seconds", 0.0) + time.time() - self.started
+        self.record(status="finished", ended=_now(), seconds=round(seconds, 1))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Final metrics of a finished run."""
+        metrics: dict[str, float] = read_json(self.folder / "metrics.json")
+        return metrics
+
+
+def _difference(saved: Path, cfg: DictConfig) -> str:
+    """The first keys in which a saved config and this one differ."""
+    if not saved.is_file():
+        return "its config.yaml is gone"
+    old = _flat(OmegaConf.to_container(OmegaConf.load(saved)))
+    new = _flat(OmegaConf.to_container(cfg, resolve=True))
+    keys = sorted(
+        k for k in old.keys() | new.keys()
+        if old.get(k) != new.get(k) and k.split(".")[0] not in _NOT_IN_KEY
+    )  # fmt: skip
+    shown = [f"{k}: {old.get(k, '-')} there, {new.get(k, '-')} here" for k in keys[:3]]
+    more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ("; ".join(shown) + more) or "its inputs have changed"
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(content, dict) and content:
+        return {
+            name: value
+            for key, child in content.items()
+            for name, value in _flat(child, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    return {prefix: content}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """Revision of the checkout this package runs from, `+changes` if it is not clean."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    try:
+        if not Path(git("rev-parse", "--show-toplevel")).samefile(folder.parent):
+            return None  # installed below some other project's checkout
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware_facts() -> dict[str, Any]:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if cuda
+        else [],
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,217 @@
+"""The shape of every stage's config: which keys there are, and what the shared facts mean.
+
+Each stage's dataclass comes first in its defaults list, so a misspelt key fails wherever it stands,
+in an experiment file too. A stage lists only what it uses: `stage=distill reward=rlt` is an error.
+What lies below a `_target_` is typed by that target's signature instead (see `rlt.checks`).
+
+A stage's config is the shared groups it uses plus its *recipe*, the knobs that are its own. The
+pipeline holds the shared groups once and every stage's recipe under the stage's name; the config
+of one step is cut out of it (`rlt.stages.pipeline`) and is then an ordinary stage config.
+
+This module imports no torch: `rlt --help` must be quick.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+Node = Any  # a config group's content: a mapping checked against its `_target_`
+
+
+@dataclass
+class Hardware:
+    """What the machine can hold and how Lightning drives it (`conf/hardware/`)."""
+
+    accelerator: str = MISSING
+    devices: Any = 1
+    num_nodes: int = 1
+    strategy: Any = "auto"
+    precision: str = "32-true"
+    dtype: str = "float32"
+    attention: str = "sdpa"
+    tokens_per_micro_batch: int = 8192
+    generation_token_budget: int = 65536
+    gradient_checkpointing: bool = False
+    threads: int | None = None
+
+
+@dataclass
+class Common:
+    """What every stage has."""
+
+    stage: str = MISSING
+    seed: int = 0
+    output_dir: str | None = None
+    check: bool = False
+    tags: dict[str, Any] = field(default_factory=dict)
+    hardware: Hardware = field(default_factory=Hardware)
+    logger: Node = None
+
+
+@dataclass
+class TrainingRecipe:
+    """What every training stage has of its own."""
+
+    module: Node = MISSING
+    datamodule: Node = MISSING
+    optim: Node = MISSING
+    schedule: Node = MISSING
+    trainer: Node = MISSING
+    callbacks: Node = None
+
+
+@dataclass
+class PretrainRecipe(TrainingRecipe):
+    data: Node = MISSING
+    model_seed: int | None = None
+
+
+@dataclass
+class TeacherSFTRecipe(TrainingRecipe):
+    pass
+
+
+@dataclass
+class TeacherRLRecipe(TrainingRecipe):
+    rollout: Node = MISSING
+    reward_student: str = "reference"
+
+
+@dataclass
+class CollectRecipe:
+    rollout: Node = MISSING
+    best_of: int = 1
+    max_problems: int | None = None
+    max_student_tokens: int | None = None
+    max_rounds: int = 1
+    format: str = "jsonl"
+    problems_per_batch: int = 64
+
+
+@dataclass
+class DistillRecipe(TrainingRecipe):
+    rollout: Node = MISSING
+    explanations: str = "traces"
+    max_examples: int | None = None
+    validation_answers: int = 64
+
+
+@dataclass
+class EvaluateRecipe:
+    rollout: Node = MISSING
+    samples: int = 1
+    questions_per_batch: int = 64
+
+
+@dataclass
+class Pretrain(Common, PretrainRecipe):
+    student: Node = MISSING
+    prompt: Node = MISSING
+
+
+@dataclass
+class TeacherSFT(Common, TeacherSFTRecipe):
+    teacher: Node = MISSING
+    teacher_path: str | None = None
+    data: Node = MISSING
+    prompt: Node = MISSING
+
+
+@dataclass
+class TeacherRL(Common, TeacherRLRecipe):
+    teacher: Node = MISSING
+    teacher_path: str | None = None
+    student: Node = None
+    student_path: str | None = None
+    data: Node = MISSING
+    prompt: Node = MISSING
+    reward: Node = MISSING
+    algorithm: Node = MISSING
+
+
+@dataclass
+class Collect(Common, CollectRecipe):
+    teacher: Node = MISSING
+    teacher_path: str | None = None
+    student: Node = MISSING
+    student_path: str | None = None
+    data: Node = MISSING
+    prompt: Node = MISSING
+    reward: Node = MISSING
+
+
+@dataclass
+class Distill(Common, DistillRecipe):
+    student: Node = MISSING
+    student_path: str | None = None
+    traces: str | None = None
+    data: Node = MISSING
+    prompt: Node = MISSING
+
+
+@dataclass
+class Evaluate(Common, EvaluateRecipe):
+    student: Node = MISSING
+    student_path: str | None = None
+    prompt: Node = MISSING
+    benchmark: Node = MISSING
+
+
+@dataclass
+class Step:
+    """One stage run inside a pipeline.
+
+    Attributes:
+        stage: which stage.
+        needs: config key that takes a path → the earlier step whose artefact it is.
+        set: config key of the stage (dotted) → value, for this step alone.
+        label: name in tables and plots; the step's own name if null.
+    """
+
+    stage: str = MISSING
+    needs: dict[str, str] = field(default_factory=dict)
+    set: dict[str, Any] = field(default_factory=dict)
+    label: str | None = None
+
+
+@dataclass
+class Pipeline(Common):
+    """Every shared group once, every stage's recipe under its name, and the steps to run."""
+
+    teacher: Node = MISSING
+    teacher_path: str | None = None
+    student: Node = MISSING
+    student_path: str | None = None
+    data: Node = MISSING
+    prompt: Node = MISSING
+    reward: Node = MISSING
+    algorithm: Node = MISSING
+    benchmark: Node = MISSING
+    pretrain: PretrainRecipe = field(default_factory=PretrainRecipe)
+    teacher_sft: TeacherSFTRecipe = field(default_factory=TeacherSFTRecipe)
+    teacher_rl: TeacherRLRecipe = field(default_factory=TeacherRLRecipe)
+    collect: CollectRecipe = field(default_factory=CollectRecipe)
+    distill: DistillRecipe = field(default_factory=DistillRecipe)
+    evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
+    steps: dict[str, Step] = field(default_factory=dict)
+    store_dir: str = "outputs/steps"
+
+
+STAGES: dict[str, type[Common]] = {
+    "pretrain": Pretrain,
+    "teacher_sft": TeacherSFT,
+    "teacher_rl": TeacherRL,
+    "collect": Collect,
+    "distill": Distill,
+    "evaluate": Evaluate,
+    "pipeline": Pipeline,
+}
+
+
+def register() -> None:
+    """Put every stage's dataclass into Hydra's config store as `schema/<stage>`."""
+    store = ConfigStore.instance()
+    for name, schema in STAGES.items():
+        store.store(group="schema", name=name, node=schema, package="_global_", provider="rlt")

@@ -1,0 +1,204 @@
+"""What several stages share: loading models and data, and one training run."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from rlt.data.dataset import DataSplit, ProblemData
+from rlt.data.prompts import Views
+from rlt.models import LanguageModel, context_tokens, save_model, source_at
+from rlt.modules import Example
+from rlt.modules.policy import PolicyModule
+from rlt.runtime import RunFolder, build, build_partial, peak_memory_bytes, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+
+def device_of(cfg: DictConfig) -> torch.device:
+    """The device that stages without a Trainer run on."""
+    if cfg.hardware.accelerator in ("gpu", "cuda"):
+        return torch.device("cuda")
+    return torch.device("mps" if cfg.hardware.accelerator == "mps" else "cpu")
+
+
+def source_of(cfg: DictConfig, role: str) -> Any:
+    """The model source of `teacher` or `student`, at the path the config gives, if any."""
+    return source_at(build(cfg[role]), cfg.get(f"{role}_path"))
+
+
+def load_model(cfg: DictConfig, role: str) -> LanguageModel:
+    source = source_of(cfg, role)
+    log.info("loading the %s: %s", role, getattr(source, "path", type(source).__name__))
+    return source.load()
+
+
+def load_views(cfg: DictConfig, role: str) -> Views:
+    """Prompt style and tokenizer; reads no weights."""
+    return Views(build(cfg.prompt), source_of(cfg, role).tokenizer())
+
+
+def load_data(data: ProblemData, views: Views) -> DataSplit:
+    """Read, check and split the problems, before any weights are loaded."""
+    split = data.load(forbidden=views.forbidden, count_tokens=views.count_tokens)
+    log.info(
+        "data: %d training and %d validation problems of %d rows read",
+        len(split.train), len(split.validation), split.report["read"],
+    )  # fmt: skip
+    return split
+
+
+def same_tokenizer(a: Any, b: Any) -> bool:
+    return bool(a.get_vocab() == b.get_vocab())
+
+
+def require_same_tokenizer(teacher: Any, student: Any) -> None:
+    """The explanation's token ids are taken over by the student as they are.
+
+    Raises:
+        ValueError: the vocabularies differ.
+    """
+    if not same_tokenizer(teacher, student):
+        raise ValueError(
+            "teacher and student have different tokenizers "
+            f"({len(teacher)} and {len(student)} tokens): the reward compares their log-probs "
+            "token by token. Choose a student of the teacher's family"
+        )
+
+
+def fit_sft(
+    cfg: DictConfig,
+    run: RunFolder,
+    role: str,
+    views: Views,
+    train_examples: list[Example],
+    validation_examples: list[Example],
+    answer_accuracy: Callable[[Any], float] | None = None,
+) -> dict[str, float]:
+    """Fine-tune the model of a role on examples and save it."""
+    datamodule = build(
+        cfg.datamodule, train=train_examples, validation=validation_examples, seed=cfg.seed
+    )
+    language_model = load_model(cfg, role)
+    module = build(
+        cfg.module,
+        policy=language_model.model,
+        views=views,
+        optim=build_partial(cfg.optim),
+        schedule=build_partial(cfg.schedule),
+        optimizer_steps=datamodule.steps,
+        gradient_checkpointing=cfg.hardware.gradient_checkpointing,
+        answer_accuracy=answer_accuracy,
+    )
+    return train(cfg, run, module, datamodule)
+
+
+def train(
+    cfg: DictConfig, run: RunFolder, module: PolicyModule, datamodule: Any
+) -> dict[str, float]:
+    """Validate, fit (from the newest checkpoint if there is one), validate, and save the model.
+
+    Returns:
+        Final metrics: the validation before training under `start/`, the last training values, and
+        the validation after it.
+    """
+    from rlt.callbacks import latest_checkpoint
+
+    folder = run.folder
+    logger = build(cfg.logger, save_dir=str(folder)) if cfg.logger else False
+    callbacks = [build(node) for node in (cfg.callbacks or {}).values() if node]
+    interval = min(cfg.trainer.val_check_interval, datamodule.steps)
+    node = cfg.trainer.copy()
+    node.val_check_interval = interval
+    trainer = build(node, default_root_dir=str(folder), logger=logger, callbacks=callbacks)
+    validate = len(datamodule.validation) > 0
+    start_file = folder / "start.json"
+    if validate and not start_file.is_file():
+        before = trainer.validate(module, datamodule=datamodule, verbose=False)[0]
+        write_json(start_file, before)
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is not None:
+        log.info("resuming from %s", checkpoint.name)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    if validate:
+        after = trainer.validate(module, datamodule=datamodule, verbose=False)[0]
+        metrics |= after | {f"start/{k}": v for k, v in read_json(start_file).items()}
+    metrics["resources/peak_memory_bytes"] = float(peak_memory_bytes())
+    save_model(module.policy, module.views.tokenizer, folder / "model")
+    return metrics
+
+
+def log_scalars(cfg: DictConfig, folder: Path, metrics: dict[str, float]) -> None:
+    """Final metrics of a stage without a Trainer, as events."""
+    if cfg.logger:
+        logger = build(cfg.logger, save_dir=str(folder))
+        logger.log_metrics({k: v for k, v in metrics.items() if "resources" not in k}, step=0)
+        logger.finalize("success")
+
+
+def in_batches(
+    items: Sequence[Any],
+    size: int,
+    file: Path,
+    seed: int,
+    describe: str,
+    work: Callable[[list[Any]], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """Work through items in batches, each batch's rows appended to `file` as soon as it is done.
+
+    A batch's random numbers depend on `seed` and its number alone, so going on after an
+    interruption gives the very rows that an uninterrupted run gives.
+    """
+    done = list(_whole_batches(file))
+    rows = [row for batch in done for row in batch]
+    starts = range(0, len(items), size)
+    with progress() as bar, file.open("a", encoding="utf-8") as out:
+        task = bar.add_task(describe, total=len(items), completed=min(len(done) * size, len(items)))
+        for number, start in enumerate(starts):
+            if number < len(done):
+                continue
+            torch.manual_seed(seed * 1_000_003 + number)
+            batch = work(list(items[start : start + size]))
+            out.write(json.dumps(batch, ensure_ascii=False) + "\n")
+            out.flush()
+            rows += batch
+            bar.update(task, advance=min(size, len(items) - start))
+    return rows
+
+
+def _whole_batches(file: Path) -> Iterator[list[dict[str, Any]]]:
+    """Batches written so far; a half-written last line is cut off the file."""
+    if not file.is_file():
+        return
+    whole = 0
+    with file.open("rb+") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            yield json.loads(line)
+        lines.truncate(whole)
+
+
+def progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+    )  # fmt: skip
+
+
+def fits(tokens: int, limit: int | None, model: Any) -> bool:
+    return tokens <= (context_tokens(model) if limit is None else limit)

@@ -1,0 +1,79 @@
+"""`rlt stage=distill`: a student learns from traces, from the data's own explanations, or from
+solutions alone. Held out: some of the traces for the loss, some of the questions for accuracy.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rlt.data.dataset import ProblemData
+from rlt.data.prompts import Views
+from rlt.data.records import Problem
+from rlt.evaluation.answers import extract_answer
+from rlt.runtime import RunFolder, build
+from rlt.stages.common import fit_sft, load_data, load_views
+from rlt.stages.examples import student_examples
+from rlt.traces import trace_source
+
+EXPLANATIONS = ("traces", "data", "none")
+
+
+def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
+    check_explanations(cfg)
+    views = load_views(cfg, "student")
+    data: ProblemData = build(cfg.data)
+    split = load_data(data, views)
+    report: dict[str, Any] = {"data": split.report}
+    train, validation = split.train, split.validation
+    if cfg.explanations == "traces":
+        traces = ProblemData(
+            trace_source(cfg.traces),
+            on_bad_row=data.on_bad_row,
+            validation_share=data.validation_share,
+        )
+        trace_split = traces.load(views.forbidden)
+        train, validation = trace_split.train, trace_split.validation
+        report["traces"] = trace_split.report
+    bare = cfg.explanations == "none"
+    run.record(**report)
+    train_examples = student_examples(train[: cfg.max_examples], views, bare)
+    validation_examples = student_examples(validation, views, bare) if validation else []
+    questions = split.validation[: cfg.validation_answers]
+    accuracy = answer_accuracy(cfg, views, data.grader, questions) if questions else None
+    return fit_sft(cfg, run, "student", views, train_examples, validation_examples, accuracy)
+
+
+def check_explanations(cfg: DictConfig) -> None:
+    """Raises ValueError when `explanations` and `traces` contradict each other."""
+    if cfg.explanations not in EXPLANATIONS:
+        raise ValueError(f"explanations={cfg.explanations!r}: choose {', '.join(EXPLANATIONS)}")
+    if cfg.explanations == "traces" and cfg.traces is None:
+        raise ValueError(
+            "stage=distill needs traces=<run>/traces; or explanations=data for the data's own, or "
+            "explanations=none for solutions alone"
+        )
+    if cfg.explanations != "traces" and cfg.traces is not None:
+        raise ValueError(
+            f"traces={cfg.traces} would not be read with explanations={cfg.explanations}; leave "
+            "one of them out"
+        )
+
+
+def answer_accuracy(
+    cfg: DictConfig, views: Views, grader: Any, questions: list[Problem]
+) -> Callable[[Any], float]:
+    """A function of the student: the share of held-out questions it answers right."""
+    rollout = build(cfg.rollout)
+    tags = views.style.tags["solution_open"], views.style.tags["solution_close"]
+
+    def accuracy(student: Any) -> float:
+        prompts = [views.student_prompt(problem) for problem in questions]
+        groups = rollout.sample(student, views.tokenizer, prompts, 1, tags[1])
+        answers = [extract_answer(views.decode(group[0].ids), *tags) for group in groups]
+        verdicts = grader.grade_all(
+            [(p, a) for p, a in zip(questions, answers, strict=True) if a is not None]
+        )
+        return sum(v.correct for v in verdicts) / len(questions)
+
+    return accuracy

@@ -1,0 +1,53 @@
+"""`rlt stage=evaluate`: a student answers a benchmark's questions, k times each."""
+
+import json
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rlt.data.records import Problem
+from rlt.evaluation.benchmark import Benchmark, evaluate_answers
+from rlt.models import fingerprint, freeze
+from rlt.runtime import RunFolder, build, peak_memory_bytes
+from rlt.stages.common import device_of, in_batches, load_model, load_views, log_scalars
+
+
+def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
+    if cfg.samples < 1:
+        raise ValueError(f"samples={cfg.samples} must be at least 1")
+    views = load_views(cfg, "student")
+    benchmark: Benchmark = build(cfg.benchmark)
+    problems = benchmark.load(views.style.forbidden, views.count_tokens)
+    rollout = build(cfg.rollout)
+    student = freeze(load_model(cfg, "student").model).to(device_of(cfg))
+    run.record(data=benchmark.report, models={"student": fingerprint(student)})
+    tags = views.style.tags["solution_open"], views.style.tags["solution_close"]
+
+    def answer(questions: list[Problem]) -> list[dict[str, Any]]:
+        prompts = [views.student_prompt(problem) for problem in questions]
+        groups = rollout.sample(student, views.tokenizer, prompts, cfg.samples, tags[1])
+        return [
+            {
+                "problem_id": problem.id,
+                "texts": [views.decode(c.ids) for c in group],
+                "tokens": [len(c.ids) for c in group],
+            }
+            for problem, group in zip(questions, groups, strict=True)
+        ]
+
+    partial = run.folder / "answers.partial"
+    rows = in_batches(problems, cfg.questions_per_batch, partial, cfg.seed, "answering", answer)
+    with benchmark.grader:
+        result = evaluate_answers(
+            problems,
+            [row["texts"] for row in rows],
+            tags,
+            benchmark.grader,
+            [row["tokens"] for row in rows],
+        )
+    with (run.folder / "answers.jsonl").open("w", encoding="utf-8") as file:
+        for record in result.records:
+            file.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
+    partial.unlink()
+    log_scalars(cfg, run.folder, result.metrics)
+    return result.metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}

@@ -1,0 +1,72 @@
+"""`rlt stage=pipeline`: every step of a config, in order, each done once.
+
+A step's result lies in `store_dir/<stage>/<key>`, where the key is a hash of its config and of what
+it reads. A result that is there is reused, one that was begun is gone on with, any other is made.
+Steps that two pipelines have in common (a base model, a warm-up) are therefore made once.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from omegaconf import DictConfig
+
+from rlt.checks import check_targets, raise_if_any
+from rlt.report import print_table, write_pipeline_report
+from rlt.runtime import RunFolder, write_json
+from rlt.stages.projection import check_steps, step_config, step_key
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
+    from rlt.stages import run_stage
+
+    check_all(cfg)
+    folders: dict[str, Path] = {}
+    keys: dict[str, str] = {}
+    done: list[dict[str, Any]] = []
+    metrics: dict[str, float] = {}
+    for number, (name, step) in enumerate(cfg.steps.items(), start=1):
+        stage_cfg = step_config(cfg, name, folders)
+        keys[name] = step_key(stage_cfg, step, keys)
+        folder = folders[name] = (Path(cfg.store_dir) / step.stage / keys[name]).absolute()
+        stage_cfg.output_dir = str(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        with FileLock(f"{folder}.lock"):
+            reused = (folder / "metrics.json").is_file()
+            log.info(
+                "\n── step %d of %d: %s (stage %s)%s", number, len(cfg.steps), name, step.stage,
+                ", reused" if reused else "",
+            )  # fmt: skip
+            result = run_stage(stage_cfg, folder, keys[name])
+        done.append(
+            {
+                "name": name,
+                "stage": step.stage,
+                "label": step.label or name,
+                "dir": str(folder),
+                "key": keys[name],
+                "reused": reused,
+                "seconds": time.perf_counter() - started,
+                "metrics": result,
+            }
+        )
+        write_json(run.folder / "steps.json", done)
+        metrics |= {f"{name}/{key}": value for key, value in result.items()}
+    write_pipeline_report(run.folder)
+    print_table(run.folder)
+    return metrics
+
+
+def check_all(cfg: DictConfig) -> dict[str, DictConfig]:
+    """Every step's config, checked before the first step runs; paths are those of the run to be."""
+    check_steps(cfg)
+    folders = {name: Path(cfg.store_dir) / name for name in cfg.steps}
+    configs = {str(name): step_config(cfg, str(name), folders) for name in cfg.steps}
+    errors = [f"step {name}: {e}" for name, c in configs.items() for e in check_targets(c)]
+    raise_if_any(errors)
+    return configs

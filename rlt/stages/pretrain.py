@@ -1,0 +1,15 @@
+"""`rlt stage=pretrain`: a base model from scratch, with the SFT module."""
+
+from omegaconf import DictConfig
+
+from rlt.runtime import RunFolder, build
+from rlt.stages.common import fit_sft, load_data, load_views
+from rlt.stages.examples import student_examples
+
+
+def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
+    views = load_views(cfg, "student")
+    split = load_data(build(cfg.data), views)
+    run.record(data=split.report)
+    validation = student_examples(split.validation, views) if split.validation else []
+    return fit_sft(cfg, run, "student", views, student_examples(split.train, views), validation)

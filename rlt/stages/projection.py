@@ -1,0 +1,131 @@
+"""From one pipeline config to the config of each of its steps, and to the keys of their results.
+
+A step's config is the shared groups its stage uses, with the stage's recipe laid over them, then
+the step's own `set`, then the paths of what it `needs`. It is an ordinary stage config: saved in
+the step's folder, it can be run by itself.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlt.checks import nearest
+from rlt.runtime import build, config_key
+from rlt.schema import STAGES
+
+# What a stage leaves for later ones: config key of the later stage → artefact in the run folder.
+ARTEFACTS = {"teacher_path": "model", "student_path": "model", "traces": "traces"}
+_MAKERS = {
+    "model": ("pretrain", "teacher_sft", "teacher_rl", "distill"),
+    "traces": ("collect",),
+}
+
+
+def check_steps(cfg: DictConfig) -> None:
+    """Raises ValueError when a step names no stage, a later step, or the wrong kind of artefact."""
+    if not cfg.steps:
+        raise ValueError("steps is empty: a pipeline runs at least one step")
+    earlier: list[str] = []
+    for name, step in cfg.steps.items():
+        if step.stage not in STAGES or step.stage == "pipeline":
+            known = [stage for stage in STAGES if stage != "pipeline"]
+            raise ValueError(f"steps.{name}.stage={step.stage}: choose {', '.join(known)}")
+        for key, other in step.needs.items():
+            if key not in ARTEFACTS:
+                raise ValueError(
+                    f"steps.{name}.needs.{key}: a step can need {', '.join(ARTEFACTS)}"
+                )
+            if other not in earlier:
+                hint = nearest(other, earlier)
+                raise ValueError(
+                    f"steps.{name}.needs.{key}={other}: no step before {name} has that name"
+                    + (f"; did you mean {' or '.join(hint)}?" if hint else "")
+                )
+            if cfg.steps[other].stage not in _MAKERS[ARTEFACTS[key]]:
+                raise ValueError(
+                    f"steps.{name}.needs.{key}={other}: stage {cfg.steps[other].stage} makes no "
+                    f"{ARTEFACTS[key]}"
+                )
+        earlier.append(str(name))
+
+
+def step_config(cfg: DictConfig, name: str, folders: Mapping[str, Path]) -> DictConfig:
+    """The stage config of one step.
+
+    Args:
+        folders: run folders of the steps before it.
+
+    Raises:
+        ValueError: `set` names a key that the stage does not have.
+    """
+    step = cfg.steps[name]
+    schema = STAGES[step.stage]
+    names = {f.name for f in fields(schema)}
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    content = {key: value for key, value in raw.items() if key in names}
+    content |= raw[step.stage]
+    content["stage"] = step.stage
+    projected = OmegaConf.merge(OmegaConf.structured(schema), content)
+    assert isinstance(projected, DictConfig)
+    OmegaConf.set_struct(projected, True)
+    for key, value in raw["steps"][name]["set"].items():
+        try:
+            OmegaConf.update(projected, key, value, merge=True)
+        except (OmegaConfBaseException, AttributeError) as error:
+            raise ValueError(
+                f"steps.{name}.set.{key}={value}: {str(error).splitlines()[0]}"
+            ) from error
+    for key, other in step.needs.items():
+        if key not in names:
+            raise ValueError(f"steps.{name}.needs.{key}: stage {step.stage} has no such key")
+        projected[key] = str(folders[other] / ARTEFACTS[key])
+    if step.stage == "teacher_rl" and projected.reward_student == "reference":
+        projected.student = projected.student_path = None
+    projected.output_dir = None
+    return projected
+
+
+def step_key(cfg: DictConfig, step: DictConfig, keys: Mapping[str, str]) -> str:
+    """Key of a step's result: its config, with inputs in place of the paths they lie at.
+
+    Args:
+        cfg: the step's config.
+        step: the step, whose needs are known by their own keys.
+        keys: keys of the steps before it.
+    """
+    inputs = {key: keys[other] for key, other in step.needs.items()}
+    for key in ARTEFACTS:
+        if cfg.get(key) is not None and key not in inputs:
+            inputs[key] = path_fingerprint(Path(cfg[key]))
+    for role in ("teacher", "student"):
+        path = (cfg.get(role) or {}).get("path")
+        if path is not None and cfg.get(f"{role}_path") is None and Path(path).is_dir():
+            inputs[f"{role}.path"] = path_fingerprint(Path(path))
+    node = cfg.get("data") or cfg.get("benchmark", {}).get("data")
+    if node is not None:
+        inputs["data.source"] = str(build(node).source.describe())
+    return config_key(cfg, inputs)
+
+
+def path_fingerprint(path: Path) -> str:
+    """Hex digest of length 16 over a file's bytes, or over those of all files below a folder.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+    """
+    candidates = [path] if path.exists() else sorted(path.parent.glob(f"{path.name}.*"))
+    if not candidates:
+        raise FileNotFoundError(f"{path}: no such file or folder; give <run>/model or <run>/traces")
+    files = [f for c in candidates for f in (sorted(c.rglob("*")) if c.is_dir() else [c])]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            digest.update(file.name.encode())
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,121 @@
+"""`rlt stage=teacher_rl`: the teacher learns to write what teaches its student best.
+
+The student in the reward is the reference model (`reward_student=reference`, as the published
+code has it) or `model@student`. Weights that are the same are in memory once.
+"""
+
+import copy
+import logging
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from rlt.algorithms import Algorithm
+from rlt.models import LanguageModel, context_tokens, fingerprint, freeze
+from rlt.report import SampleWriter
+from rlt.rewards import RewardScorer
+from rlt.runtime import RunFolder, build, build_partial
+from rlt.stages.common import (
+    load_data,
+    load_model,
+    load_views,
+    require_same_tokenizer,
+    source_of,
+    train,
+)
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
+    views = load_views(cfg, "teacher")
+    check_student_choice(cfg)
+    if cfg.reward_student == "student":
+        require_same_tokenizer(views.tokenizer, source_of(cfg, "student").tokenizer())
+    algorithm: Algorithm = build(cfg.algorithm)
+    data = build(cfg.data)
+    split = load_data(data, views)
+    run.record(data=split.report)
+    rollout = build(cfg.rollout)
+    datamodule = build(
+        cfg.datamodule, train=split.train, validation=split.validation, seed=cfg.seed
+    )
+    teacher = load_model(cfg, "teacher")
+    check_context(teacher, views, split.train, rollout.max_new_tokens)
+    reference, student = frozen_models(cfg, teacher, algorithm)
+    run.record(
+        models={
+            "teacher": fingerprint(teacher.model),
+            "student": fingerprint(student),
+            "parameters": sum(p.numel() for p in teacher.model.parameters()),
+            "copies_in_memory": len({id(teacher.model), id(reference or student), id(student)}),
+        }
+    )
+    scorer = RewardScorer(
+        build(cfg.reward),
+        student,
+        views,
+        temperature=rollout.temperature or 1.0,
+        token_budget=cfg.hardware.tokens_per_micro_batch,
+        grader=data.grader,
+    )
+    module = build(
+        cfg.module,
+        policy=teacher.model,
+        views=views,
+        reference=reference,
+        scorer=scorer,
+        rollout=rollout,
+        algorithm=algorithm,
+        optim=build_partial(cfg.optim),
+        schedule=build_partial(cfg.schedule),
+        optimizer_steps=datamodule.steps * algorithm.optimizer_steps_per_rollout,
+        gradient_checkpointing=cfg.hardware.gradient_checkpointing,
+        on_samples=SampleWriter(run.folder),
+    )
+    return train(cfg, run, module, datamodule)
+
+
+def check_student_choice(cfg: DictConfig) -> None:
+    """Raises ValueError when `reward_student` and `model@student` contradict each other."""
+    if cfg.reward_student not in ("reference", "student"):
+        raise ValueError(f"reward_student={cfg.reward_student!r}: choose reference or student")
+    if cfg.reward_student == "student" and cfg.student is None:
+        raise ValueError("reward_student=student needs a student: set model@student=…")
+    if cfg.reward_student == "reference" and cfg.student is not None:
+        raise ValueError(
+            "model@student is set, but reward_student=reference does not use it; set "
+            "reward_student=student, or leave model@student out"
+        )
+
+
+def check_context(
+    teacher: LanguageModel, views: Any, problems: list[Any], max_new_tokens: int
+) -> None:
+    """Raises ValueError when a prompt and its completion cannot fit the teacher's context."""
+    limit = context_tokens(teacher.model)
+    longest = max(problems, key=lambda p: len(p.question) + len(p.solution))
+    needed = len(views.teacher_prompt(longest)) + max_new_tokens
+    if needed > limit:
+        raise ValueError(
+            f"prompt and completion need {needed} tokens (problem {longest.id}), the teacher's "
+            f"context holds {limit}; lower rollout.max_new_tokens or data.max_tokens"
+        )
+
+
+def frozen_models(
+    cfg: DictConfig, teacher: LanguageModel, algorithm: Algorithm
+) -> tuple[nn.Module | None, nn.Module]:
+    """(reference or None, student of the reward), sharing one object where they may."""
+    wants_reference = algorithm.needs_reference or cfg.reward_student == "reference"
+    reference = freeze(copy.deepcopy(teacher.model)) if wants_reference else None
+    if cfg.reward_student == "reference":
+        assert reference is not None
+        return reference, reference
+    student = freeze(load_model(cfg, "student").model)
+    moves = algorithm.reference_update_every_steps is not None
+    if reference is not None and not moves and fingerprint(student) == fingerprint(reference):
+        log.info("student and reference have the same weights: kept in memory once")
+        return reference, reference
+    return reference, student

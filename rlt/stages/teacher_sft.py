@@ -1,0 +1,15 @@
+"""`rlt stage=teacher_sft`: the teacher's warm-up, on problems that carry an explanation."""
+
+from omegaconf import DictConfig
+
+from rlt.runtime import RunFolder, build
+from rlt.stages.common import fit_sft, load_data, load_views
+from rlt.stages.examples import teacher_examples
+
+
+def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
+    views = load_views(cfg, "teacher")
+    split = load_data(build(cfg.data), views)
+    run.record(data=split.report)
+    validation = teacher_examples(split.validation, views) if split.validation else []
+    return fit_sft(cfg, run, "teacher", views, teacher_examples(split.train, views), validation)

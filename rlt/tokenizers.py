@@ -1,0 +1,59 @@
+"""Tokenizers for models trained from scratch, made without any download."""
+
+from collections.abc import Sequence
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+# A turn is its bare text: the prompts' own tags tell the roles apart.
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %} {{ m['content'] }}"
+    "{{ eos_token }}{% else %} {{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} {% endif %}"
+)
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        chat_template=_CHAT_TEMPLATE,
+        padding_side="left",
+    )
+
+
+def digit_words() -> PreTrainedTokenizerFast:
+    """One token per digit, tag and word of the digit chains (`data=digit_chain`)."""
+    from rlt.data.digit_chain import vocabulary
+
+    return words(vocabulary())
+
+
+def words(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token per word; text holding any other word is refused by the tokenizer.
+
+    Raises:
+        ValueError: the vocabulary lacks `<pad>`, `<bos>`, `<eos>` or a tag, or repeats a word.
+    """
+    missing = [w for w in ("<pad>", "<bos>", "<eos>", *TAGS) if w not in vocabulary]
+    if missing or len(set(vocabulary)) != len(vocabulary):
+        raise ValueError(f"vocabulary must be unique and hold {', '.join(missing) or 'no repeats'}")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _wrap(tokenizer)
+
+
+def utf8_bytes() -> PreTrainedTokenizerFast:
+    """One token per UTF-8 byte, and one for each tag: any text, with no vocabulary to learn."""
+    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True) for t in ("<pad>", "<bos>", "<eos>", *TAGS)]
+    )
+    return _wrap(tokenizer)

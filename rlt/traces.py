@@ -1,0 +1,69 @@
+"""Traces: explanations on disk, one row each, with where they come from and how they score."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlt.data.files import TableFiles
+
+FORMATS = ("jsonl", "parquet")
+
+
+def write_traces(rows: Sequence[dict[str, Any]], folder: Path, format: str) -> Path:
+    """Write `traces.<format>` atomically.
+
+    Raises:
+        ValueError: the format is neither jsonl nor parquet, or there are no rows.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r}: choose {' or '.join(FORMATS)}")
+    if not rows:
+        raise ValueError(
+            "no trace was left to write: all were longer than the student's context; raise "
+            "max_student_tokens or lower rollout.max_new_tokens"
+        )
+    path = folder / f"traces.{format}"
+    temporary = path.with_suffix(".tmp")
+    if format == "parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), temporary)
+    else:
+        _write_lines(rows, temporary)
+    temporary.replace(path)
+    return path
+
+
+def _write_lines(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def find_traces(path: str) -> Path:
+    """The file that `traces=` names: the file itself, or `<run>/traces` without its ending.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    given = Path(path)
+    candidates = [given, *(given.with_name(f"{given.name}.{f}") for f in FORMATS)]
+    candidates += [given / f"traces.{f}" for f in FORMATS]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"traces={path}: no such file; give <run>/traces of a collect run, or a JSONL, CSV or "
+        "Parquet file with the columns question, solution and explanation"
+    )
+
+
+def trace_source(path: str) -> TableFiles:
+    """Traces as a data source, so that their rows are checked like any other's."""
+    columns = {name: name for name in ("question", "solution", "explanation", "system")}
+    return TableFiles([str(find_traces(path))], columns)

@@ -1,0 +1,350 @@
+"""Typos, hostile targets and missing values in a config are all found, together, and named."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from rlt.checks import (
+    ConfigError,
+    check_hydra_node,
+    check_targets,
+    check_top_level,
+    explain_struct_error,
+    nearest,
+    raise_if_any,
+)
+
+ALGORITHM = "rlt.algorithms.Algorithm"
+
+
+def config(content: Any) -> DictConfig:
+    cfg = OmegaConf.create(content)
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+# --- keys of a signature ------------------------------------------------------------------------
+
+
+def test_a_correct_config_has_no_errors_though_arguments_are_absent() -> None:
+    cfg = config(
+        {
+            "algorithm": {"_target_": ALGORITHM, "beta": 0.1, "_convert_": "all"},
+            "optim": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-3},
+            "schedule": {"_target_": "transformers.get_scheduler", "_partial_": True},
+            "trainer": {"_target_": "lightning.pytorch.Trainer", "max_steps": 3},
+            "callbacks": [{"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}],
+            "adapter": {"_target_": "peft.LoraConfig", "r": 8},
+            "plain": {"anything": [1, {"at": "all"}], "null": None},
+        }
+    )
+    assert check_targets(cfg) == []
+
+
+def test_typos_are_found_beside_a_target_nested_and_in_lists_all_at_once() -> None:
+    cfg = config(
+        {
+            "algorithm": {"_target_": ALGORITHM, "epsilon_hi": 0.2},
+            "a": {"b": {"_target_": "torch.optim.AdamW", "weight_decai": 0.1}},
+            "trainer": {
+                "_target_": "lightning.pytorch.Trainer",
+                "callbacks": [
+                    {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "x"},
+                    {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitr": "x"},
+                ],
+            },
+        }
+    )
+    errors = check_targets(cfg)
+    assert len(errors) == 3
+    assert errors[0].startswith(
+        f"algorithm.epsilon_hi: {ALGORITHM} has no parameter 'epsilon_hi'; did you mean "
+        "'epsilon_high'"
+    )
+    assert "accepted: aggregation, objective, ratio, epsilon_low, epsilon_high" in errors[0]
+    assert errors[1].startswith("a.b.weight_decai: torch.optim.AdamW has no parameter")
+    assert "did you mean 'weight_decay'" in errors[1]
+    assert errors[2].startswith("trainer.callbacks[1].monitr: ")
+    assert "did you mean 'monitor'" in errors[2]
+
+
+def test_a_name_that_resembles_nothing_gets_the_list_alone() -> None:
+    (error,) = check_targets(config({"a": {"_target_": ALGORITHM, "zzz": 1}}))
+    assert "did you mean" not in error and "accepted: aggregation" in error
+
+
+def test_any_key_is_accepted_only_where_the_signature_takes_any() -> None:
+    logger = "lightning.pytorch.loggers.TensorBoardLogger"  # has **kwargs
+    assert check_targets(config({"a": {"_target_": logger, "flush_secs": 1}})) == []
+    assert check_targets(config({"a": {"_target_": ALGORITHM, "flush_secs": 1}})) != []
+
+
+@pytest.mark.parametrize("key", ["_partail_", "_convret_"])
+def test_misspelt_hydra_keys(key: str) -> None:
+    (error,) = check_targets(
+        config({"a": {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", key: True}})
+    )
+    assert error.startswith(f"a.{key}: no such Hydra key; did you mean '_")
+
+
+def test_misspelt_target_key() -> None:
+    (error,) = check_targets(config({"a": {"_traget_": "os.system", "command": "ls"}}))
+    assert error == "a._traget_: no such Hydra key; did you mean '_target_'?"
+
+
+def test_a_target_that_a_reference_carries_is_checked_once_under_its_own_path() -> None:
+    cfg = config({"a": {"copy": "${z}"}, "z": {"_target_": ALGORITHM, "bteta": 1}})
+    (error,) = check_targets(cfg)
+    assert error.startswith("z.bteta: ")
+
+
+def test_a_target_that_a_resolver_makes_is_checked_too() -> None:
+    cfg = config({"a": "${oc.create:'{_target_: os.system}'}"})
+    (error,) = check_targets(cfg)
+    assert error.startswith("a._target_=os.system: is not an allowed target")
+
+
+def test_references_in_a_circle_end() -> None:
+    cfg = config({"a": {"b": "${c}"}, "c": {"d": "${a}"}})
+    assert check_targets(cfg) == []
+
+
+# --- targets ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("os.system", "is not an allowed target; allowed: rlt.*"),
+        ("builtins.eval", "is not an allowed target; allowed: rlt.*"),
+        ("subprocess.Popen", "is not an allowed target; allowed: rlt.*"),
+        ("hydra.utils.instantiate", "is not an allowed target; allowed: rlt.*"),
+        ("rltx.Thing", "is not an allowed target; allowed: rlt.*"),
+        ("rlt", "is not an allowed target; allowed: rlt.*"),
+        ("rlt..checks", "is not an allowed target; allowed: rlt.*"),
+        ("rlt.checks.importlib.import_module", "it is really importlib.import_module"),
+        ("rlt.checks.re.compile", "it is really re.compile"),
+        ("lightning.pytorch.callbacks.model_checkpoint.os.system", "it is really posix.system"),
+        ("torch.optim.sgd.torch.load", "it is really torch.serialization.load"),
+        ("torch.optim.lr_scheduler.partial", "it is really functools.partial"),
+        ("rlt.checks.nearest.__globals__", "names that start with _ are refused"),
+        ("rlt.checks._import", "names that start with _ are refused"),
+        ("transformers.get_scheduler.mro", "cannot be imported: transformers.get_scheduler has no"),
+        ("rlt.checks", "is a module, not a class or a function"),
+        ("rlt.checks.ENVIRONMENT", "is a tuple, not a class or a function"),
+        ("rlt.algorithms.Algoritm", "rlt.algorithms has no 'Algoritm'; did you mean 'Algorithm'"),
+        ("rlt.algoritms.Algorithm", "rlt has no 'algoritms'; did you mean 'algorithms'"),
+        ("torch.optim.swa_utils.get_ema_avg_fn", "below torch.optim.* only classes are"),
+    ],
+)
+def test_targets_that_are_refused(target: str, reason: str) -> None:
+    (error,) = check_targets(config({"deep": [{"er": {"_target_": target}}]}))
+    assert error.startswith(f"deep[0].er._target_={target}: ") and reason in error
+
+
+def test_a_target_must_be_a_name() -> None:
+    (error,) = check_targets(config({"a": {"_target_": 3}}))
+    assert error == "a._target_=3: must be a dotted name, e.g. rlt.module.Class"
+
+
+def test_a_refused_target_is_not_even_imported(tmp_path: Path) -> None:
+    (tmp_path / "hostile.py").write_text("raise SystemExit('imported')")
+    script = (
+        "from omegaconf import OmegaConf; from rlt.checks import check_targets; import sys;"
+        "print(len(check_targets(OmegaConf.create({'a': {'_target_': 'hostile.run'}}))));"
+        "print('torch' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
+    )
+    assert result.stdout.split() == ["1", "False"]
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+def test_missing_values_are_named_wherever_they_are() -> None:
+    cfg = config(
+        {
+            "path": "???",
+            "a": {"_target_": ALGORITHM, "beta": "???", "typo": 1},
+            "list": [1, "???"],
+            "b": {"_target_": "???"},
+        }
+    )
+    errors = check_targets(cfg)
+    names = [error.partition(":")[0] for error in errors]
+    assert names == ["path", "a.typo", "a.beta", "list[1]", "b._target_"]
+    assert errors[0] == "path: has no value (???); set it, e.g. path=… on the command line"
+
+
+def test_only_the_given_part_is_checked_for_missing_values() -> None:
+    cfg = config({"used": {"x": "${other.y}"}, "other": {"y": 1, "z": "???"}})
+    assert check_targets(cfg.used) == []
+
+
+def test_an_interpolation_that_leads_nowhere_is_named() -> None:
+    (error,) = check_targets(config({"a": {"b": "${nowhere}"}}))
+    assert error.startswith("a.b: cannot be resolved: Interpolation key 'nowhere' not found")
+
+
+def test_errors_are_raised_together_and_numbered() -> None:
+    raise_if_any([])
+    with pytest.raises(ConfigError) as caught:
+        raise_if_any(["a: wrong", "b: too"])
+    assert str(caught.value) == "the config has 2 errors:\n  1. a: wrong\n  2. b: too"
+    assert isinstance(caught.value, ValueError)
+
+
+def test_keys_added_past_the_schema() -> None:
+    (error,) = check_top_level(config({"seed": 1, "sed": 2}), ["seed", "reward"])
+    assert error == (
+        "sed: no such key at the top of the config; did you mean 'seed'?; valid: reward, seed"
+    )
+
+
+# --- the hydra node -----------------------------------------------------------------------------
+
+
+@dataclass
+class Root:
+    seed: int = 0
+    reward: Any = None
+    experiment: Any = None
+    extra: list[int] = field(default_factory=list)
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Iterator[Path]:
+    files = {
+        "config.yaml": "defaults: [test_checks_schema, reward: rlt, _self_, experiment: null]",
+        "reward/rlt.yaml": "alpha: 1",
+        "experiment/bad.yaml": "# @package _global_\nrewrad: {alpha: 1}",
+        "experiment/worse.yaml": "# @package _global_\ndefaults: [override /rewrad: rlt]",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    store = ConfigStore.instance()
+    before = dict(store.repo)
+    store.store("test_checks_schema", Root)
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        yield tmp_path
+    GlobalHydra.instance().clear()
+    store.repo = before
+
+
+def hydra_node(*overrides: str) -> DictConfig:
+    node = compose("config", list(overrides), return_hydra_config=True).hydra
+    assert isinstance(node, DictConfig)
+    return node
+
+
+@pytest.mark.usefixtures("conf")
+@pytest.mark.parametrize("job_logging", ["default", "disabled", "none", "stdout"])
+def test_hydras_own_settings_pass(job_logging: str) -> None:
+    assert check_hydra_node(hydra_node(f"hydra/job_logging={job_logging}")) == []
+    callback = "hydra.experimental.callbacks.PickleJobInfoCallback"
+    assert check_hydra_node(hydra_node(f"+hydra.callbacks.x._target_={callback}")) == []
+    assert check_hydra_node(hydra_node("+hydra.job.env_set.OMP_NUM_THREADS=2")) == []
+
+
+@pytest.mark.usefixtures("conf")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "+hydra.callbacks.x={_target_: os.system, command: ls}",
+            "hydra.callbacks.x._target_=os.system: is not an allowed target",
+        ),
+        (
+            "hydra.launcher._target_=subprocess.Popen",
+            "hydra.launcher._target_=subprocess.Popen: is not an allowed target",
+        ),
+        (
+            "+hydra.callbacks.x={_target_: hydra.experimental.callbacks.LogJobReturnCallback,y: 1}",
+            "hydra.callbacks.x.y: hydra.experimental.callbacks.LogJobReturnCallback has no param",
+        ),
+        (
+            "hydra.job_logging.handlers.console.class=logging.handlers.SocketHandler",
+            "hydra.job_logging.handlers.console.class=logging.handlers.SocketHandler: is not",
+        ),
+        (
+            "hydra.hydra_logging.handlers.console.stream='ext://hostile.module'",
+            "hydra.hydra_logging.handlers.console.stream=ext://hostile.module: is not allowed",
+        ),
+        (
+            "hydra.job_logging.handlers.console.class=${oc.env:NOT_SET,evil.Handler}",
+            "hydra.job_logging.handlers.console.class=evil.Handler: is not allowed",
+        ),
+        (
+            "+hydra.job.env_set.LD_PRELOAD=/tmp/hostile.so",
+            "hydra.job.env_set.LD_PRELOAD: this environment variable may not be set",
+        ),
+    ],
+)
+def test_code_in_the_hydra_node_is_refused(override: str, message: str) -> None:
+    (error,) = check_hydra_node(hydra_node(override))
+    assert error.startswith(message)
+
+
+def test_a_logging_factory_is_refused() -> None:
+    cfg = config({"job_logging": {"handlers": {"x": {"()": "os.system", "command": "ls"}}}})
+    (error,) = check_hydra_node(cfg)
+    assert error.startswith("hydra.job_logging.handlers.x.()=os.system: is not allowed here")
+
+
+# --- errors of the composition ------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("conf")
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("rewrad.alpha=1", "no such key 'rewrad'; did you mean 'reward'?"),
+        ("rewrad=rlt", "no such key 'rewrad'; did you mean 'reward'?"),
+        ("reward.alhpa=1", "no such key 'reward.alhpa'; did you mean 'alpha'?"),
+        ("~rewrad", "no such key 'rewrad'; did you mean 'reward'?"),
+        ("experiment=bad", "experiment/bad: no such key 'rewrad'; did you mean 'reward'?"),
+        ("experiment=worse", "experiment/worse: no such key 'rewrad'; did you mean 'reward'?"),
+        ("reward=rtl", "reward=rtl: no such option; did you mean 'rlt'?; available: rlt"),
+        (
+            "seed=x",
+            "Error merging override seed=x: Value 'x' of type 'str' could not be converted to "
+            "Integer full_key: seed object_type=Root",
+        ),
+    ],
+)
+def test_composition_errors_become_one_line(override: str, expected: str) -> None:
+    with pytest.raises(Exception) as caught:
+        compose("config", [override])
+    assert explain_struct_error(caught.value, ["seed", "reward", "experiment"]) == expected
+
+
+def test_struct_errors_of_omegaconf_itself() -> None:
+    cfg = config({"reward": {"alpha": 1}})
+    OmegaConf.set_struct(cfg, True)
+    with pytest.raises(AttributeError) as caught:
+        _ = cfg.rewrad
+    assert explain_struct_error(caught.value) == "no such key 'rewrad'; did you mean 'reward'?"
+
+
+def test_nearest_names() -> None:
+    names = ["reward", "rewards", "forward", "seed", "Reward2"]
+    assert nearest("rewrad", names) == ["reward", "rewards", "Reward2"]
+    assert nearest("rewrad", names, n=1) == ["reward"]
+    assert nearest("SEED", names) == ["seed"]
+    assert nearest("xyz", names) == []
