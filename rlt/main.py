@@ -5,7 +5,6 @@
     rlt -m stage=teacher_rl reward=rlt,solution_only seed=0,1
 """
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -41,8 +40,11 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     from rlt.checks import check_targets, raise_if_any
 
     raise_if_any(check_targets(cfg))
+    from rlt.quiet import quiet
     from rlt.stages import run_stage
     from rlt.stages.plan import print_plan
+
+    quiet()
 
     if cfg.check:
         print_plan(cfg, run_dir)
@@ -52,10 +54,6 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
 def _task(cfg: DictConfig) -> dict[str, float]:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    for noisy in ("httpx", "httpx2", "matplotlib", "absl"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         return run(cfg, run_dir)

@@ -97,6 +97,7 @@ class Pretrained:
         if self.gguf_file:
             # The weights are dequantised on loading; what is saved is an ordinary checkpoint.
             model.config.__dict__.pop("quantization_config", None)
+            model.hf_quantizer = None
         return _ready(model, tokenizer)
 
 

@@ -107,6 +107,9 @@ class StepDataModule(L.LightningDataModule):
     def train_dataloader(self) -> StepBatches:
         return StepBatches(self.train, self.batch_size, self.steps, self.seed)
 
+    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
+        return batch  # token ids go to the device micro-batch by micro-batch
+
     def val_dataloader(self) -> "InOrder":
         return InOrder(self.validation, self.batch_size)
 

@@ -11,7 +11,6 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from rlt.data.datamodule import Batch
 from rlt.logprobs import Row, cut_rows
 
 
@@ -56,9 +55,6 @@ class PolicyModule(L.LightningModule):
         optimizer = self.optim(self.policy.parameters())
         schedule = self.schedule(optimizer=optimizer, num_training_steps=self.optimizer_steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
-        return batch  # token ids go to the device micro-batch by micro-batch
 
     @property
     def pad_id(self) -> int:

@@ -126,15 +126,20 @@ def train(
     validate = len(datamodule.validation) > 0
     start_file = folder / "start.json"
     if validate and not start_file.is_file():
-        before = trainer.validate(module, datamodule=datamodule, verbose=False)[0]
+        before = trainer.validate(
+            module, datamodule=datamodule, verbose=False, weights_only=True
+        )[0]
         write_json(start_file, before)
     checkpoint = latest_checkpoint(folder)
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint.name)
+    module.policy.train()
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     if validate:
-        after = trainer.validate(module, datamodule=datamodule, verbose=False)[0]
+        after = trainer.validate(
+            module, datamodule=datamodule, verbose=False, weights_only=True
+        )[0]
         metrics |= after | {f"start/{k}": v for k, v in read_json(start_file).items()}
     metrics["resources/peak_memory_bytes"] = float(peak_memory_bytes())
     save_model(module.policy, module.views.tokenizer, folder / "model")

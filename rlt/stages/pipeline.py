@@ -58,7 +58,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         write_json(run.folder / "steps.json", done)
         metrics |= {f"{name}/{key}": value for key, value in result.items()}
     write_pipeline_report(run.folder)
-    print_table(run.folder)
+    print_table(done, run.folder)
     return metrics
 
 

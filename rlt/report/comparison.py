@@ -1,0 +1,135 @@
+"""Evaluations of a pipeline side by side: accuracy table, paired differences, what they mean.
+
+Differences are paired by question against the last evaluation of the same questions, the one the
+pipeline was run for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlt.evaluation.benchmark import compare_answers
+from rlt.evaluation.statistics import Interval
+from rlt.report.folder import Run
+from rlt.report.results import accuracy, accuracy_k
+from rlt.report.text import heading, metric_value, points
+
+EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry of steps.json."""
+
+    name: str
+    stage: str
+    label: str
+    run: Run
+    reused: bool
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.run.metrics
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`reference` minus `other`, over the same questions."""
+
+    reference: Step
+    other: Step
+    difference: Interval
+
+    @property
+    def verdict(self) -> str:
+        """What the interval lets one say of the reference."""
+        if self.difference.low <= 0 <= self.difference.high:
+            return "within noise"
+        return "better" if self.difference.mean > 0 else "worse"
+
+    @property
+    def sentence(self) -> str:
+        better, worse = heading(self.reference.label), heading(self.other.label)
+        interval = (
+            f"{points(self.difference.mean)} points "
+            f"[{points(self.difference.low)}, {points(self.difference.high)}]"
+        )
+        if self.verdict == "within noise":
+            return f"{better} against {worse}: {self.verdict}, {interval}."
+        return f"{better} is {self.verdict} than {worse}: {interval}."
+
+
+@dataclass
+class Benchmark:
+    """Evaluations that answered the same questions, in the pipeline's order."""
+
+    name: str
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def k(self) -> int | None:
+        ks = {accuracy_k(step.metrics) for step in self.steps}
+        return ks.pop() if len(ks) == 1 else None
+
+
+def steps_of(entries: Sequence[Mapping[str, Any]], run_dir: Path) -> list[Step]:
+    """Steps as steps.json lists them; relative folders lie below `run_dir`."""
+    return [
+        Step(
+            name=str(entry["name"]),
+            stage=str(entry["stage"]),
+            label=str(entry.get("label") or entry["name"]),
+            run=Run(run_dir / str(entry["dir"]), dict(entry.get("metrics") or {})),
+            reused=bool(entry.get("reused")),
+            seconds=float(entry.get("seconds") or 0.0),
+        )
+        for entry in entries
+    ]
+
+
+def benchmarks_of(steps: Sequence[Step]) -> list[Benchmark]:
+    """Evaluations by the questions they answered."""
+    groups: dict[frozenset[str], Benchmark] = {}
+    for step in steps:
+        if step.stage == EVALUATE and accuracy_k(step.metrics) is not None:
+            questions = frozenset(answer.problem_id for answer in step.run.answers)
+            group = groups.setdefault(questions, Benchmark(step.run.benchmark_name))
+            group.steps.append(step)
+    return list(groups.values())
+
+
+def compare(benchmark: Benchmark) -> list[Comparison]:
+    """The last evaluation against each of the others; [] where answers are missing."""
+    *others, reference = benchmark.steps
+    if not reference.run.answers:
+        return []
+    return [
+        Comparison(reference, other, compare_answers(reference.run.answers, other.run.answers))
+        for other in others
+    ]
+
+
+def accuracy_header(benchmark: Benchmark) -> list[str]:
+    k = "k" if benchmark.k is None else str(benchmark.k)
+    header = ["evaluation", f"avg@{k} [95 % interval]"]
+    return header + ([f"pass@{k}"] if k != "1" else []) + ["no answer", "questions"]
+
+
+def accuracy_rows(benchmark: Benchmark) -> list[list[str]]:
+    """One row of texts per evaluation, under `accuracy_header`."""
+    rows = []
+    for step in benchmark.steps:
+        metrics, k = step.metrics, accuracy_k(step.metrics)
+        note = f" (k = {k})" if benchmark.k is None else ""
+        row = [step.label + note, accuracy(metrics, f"eval/avg@{k}")]
+        if benchmark.k != 1:
+            row.append(_value(metrics, f"eval/pass@{k}"))
+        row += [_value(metrics, f"eval/{name}") for name in ("no_answer_share", "questions")]
+        rows.append(row)
+    return rows
+
+
+def _value(metrics: Mapping[str, float], name: str) -> str:
+    return metric_value(name, metrics[name]) if name in metrics else "-"

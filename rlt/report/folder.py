@@ -1,0 +1,101 @@
+"""What a run folder holds, read as far as it is there: a report is written of any run."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rlt.evaluation.benchmark import AnswerRecord
+from rlt.report.events import Scalars, read_scalars
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; a last line that was not written to its end is left out."""
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+
+
+def read_traces(folder: Path) -> list[dict[str, Any]]:
+    """Traces in either format."""
+    parquet = folder / "traces.parquet"
+    if parquet.is_file():
+        import pyarrow.parquet
+
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(parquet).to_pylist()
+        return rows
+    return read_jsonl(folder / "traces.jsonl")
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert isinstance(content, dict), file
+    return content
+
+
+def read_json_list(file: Path) -> list[dict[str, Any]]:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert isinstance(content, list), file
+    return content
+
+
+@dataclass
+class Run:
+    """One run folder. Missing files read as empty.
+
+    Args:
+        metrics_given: final metrics, if known already; else metrics.json is read.
+    """
+
+    folder: Path
+    metrics_given: dict[str, float] | None = field(default=None, repr=False)
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return read_json_object(self.folder / "manifest.json")
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        return self.metrics_given or read_json_object(self.folder / "metrics.json")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        file = self.folder / "config.yaml"
+        content = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+        assert isinstance(content, dict), file
+        return {str(key): value for key, value in content.items()}
+
+    @cached_property
+    def stage(self) -> str:
+        return str(self.manifest.get("stage") or self.config.get("stage") or "run")
+
+    @cached_property
+    def scalars(self) -> Scalars:
+        return read_scalars(self.folder)
+
+    @cached_property
+    def traces(self) -> list[dict[str, Any]]:
+        return read_traces(self.folder)
+
+    @cached_property
+    def samples(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "samples.jsonl")
+
+    @cached_property
+    def answers(self) -> list[AnswerRecord]:
+        known = AnswerRecord.__dataclass_fields__
+        return [
+            AnswerRecord(**{key: value for key, value in row.items() if key in known})
+            for row in read_jsonl(self.folder / "answers.jsonl")
+        ]
+
+    @property
+    def benchmark_name(self) -> str:
+        node = self.config.get("benchmark")
+        return str(node.get("name", "")) if isinstance(node, dict) else ""

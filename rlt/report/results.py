@@ -1,0 +1,169 @@
+"""A run's result in sentences: the numbers that matter for its stage, no more than they say."""
+
+import re
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+from rlt.report.folder import Run
+from rlt.report.text import number, percent, reward_terms, signed
+
+
+def result_lines(run: Run) -> list[str]:
+    """Sentences on a run; the first one stands for it in a pipeline's report."""
+    of_stage: dict[str, Callable[[Run], list[str]]] = {
+        "teacher_rl": _teacher_rl,
+        "pretrain": _sft,
+        "teacher_sft": _sft,
+        "distill": _sft,
+        "collect": _collect,
+        "evaluate": _evaluate,
+    }
+    describe = of_stage.get(run.stage)
+    lines = describe(run) if describe else []
+    return lines or ["This run wrote no metrics that say how it went."]
+
+
+def accuracy_k(metrics: dict[str, float]) -> int | None:
+    """The k of avg@k; None if nothing was evaluated."""
+    found = (re.fullmatch(r"eval/avg@(\d+)", name) for name in metrics)
+    return next((int(match[1]) for match in found if match), None)
+
+
+def accuracy(metrics: dict[str, float], name: str) -> str:
+    """`45.0 % [41.2, 48.9]`, or a dash."""
+    if name not in metrics:
+        return "-"
+    text = percent(metrics[name])
+    if f"{name}_low" in metrics and f"{name}_high" in metrics:
+        low, high = 100 * metrics[f"{name}_low"], 100 * metrics[f"{name}_high"]
+        text += f" [{low:.1f}, {high:.1f}]"
+    return text
+
+
+def _change(metrics: dict[str, float], name: str, show: Callable[[float], str] = number) -> str:
+    """`before → after` of a validation metric; one of them alone if the other is not known."""
+    known = [metrics[key] for key in (f"start/{name}", name) if key in metrics]
+    return " → ".join(show(value) for value in known)
+
+
+def _ends(values: Sequence[tuple[int, float]]) -> tuple[float, float, int]:
+    """Mean of the first and of the last tenth of a curve, and how many steps that is."""
+    n = max(1, len(values) // 10)
+    return fmean(v for _, v in values[:n]), fmean(v for _, v in values[-n:]), n
+
+
+def _training_line(run: Run, name: str, what: str) -> list[str]:
+    values = run.scalars.get(name, [])
+    if len(values) < 2:
+        return []
+    first, last, n = _ends(values)
+    which = "step" if n == 1 else f"{n} steps"
+    return [
+        f"Training {what}: {number(first)} → {number(last)} (first and last {which} "
+        f"of {len(values)})."
+    ]
+
+
+def _teacher_rl(run: Run) -> list[str]:
+    metrics, lines = run.metrics, []
+    after, before = metrics.get("validation/reward"), metrics.get("start/validation/reward")
+    if after is not None and before is not None:
+        lines.append(
+            f"Held-out reward: {number(before)} → {number(after)} ({signed(after - before)})."
+        )
+        changes = [
+            f"{name.removeprefix('validation/reward_terms/')} {_change(metrics, name)}"
+            for name in metrics
+            if name.startswith("validation/reward_terms/")
+        ]
+        if changes:
+            lines.append(f"By term, unweighted: {'; '.join(changes)}.")
+    lines += _training_line(run, "train/reward", "reward")
+    shape = [
+        f"{what} {_change(metrics, f'validation/{name}', show)}"
+        for name, what, show in (
+            ("end_tag_share", "closed explanations", percent),
+            ("overlong_share", "cut by length", percent),
+            ("completion_tokens", "tokens per completion", number),
+        )
+        if f"validation/{name}" in metrics
+    ]
+    if shape:
+        lines.append(f"Held-out completions: {'; '.join(shape)}.")
+    if after is not None and before is not None:
+        lines.append(
+            "Before and after are one validation each, without an interval: small changes may be "
+            "sampling noise."
+        )
+    return lines
+
+
+def _sft(run: Run) -> list[str]:
+    metrics, lines = run.metrics, []
+    parts = []
+    if "validation/loss" in metrics:
+        parts.append(f"loss {_change(metrics, 'validation/loss')} nats per target token")
+    if "validation/answer_accuracy" in metrics:
+        parts.append(f"answer accuracy {_change(metrics, 'validation/answer_accuracy', percent)}")
+    if parts:
+        lines.append(f"Held-out {'; '.join(parts)}.")
+    return lines + _training_line(run, "train/loss", "loss in nats per target token")
+
+
+def _collect(run: Run) -> list[str]:
+    metrics, traces = run.metrics, run.traces
+    rewards = [float(row["reward"]) for row in traces if row.get("reward") is not None]
+    best_of = run.config.get("best_of")
+    how = f", each the best of {best_of} by reward" if best_of and best_of != 1 else ""
+    lines = [f"{len(traces):,} traces kept{how}."]
+    if rewards:
+        line = (
+            f"Mean reward of the kept ones {number(fmean(rewards))} "
+            f"(worst {number(min(rewards))}, best {number(max(rewards))})"
+        )
+        if how and "collect/reward_mean_of_n" in metrics:
+            line += f"; of everything sampled {number(metrics['collect/reward_mean_of_n'])}"
+        lines[0] += f" {line}."
+    shares = [
+        f"{percent(metrics[name])} {what}"
+        for name, what in (
+            ("collect/cut_share", "of all traces cut out as longer than the student's context"),
+            ("collect/end_tag_share", "of the kept ones closed by the teacher"),
+        )
+        if name in metrics
+    ]
+    if shares:
+        lines.append(f"{'; '.join(shares)}.")
+    means = mean_terms(traces)
+    if means:
+        terms = "; ".join(f"{name} {number(value)}" for name, value in means.items())
+        lines.append(f"Mean of the kept traces by term, unweighted: {terms}.")
+    return lines
+
+
+def mean_terms(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in reward_terms(row).items():
+            columns.setdefault(name, []).append(value)
+    return {name: fmean(values) for name, values in columns.items()}
+
+
+def _evaluate(run: Run) -> list[str]:
+    metrics, k = run.metrics, accuracy_k(run.metrics)
+    if k is None:
+        return []
+    on = f" on {run.benchmark_name}" if run.benchmark_name else ""
+    lines = [
+        f"avg@{k}{on}: {accuracy(metrics, f'eval/avg@{k}')}, 95 % interval over "
+        f"{number(metrics.get('eval/questions', float('nan')))} questions, {k} answers each."
+    ]
+    if k > 1:
+        lines.append(f"pass@{k}: {accuracy(metrics, f'eval/pass@{k}')}.")
+    if "eval/no_answer_share" in metrics:
+        lines.append(f"Completions without an answer: {percent(metrics['eval/no_answer_share'])}.")
+    failed = metrics.get("eval/grading_error_share", 0.0)
+    if failed > 0:
+        lines.append(f"The grader failed on {percent(failed)} of the answers; they count as wrong.")
+    return lines

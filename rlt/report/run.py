@@ -1,0 +1,181 @@
+"""report.md of one stage's run: its result in words, metrics, curves, texts, how it was made."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlt.evaluation.benchmark import AnswerRecord
+from rlt.report.folder import Run
+from rlt.report.plots import plot_curves, plot_histograms
+from rlt.report.results import result_lines
+from rlt.report.text import (
+    duration,
+    fenced,
+    heading,
+    image_links,
+    inline_code,
+    metric_value,
+    named_text,
+    sample_text,
+    table,
+)
+
+REPORT_FILE = "report.md"
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write plots/ and report.md of a finished run, from whatever its folder holds."""
+    run = Run(run_dir)
+    date = str(run.manifest.get("ended") or (run.manifest.get("began") or [""])[-1])
+    title = heading(run.stage) + (f" · {date[:16].replace('T', ' ')}" if date else "")
+    plots = draw_plots(run, run_dir / "plots")
+    sections = [
+        f"# {title}",
+        "\n".join(f"- {line}" for line in result_lines(run)),
+        _section("Curves", image_links(plots, run_dir)),
+        _section("Metrics", metrics_table(run.metrics)),
+        _section("Samples", samples_section(run)),
+        _section("Data", data_section(run.manifest)),
+        _section("How it was made", provenance(run.manifest)),
+    ]
+    file = run_dir / REPORT_FILE
+    file.write_text("\n\n".join(s for s in sections if s) + "\n", encoding="utf-8")
+    return file
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def draw_plots(run: Run, folder: Path) -> list[Path]:
+    """The PNGs of a run, most telling first."""
+    plots = plot_curves(run.scalars, folder)
+    if run.traces:
+        titles = {
+            "reward": "reward of the kept traces",
+            "teacher_tokens": "tokens the teacher wrote",
+            "student_tokens": "tokens the student reads",
+        }
+        columns = {
+            title: [float(row[key]) for row in run.traces if row.get(key) is not None]
+            for key, title in titles.items()
+        }
+        histograms = plot_histograms(columns, folder / "traces.png")
+        plots = [histograms, *plots] if histograms else plots
+    return plots
+
+
+def metrics_table(metrics: Mapping[str, float]) -> str:
+    """Final metrics by name; with the value before training where there is one."""
+    if not metrics:
+        return ""
+    names = [name for name in sorted(metrics) if not name.startswith("start/")]
+    only_before = [n for n in sorted(metrics) if n.startswith("start/") and n[6:] not in metrics]
+
+    def shown(name: str, key: str) -> str:
+        return metric_value(name, metrics[key]) if key in metrics else ""
+
+    if not any(f"start/{name}" in metrics for name in names):
+        return table(["metric", "value"], [[f"`{n}`", shown(n, n)] for n in names + only_before])
+    rows = [[f"`{name}`", shown(name, f"start/{name}"), shown(name, name)] for name in names]
+    rows += [[f"`{name[6:]}`", shown(name, name), ""] for name in only_before]
+    return table(["metric", "before", "after"], rows)
+
+
+def samples_section(run: Run, each: int = 2, level: str = "###") -> str:
+    """Texts worth reading: best and worst by reward, or right and wrong answers."""
+    if run.answers:
+        return answers_section(run.answers, each, level)
+    if run.samples:
+        steps = sorted({int(row["step"]) for row in run.samples})
+        parts = []
+        for which, step in {"First": steps[0], "Last": steps[-1]}.items():
+            rows = [row for row in run.samples if int(row["step"]) == step]
+            parts.append(best_and_worst(rows, 1, f"{which} step ({step}): ", level))
+            if len(steps) == 1:
+                break
+        return "\n\n".join(parts)
+    return best_and_worst(run.traces, each, "", level)
+
+
+def best_and_worst(rows: Sequence[Mapping[str, Any]], each: int, prefix: str, level: str) -> str:
+    """The `each` best and worst rows by reward; all of them if there are no more than that."""
+    ordered = sorted(
+        (row for row in rows if row.get("reward") is not None), key=lambda row: -row["reward"]
+    )
+    half = min(each, (len(ordered) + 1) // 2)
+    chosen = [("best", row) for row in ordered[:half]]
+    chosen += [("worst", row) for row in ordered[half:][-each:]]
+    return "\n\n".join(
+        f"{level} {(prefix + which + ' by reward').capitalize()}\n\n{sample_text(row)}"
+        for which, row in chosen
+    )
+
+
+def answers_section(answers: Sequence[AnswerRecord], each: int, level: str) -> str:
+    """A few right and wrong answers, each of another question where that is possible."""
+    parts = []
+    for correct, name in ((True, "Right"), (False, "Wrong")):
+        found = [answer for answer in answers if answer.correct is correct]
+        of_question = {answer.problem_id: answer for answer in reversed(found)}
+        for answer in list(reversed(of_question.values()))[:each]:
+            why = f" Grader: {heading(answer.reason)}." if answer.reason else ""
+            taken = "nothing" if answer.extracted is None else inline_code(answer.extracted)
+            parts.append(
+                f"{level} {name}\n\nTaken as its answer: {taken}.{why}\n\n"
+                f"{named_text('Question', answer.question)}\n\n"
+                f"{named_text('Solution', answer.solution)}\n\n"
+                f"{named_text('Completion', answer.text)}"
+            )
+    return "\n\n".join(parts)
+
+
+def data_section(manifest: Mapping[str, Any]) -> str:
+    """Counts of rows read, kept, bad and split, of the data and of traces trained on."""
+    parts = []
+    for key in ("data", "traces"):
+        report = manifest.get(key)
+        if not isinstance(report, Mapping):
+            continue
+        counts = [
+            [name.replace("_", " "), f"{value:,}"]
+            for name, value in report.items()
+            if isinstance(value, int) and not isinstance(value, bool)
+        ]
+        bad = report.get("bad")
+        if isinstance(bad, Mapping):
+            counts += [[f"bad: {heading(reason)}", f"{count:,}"] for reason, count in bad.items()]
+        lines = [f"{key.capitalize()} from {heading(str(report.get('source', 'unknown')))}"]
+        if counts:
+            lines.append(table(["rows", "count"], counts))
+        if report.get("bad_rows"):
+            lines.append("First bad rows:\n\n" + fenced("\n".join(map(str, report["bad_rows"]))))
+        parts.append("\n\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def provenance(manifest: Mapping[str, Any]) -> str:
+    """Command, time, versions and machine."""
+    if not manifest:
+        return ""
+    hardware = manifest.get("hardware") or {}
+    machine = [str(hardware[k]) for k in ("platform",) if hardware.get(k)]
+    if hardware.get("cpus"):
+        machine.append(f"{hardware['cpus']} CPUs, {hardware.get('torch_threads', '?')} threads")
+    machine += [str(name) for name in hardware.get("gpus") or []]
+    packages = dict(manifest.get("packages") or {})
+    if hardware.get("python"):
+        packages = {"python": hardware["python"], **packages}
+    facts = {
+        "seed": manifest.get("seed"),
+        "time": duration(manifest["seconds"]) if "seconds" in manifest else None,
+        "started": ", ".join(manifest.get("began") or []),
+        "config key": manifest.get("key"),
+        "rlt": manifest.get("rlt"),
+        "git revision": manifest.get("git"),
+        "machine": "; ".join(machine),
+        "packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
+    }
+    rows = [[name, heading(str(value))] for name, value in facts.items() if value not in (None, "")]
+    command = " ".join(["rlt", *map(str, manifest.get("command") or [])])
+    return f"{fenced(command)}\n\n{table(['fact', 'value'], rows)}"

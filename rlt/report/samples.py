@@ -1,0 +1,69 @@
+"""Sample explanations while teacher RL runs: to TensorBoard as text, to samples.jsonl as rows.
+
+`rlt stage=teacher_rl module.samples_per_step=4` writes more of them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlt.report.folder import read_jsonl
+from rlt.report.text import sample_text
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+def log_samples(logger: Any, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Show samples, best reward first, in the text tab of TensorBoard.
+
+    Args:
+        logger: a Lightning TensorBoardLogger; None logs nothing.
+    """
+    if logger and rows:
+        logger.experiment.add_text("samples", samples_markdown(rows), global_step=step)
+
+
+def samples_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    ordered = sorted(rows, key=lambda row: -float(row["reward"]))
+    return "\n\n---\n\n".join(
+        f"#### {place} of {len(ordered)} by reward\n\n{sample_text(row)}"
+        for place, row in enumerate(ordered, start=1)
+    )
+
+
+class SampleWriter:
+    """The `on_samples` of `TeacherRL`.
+
+    Steps come in ascending order. The first call drops what an interrupted run wrote for its step
+    and later ones, so that a resumed run holds each step once.
+
+    Args:
+        run_dir: gets samples.jsonl.
+        logger: a Lightning TensorBoardLogger, or None.
+    """
+
+    def __init__(self, run_dir: Path, logger: Any = None) -> None:
+        self.file = run_dir / SAMPLES_FILE
+        self.logger = logger
+        self._begun = False
+
+    def __call__(self, step: int, rows: list[dict[str, Any]]) -> None:
+        if not self._begun:
+            self._drop_from(step)
+            self._begun = True
+        with self.file.open("a", encoding="utf-8") as out:
+            out.writelines(_line({"step": step, **row}) for row in rows)
+        log_samples(self.logger, step, rows)
+
+    def _drop_from(self, step: int) -> None:
+        if not self.file.is_file():
+            return
+        kept = [row for row in read_jsonl(self.file) if row["step"] < step]
+        temporary = self.file.with_name(self.file.name + ".tmp")
+        temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
+        temporary.replace(self.file)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

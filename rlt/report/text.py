@@ -1,0 +1,138 @@
+"""Numbers and texts as Markdown that stays whole whatever a model wrote."""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+SHOWN_CHARACTERS = 2000  # of one text
+_GIB = 2**30
+
+
+def number(value: float) -> str:
+    """Four significant digits; whole numbers in full."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def signed(value: float) -> str:
+    return ("+" if value >= 0 else "") + number(value)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares, in percentage points."""
+    return f"{100 * difference:+.1f}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def metric_value(name: str, value: float) -> str:
+    """A metric with the unit that its name tells."""
+    if name.endswith("_bytes"):
+        return f"{value / _GIB:.2f} GiB"
+    if name.endswith("_seconds"):
+        return duration(value)
+    if name.endswith(("_share", "_accuracy")) or re.search(r"/(avg|pass)@\d+(_low|_high)?$", name):
+        return percent(value)
+    return number(value)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, columns of numbers to the right; cells may hold anything."""
+    lines = [[_cell(c) for c in header], [_alignment(column) for column in zip(*rows, strict=True)]]
+    for row in rows:
+        assert len(row) == len(header), (header, row)
+        lines.append([_cell(c) for c in row])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _alignment(column: Iterable[str]) -> str:
+    return "---:" if all(re.match(r"[-+\[]?\d|-?$|nan|-?inf", c) for c in column) else "---"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
+
+
+def heading(text: str) -> str:
+    """Text for one heading line, with what Markdown and HTML would take as markup escaped."""
+    text = re.sub(r"([\\`*\[\]<>#|])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word it is no markup
+
+
+def inline_code(text: str, limit: int = 200) -> str:
+    """One line of code within a sentence."""
+    text = " ".join(text.split())
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    ticks = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`" if text else "(empty)"
+
+
+def fenced(text: str, limit: int = SHOWN_CHARACTERS) -> str:
+    """A code block that the text cannot break out of; a long text loses its middle."""
+    if len(text) > limit:
+        half, left_out = limit // 2, len(text) - 2 * (limit // 2)
+        text = f"{text[:half]}\n… ({left_out:,} characters left out) …\n{text[-half:]}"
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def named_text(name: str, text: str) -> str:
+    """A short line beside its name, anything else as a block below it."""
+    if text and len(text) <= 80 and text == " ".join(text.split()):
+        return f"{name}: {inline_code(text)}"
+    return f"{name}:\n\n{fenced(text)}"
+
+
+def reward_terms(row: Mapping[str, object]) -> dict[str, float]:
+    """Reward terms of a sample or a trace: nested as `reward_terms`, or in the row itself."""
+    nested = row.get("reward_terms")
+    terms = nested if isinstance(nested, Mapping) else row
+    return {
+        str(name): float(value)
+        for name, value in terms.items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (terms is nested or "/" in str(name) or name == "end_tag_penalty")
+    }
+
+
+def sample_text(row: Mapping[str, object]) -> str:
+    """One explanation with its question, its solution and its reward terms."""
+    reward = row.get("reward")
+    facts = [f"reward **{number(float(reward))}**"] if isinstance(reward, int | float) else []
+    facts += [f"{name} {number(value)}" for name, value in reward_terms(row).items()]
+    if row.get("finish"):
+        facts.append(f"finish `{row['finish']}`")
+    parts = [" · ".join(facts)]
+    for key in ("question", "solution", "explanation"):
+        if row.get(key) is not None:
+            parts.append(named_text(key.capitalize(), str(row[key])))
+    return "\n\n".join(part for part in parts if part)
+
+
+def relative_url(file: Path, base: Path) -> str:
+    return quote(Path(os.path.relpath(file, base)).as_posix())
+
+
+def image_links(files: Iterable[Path], base: Path) -> str:
+    """Markdown images, by paths relative to the report's folder."""
+    return "\n\n".join(
+        f"![{file.stem.replace('_', ' ')}]({relative_url(file, base)})" for file in files
+    )
