@@ -48,11 +48,7 @@ $(INSTALLED): pyproject.toml requirements/build.lock requirements/main.lock requ
 # --- running -----------------------------------------------------------------------------------
 
 quickstart: $(INSTALLED)
-	$(BIN)/rlt stage=pipeline experiment=quickstart $(ARGS)
-	@echo
-	@report=$$(find outputs -name report.md -newer $(INSTALLED) -exec ls -t {} + | head -n 1); \
-	  test -z "$$report" || echo "Report:      $$report"
-	@echo "TensorBoard: $(BIN)/tensorboard --logdir outputs"
+	$(BIN)/rlt experiment=quickstart $(ARGS)
 
 # --- checks ------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ allow-list below, and live where it claims to live, and every key beside it must
 its signature. Parameters that are supplied at run time may be absent from the config.
 
 Runs at the start of every `rlt` command. Hydra acts on its own node before the program starts, so
-`check_hydra_node` has to be given a config that was composed for the check. No torch import here.
+`rlt.main` composes it once more beforehand, for this check. No torch import here.
 """
 
 import difflib
@@ -16,8 +16,8 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -52,7 +52,13 @@ ALLOWED = (
         "lightning.pytorch.plugins.*", ("lightning.pytorch.plugins", "lightning.fabric.plugins")
     ),
     Allowed("torch.optim.*", ("torch.optim",)),
+    Allowed(
+        "torch.distributed.fsdp.wrap.size_based_auto_wrap_policy",
+        ("torch.distributed.fsdp.wrap",),
+        classes_only=False,
+    ),
     Allowed("transformers.get_*", ("transformers.optimization",), classes_only=False),
+    Allowed("transformers.Adafactor", ("transformers.optimization",)),
     Allowed("transformers.BitsAndBytesConfig", ("transformers.utils.quantization_config",)),
     Allowed("peft.LoraConfig", ("peft.tuners.lora",)),
 )
@@ -122,15 +128,26 @@ def check_hydra_node(hydra_cfg: DictConfig) -> list[str]:
     return errors
 
 
-def check_top_level(cfg: DictConfig, valid_names: Iterable[str]) -> list[str]:
-    """Keys that only `+key=value` can have added, past the schema."""
-    known = sorted(valid_names)
-    return [
-        f"{key}: no such key at the top of the config{_did_you_mean(key, known)}; "
-        f"valid: {', '.join(known)}"
+def check_schema_keys(cfg: DictConfig, schema: type[Any], path: str = "") -> list[str]:
+    """Keys that only `+key=value` can have added, past the dataclasses of the schema."""
+    types = get_type_hints(schema)
+    known = sorted(types)
+    errors = [
+        f"{_join(path, key)}: no such key{_did_you_mean(key, known)}; valid: {', '.join(known)}"
         for key in map(str, cfg)
         if key not in known
     ]
+    for key, kind in types.items():
+        child = cfg.get(key) if key in cfg and not OmegaConf.is_missing(cfg, key) else None
+        if isinstance(child, DictConfig):
+            below = [(_join(path, key), child)]
+            if get_origin(kind) is dict:
+                kind = get_args(kind)[1]
+                below = [(f"{_join(path, key)}.{name}", child[name]) for name in map(str, child)]
+            if is_dataclass(kind):
+                for where, node in below:
+                    errors += check_schema_keys(node, cast("type[Any]", kind), where)
+    return errors
 
 
 # --- walking ------------------------------------------------------------------------------------
@@ -301,23 +318,27 @@ def _did_you_mean(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
 
 
-def explain_struct_error(error: Exception, valid_names: Iterable[str] = ()) -> str:
+def explain_struct_error(
+    error: Exception, valid_names: Iterable[str] = (), groups: Iterable[str] = ()
+) -> str:
     """One line for an error of Hydra's composition, with the names that were perhaps meant.
 
-    `valid_names` are the config's keys and groups; the names of the node in which a key was not
-    found, and the options of a group, are taken from the error itself.
+    Args:
+        valid_names: keys of the config; those of the node in which a key was not found, and the
+            options of a group, are taken from the error itself.
+        groups: what stands left of = to choose an option, e.g. `reward`, `model@teacher`.
     """
     text = str(error)
     cause = error.__cause__
-    candidates = list(valid_names)
     options = getattr(error, "options", None)
     if options is not None and (match := re.search(r"Could not find '([^']+)'", text)):
         group, _, option = match[1].rpartition("/")
         prefix = f"{group}={option}: no such option"
-        return f"{prefix}{_did_you_mean(option, options)}; available: {', '.join(options)}"
-    parent = getattr(cause or error, "parent_node", None)
-    if isinstance(parent, DictConfig):
-        candidates += [str(key) for key in parent if key != "hydra"]
+        shown = [option for option in options if not option.startswith("_")]
+        return f"{prefix}{_did_you_mean(option, shown)}; available: {', '.join(shown)}"
+    not_mounted = r"Could not override '([^']+)'\.\s+(No match|Did you mean to override (.*)\?)"
+    if match := re.search(not_mounted, text):
+        return _place(text) + _no_such_group(match[1], list(groups), match[3])
     patterns = (
         r"Key '([^']+)' (?:is not in struct|not in )",
         r"Could not override '([^']+)'",
@@ -327,13 +348,39 @@ def explain_struct_error(error: Exception, valid_names: Iterable[str] = ()) -> s
     for message in (str(cause) if cause else "", text):
         for pattern in patterns:
             if match := re.search(pattern, message):
-                return _no_such_key(match[1], message, text, candidates)
+                full = re.search(r"full_key: (\S+)", message)
+                name = full[1] if full else match[1]
+                near = _siblings(cause or error.__context__ or error)
+                if "." not in name:
+                    near = [*valid_names, *groups, *near]
+                hint = _did_you_mean(match[1], dict.fromkeys(near))
+                return f"{_place(text)}no such key {name!r}{hint}"
     return " ".join((text if cause is None else f"{text}: {cause}").split())
 
 
-def _no_such_key(key: str, message: str, text: str, candidates: list[str]) -> str:
-    full = re.search(r"full_key: (\S+)", message)
+def _siblings(error: BaseException) -> list[str]:
+    """Names that stand, or may stand, where omegaconf did not find one."""
+    parent, schema = getattr(error, "parent_node", None), getattr(error, "object_type", None)
+    names = [str(key) for key in parent if key != "hydra"] if isinstance(parent, DictConfig) else []
+    return names + ([f.name for f in fields(schema)] if is_dataclass(schema) else [])
+
+
+def _place(text: str) -> str:
+    """The file that Hydra blames, if it does."""
     place = re.search(r"In '([^']+)'", text)
-    name = full[1] if full else key
-    hint = _did_you_mean(key, dict.fromkeys(candidates))
-    return f"{f'{place[1]}: ' if place else ''}no such key {name!r}{hint}"
+    return f"{place[1]}: " if place else ""
+
+
+def _no_such_group(group: str, groups: list[str], suggested: str | None) -> str:
+    """An option was chosen for a part that this config does not have.
+
+    Args:
+        suggested: parts that take options of the same group, as Hydra writes them.
+    """
+    problem = f"{group}: this config has no such part"
+    if suggested is not None:
+        names = sorted(suggested.removeprefix("one of ").split(", "))
+        return f"{problem}; did you mean {' or '.join(names)}?"
+    whole = [name for name in groups if "." not in name]  # not a part of a part
+    has = f"; it has: {', '.join(sorted(whole))}" if whole else ""
+    return f"{problem}{_did_you_mean(group, groups)}{has}"

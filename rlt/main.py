@@ -1,22 +1,36 @@
 """The entrypoint: compose, check, seed, run the stage, return its metrics.
 
-    rlt experiment=quickstart
-    rlt stage=teacher_rl reward=rlt check=true
-    rlt -m stage=teacher_rl reward=rlt,solution_only seed=0,1
+rlt experiment=quickstart
+rlt stage=teacher_rl reward=rlt check=true
+rlt -m stage=teacher_rl reward=rlt,solution_only seed=0,1
 """
 
 import os
+import socket
 import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import (
+    compute_search_path_dir,
+    create_config_search_path,
+    get_args_parser,
+)
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from rlt import schema
 
 # Errors that say what to change; their message is enough, unless HYDRA_FULL_ERROR=1.
-_USER_ERRORS = (ValueError, FileNotFoundError)
+_USER_ERRORS = (ValueError, FileNotFoundError, InstantiationException)
+_IN_FULL = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def config_dir() -> Path:
@@ -37,9 +51,13 @@ _register()
 
 def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     """Check a composed config, then run its stage (or, with `check=true`, print its plan)."""
-    from rlt.checks import check_targets, raise_if_any
+    from rlt.checks import check_hydra_node, check_schema_keys, check_targets, raise_if_any
 
-    raise_if_any(check_targets(cfg))
+    errors = check_schema_keys(cfg, schema.STAGES[cfg.stage]) + check_targets(cfg)
+    if HydraConfig.initialized():
+        node = cast(DictConfig, HydraConfig.get())
+        errors += check_hydra_node(node)  # a sweep may have changed it for this job
+    raise_if_any(errors)
     from rlt.quiet import quiet
     from rlt.stages import run_stage
     from rlt.stages.plan import print_plan
@@ -55,21 +73,128 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
 def _task(cfg: DictConfig) -> dict[str, float]:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.check:
+        _offline_unless_the_hub_answers()
     try:
         return run(cfg, run_dir)
     except _USER_ERRORS as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or HydraConfig.get().mode.name == "MULTIRUN":
+        multirun = HydraConfig.get().mode == RunMode.MULTIRUN  # the other jobs go on first
+        if not _IN_FULL:
+            _print(error)
+        if multirun or _IN_FULL:
             raise
-        print(f"\nrlt: {type(error).__name__}: {error}", file=sys.stderr)
-        print("(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
         sys.exit(2)
     finally:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # made by Hydra before anything was checked
 
 
+def _offline_unless_the_hub_answers() -> None:
+    """Its libraries try an absent hub for minutes; a check says instead what it could not read."""
+    if any(os.environ.get(name) for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy")):
+        return
+    hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((hub.hostname, hub.port or 443), timeout=2).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported
+
+
 def main() -> None:
-    _task()
+    """The console script: `_task`, with errors in one line instead of Hydra's or a stack trace."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
+    try:
+        _check_before_hydra_acts(sys.argv[1:])
+        _task()
+    except (*_USER_ERRORS, HydraException) as error:
+        if _IN_FULL:
+            raise
+        _print(error)
+        sys.exit(2)
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _print(error: Exception) -> None:
+    print(f"\nrlt: {_explain(error, sys.argv[1:])}", file=sys.stderr)
+    print("(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
+
+
+def _check_before_hydra_acts(arguments: list[str]) -> None:
+    """Compose the config once more, to check the node `hydra` before Hydra itself acts on it.
+
+    Raises:
+        HydraException: it does not compose.
+        ValueError: it would run code, or set a variable, that is not allowed.
+    """
+    from rlt.checks import check_hydra_node, raise_if_any
+
+    options = get_args_parser().parse_args(arguments)
+    if not (options.help or options.hydra_help or options.shell_completion):
+        name = options.config_name or "config"
+        mode = RunMode.MULTIRUN  # leaves out what is swept over
+        cfg = _loader(options).load_configuration(
+            name, options.overrides, mode, validate_sweep_overrides=False
+        )
+        raise_if_any(check_hydra_node(cfg.hydra))
+
+
+def _loader(options: Namespace) -> ConfigLoaderImpl:
+    """Hydra's loader over the folders that it will itself look into."""
+    folder = compute_search_path_dir(__file__, None, options.config_path or str(config_dir()))
+    search_path = create_config_search_path(folder)
+    if options.config_dir is not None:
+        search_path.prepend(
+            provider="command-line",
+            path=f"file://{Path(options.config_dir).absolute()}",
+            anchor=SearchPathQuery(provider="schema"),
+        )
+    return ConfigLoaderImpl(search_path)
+
+
+def _explain(error: Exception, arguments: list[str]) -> str:
+    """What is wrong, with the names that were perhaps meant."""
+    from rlt.checks import explain_struct_error
+
+    if isinstance(error, InstantiationException):  # a nested node refused its values
+        where = str(error).partition("full_key: ")[2]
+        return f"{where}: {error.__cause__ or error}" if where else str(error)
+    if not isinstance(error, HydraException):
+        return f"{type(error).__name__}: {error}"
+    return explain_struct_error(error, groups=_groups(arguments))
+
+
+def _groups(arguments: list[str]) -> list[str]:
+    """What stands left of = to choose an option: `reward`, `model@teacher`, …
+
+    They depend on the stage, and on the experiment, unless that is what does not compose.
+    """
+    options = get_args_parser().parse_args(arguments)
+    chosen = [
+        override
+        for key in ("hydra.searchpath", "stage", "experiment")
+        for override in options.overrides
+        if override.partition("=")[0] == key
+    ]
+    groups = {"stage", "experiment", "sweep", "debug"}
+    while True:
+        try:
+            found = _loader(options).compute_defaults_list("config", chosen, RunMode.MULTIRUN)
+            break
+        except HydraException:
+            if not chosen:
+                return sorted(groups)
+            chosen.pop()
+    for default in found.defaults:
+        group = (default.config_path or "").rpartition("/")[0]
+        mounted_by = (default.parent or "").partition("/")[0]
+        if mounted_by in ("stage", "recipe") and group not in ("schema", "recipe"):
+            package = default.package or ""
+            groups.add(group if package in ("", group) else f"{group}@{package}")
+    return sorted(groups)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class Pretrained:
     def load(self) -> LanguageModel:
         tokenizer = self.tokenizer()
         dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             self.path, dtype=dtype, attn_implementation=self.attention, **self._options()
         )
         if self.gguf_file:
@@ -232,8 +232,8 @@ def prepare_tokenizer(tokenizer: Any, chat_template: str | None, pad_token: str 
 
 def _ready(model: PreTrainedModel, tokenizer: Any) -> LanguageModel:
     model.config.pad_token_id = tokenizer.pad_token_id
-    check_head(model)
-    return LanguageModel(model.eval(), tokenizer)
+    check_head(model.eval())
+    return LanguageModel(model, tokenizer)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -252,7 +252,8 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        flat = tensor.detach().cpu().contiguous().flatten()  # a scalar cannot be viewed as bytes
+        digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlt.data.files import TableFiles
+from rlt.data.files import TableFiles, read_files
 
 FORMATS = ("jsonl", "parquet")
 
@@ -65,5 +65,8 @@ def find_traces(path: str) -> Path:
 
 def trace_source(path: str) -> TableFiles:
     """Traces as a data source, so that their rows are checked like any other's."""
-    columns = {name: name for name in ("question", "solution", "explanation", "system")}
-    return TableFiles([str(find_traces(path))], columns)
+    files = [str(find_traces(path))]
+    columns: dict[str, str | None] = {n: n for n in ("question", "solution", "explanation")}
+    if any("system" in row.values for row in read_files(files, None, ["system"])):
+        columns["system"] = "system"  # traces from elsewhere may do without
+    return TableFiles(files, columns)

@@ -11,11 +11,17 @@ import torch
 
 
 class Checkpoint(L.Callback):
-    """Saves the whole training state every so many steps and at the end.
+    """Saves the whole training state every so many steps.
+
+    Validation draws its random numbers apart from training, the same ones each time: a resumed run
+    does not repeat the validation at its checkpoint, and yet goes on as if never interrupted.
 
     Args:
         every_steps: steps (rollouts, in RL) between two checkpoints.
         keep: newest checkpoints that are kept.
+
+    Attributes:
+        metrics: last values logged before the checkpoint that was loaded; {} without one.
 
     Raises:
         ValueError: a number is below 1.
@@ -27,7 +33,18 @@ class Checkpoint(L.Callback):
                 raise ValueError(f"callbacks.checkpoint.{name}={value} must be at least 1")
         self.every_steps = every_steps
         self.keep = keep
+        self.metrics: dict[str, float] = {}
         self._random: dict[str, Any] | None = None
+        self._in_training: dict[str, Any] | None = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._in_training = random_state()
+        torch.manual_seed(torch.initial_seed())
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self._in_training is not None
+        _restore_random_state(self._in_training)
+        self._in_training = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
@@ -45,24 +62,22 @@ class Checkpoint(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         if isinstance(exception, KeyboardInterrupt):
-            folder = trainer.default_root_dir
-            found = latest_checkpoint(Path(folder))
-            at = f"step {_step_of(found)}" if found else "the start"
-            print(
-                f"\nInterrupted. The same command with output_dir={folder} goes on from {at}.",
-                flush=True,
-            )
+            found = latest_checkpoint(Path(trainer.default_root_dir))
+            newest = f"the newest is of step {_step_of(found)}" if found else "there is none yet"
+            print(f"\nTraining was interrupted. Checkpoints: {newest}.", flush=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"random": random_state()}
+        return {"random": random_state(), "metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._random = state_dict["random"]
+        self.metrics = state_dict["metrics"]
 
     def _save(self, trainer: L.Trainer, step: int) -> None:
         folder = Path(trainer.default_root_dir) / "checkpoints"
         path = folder / f"step={step:08d}.ckpt"
         temporary = path.with_suffix(".tmp")
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
             temporary.replace(path)

@@ -81,6 +81,7 @@ class StepDataModule(L.LightningDataModule):
         batch_size: items per step.
         steps, epochs: how long to train; exactly one of them is given.
         seed: of the order of the training items.
+        validation_batch_size: held-out items at once; None: `batch_size`.
 
     Raises:
         ValueError: there is nothing to train on, or not exactly one of steps and epochs.
@@ -94,6 +95,7 @@ class StepDataModule(L.LightningDataModule):
         steps: int | None,
         epochs: float | None,
         seed: int,
+        validation_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if not train:
@@ -103,6 +105,7 @@ class StepDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.steps = total_steps(len(train), batch_size, steps, epochs)
         self.seed = seed
+        self.validation_batch_size = validation_batch_size or batch_size
 
     def train_dataloader(self) -> StepBatches:
         return StepBatches(self.train, self.batch_size, self.steps, self.seed)
@@ -110,8 +113,8 @@ class StepDataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
         return batch  # token ids go to the device micro-batch by micro-batch
 
-    def val_dataloader(self) -> "InOrder":
-        return InOrder(self.validation, self.batch_size)
+    def val_dataloader(self) -> InOrder:
+        return InOrder(self.validation, self.validation_batch_size)
 
 
 def total_steps(items: int, batch_size: int, steps: int | None, epochs: float | None) -> int:

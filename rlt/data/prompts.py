@@ -13,6 +13,7 @@ Both tag styles, their blank lines and the system prompts come from `conf/prompt
 
 import functools
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,31 @@ class PromptStyle:
         """Strings that a row's own text must not contain: they would end a block early."""
         return sorted(set(self.tags.values()))
 
+    def for_tokenizer(self, tokenizer: Any) -> "PromptStyle":
+        return self
+
+
+@dataclass(frozen=True)
+class StyleByTokenizer:
+    """One style for tokenizers that have its tags as tokens, another for the rest.
+
+    Attributes:
+        tags_are_tokens: taken where each of its tags is one token.
+        otherwise: taken elsewhere.
+    """
+
+    tags_are_tokens: PromptStyle
+    otherwise: PromptStyle
+
+    @property
+    def forbidden(self) -> list[str]:
+        return sorted({*self.tags_are_tokens.forbidden, *self.otherwise.forbidden})
+
+    def for_tokenizer(self, tokenizer: Any) -> PromptStyle:
+        vocabulary = tokenizer.get_vocab()
+        known = all(tag in vocabulary for tag in self.tags_are_tokens.tags.values())
+        return self.tags_are_tokens if known else self.otherwise
+
 
 @dataclass(frozen=True)
 class StudentText:
@@ -127,16 +153,20 @@ class Views:
         ValueError: the tokenizer has no chat template.
     """
 
-    def __init__(self, style: PromptStyle, tokenizer: Any) -> None:
+    def __init__(self, style: PromptStyle | StyleByTokenizer, tokenizer: Any) -> None:
         if not tokenizer.chat_template:
             raise ValueError(
                 f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: set "
                 "teacher.chat_template / student.chat_template to a Jinja string or to a file"
             )
-        self.style = style
+        self.style = style = style.for_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.stop = style.tags["explanation_close"]
         self.eos_ids = {tokenizer.eos_token_id}
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:  # a saved tokenizer may carry settings of its training
+            self._backend.no_truncation()
+            self._backend.no_padding()
         self._encode = functools.lru_cache(maxsize=4096)(self._encode_uncached)
         self._turn_end = self._encode_turn_end()
 
@@ -144,9 +174,8 @@ class Views:
         return list(self._encode(text))
 
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # the same ids as a call of the tokenizer, ten times as fast
-            return tuple(backend.encode(text, add_special_tokens=False).ids)
+        if self._backend is not None:  # the same ids as a call of the tokenizer, ten times as fast
+            return tuple(self._backend.encode(text, add_special_tokens=False).ids)
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -210,16 +239,11 @@ class Views:
         at = text.find(self.stop)
         if at < 0:
             return Explanation(ids, text.strip(), False)
-        low, high = 0, len(ids)  # the largest number of tokens that end at or before `at`
-        while low < high:
-            middle = (low + high + 1) // 2
-            if len(self.decode(ids[:middle])) <= at:
-                low = middle
-            else:
-                high = middle - 1
-        while low and not text.startswith(self.decode(ids[:low])):  # half a UTF-8 character
-            low -= 1
-        return Explanation(ids[:low], text[:at].strip(), True)
+        # The fewest tokens that hold the whole tag, then back over those that reach into it.
+        kept = bisect_left(range(len(ids)), True, key=lambda n: self.stop in self.decode(ids[:n]))
+        while not text[:at].startswith(self.decode(ids[:kept])):
+            kept -= 1
+        return Explanation(ids[:kept], text[:at].strip(), True)
 
     def _prompt(self, system: str | None, question: str, opening: str) -> list[int]:
         return self.encode(self._chat(system, question, None)) + self.encode(opening)
@@ -243,9 +267,9 @@ class Views:
         return str(self.tokenizer.apply_chat_template([user, *tail], **options))
 
     def _encode_turn_end(self) -> list[int]:
-        """Tokens that end an assistant turn: up to and including the first EOS, which it ends in."""
-        rendered = self._chat(None, "?", _SENTINEL)
-        ids = self.encode(rendered.split(_SENTINEL)[-1])
+        """Tokens that end an assistant turn, up to and including the first EOS."""
+        _, found, after = self._chat(None, "?", _SENTINEL).rpartition(_SENTINEL)
+        ids = self.encode(after) if found else []  # a template may leave the turn's text out
         for position, token in enumerate(ids):
             if token in self.eos_ids:
                 return ids[: position + 1]

@@ -49,12 +49,18 @@ class PolicyModule(L.LightningModule):
         self.max_grad_norm = max_grad_norm
         self.tokens_per_micro_batch = tokens_per_micro_batch
         if gradient_checkpointing:
-            policy.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers renames the method, and warns of the old name
+            name = "activation_checkpointing_enable"
+            enable = getattr(policy, name, None) or policy.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = self.optim(self.policy.parameters())
         schedule = self.schedule(optimizer=optimizer, num_training_steps=self.optimizer_steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_fit_start(self) -> None:
+        self.policy.train()  # where Lightning expects it; every phase then sets its own mode
 
     @property
     def pad_id(self) -> int:

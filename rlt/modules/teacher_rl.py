@@ -141,12 +141,12 @@ class TeacherRL(PolicyModule):
         clock.append(time.perf_counter())
         completions = [c for group in groups for c in group]
         owners = [p for p, group in enumerate(groups) for _ in group]
-        rows: list[Row] = [
-            (prompts[p], c.ids) for p, c in zip(owners, completions, strict=True)
-        ]
-        log_probs = self.row_log_probs(self.policy, rows)
+        rows: list[Row] = [(prompts[p], c.ids) for p, c in zip(owners, completions, strict=True)]
+        log_probs = rewarded = self.row_log_probs(self.policy, rows)
+        if self.scorer.temperature != (self.rollout.temperature or 1.0):  # reward.temperature
+            rewarded = self.row_log_probs(self.policy, rows, self.scorer.temperature)
         scored = []
-        for p, (prompt, ids), values in zip(owners, rows, log_probs, strict=True):
+        for p, (prompt, ids), values in zip(owners, rows, rewarded, strict=True):
             explanation = self.views.explanation(ids)
             scored.append(ScoredExplanation(problems[p], explanation, prompt, values))
         table = self.scorer(scored, teacher=self.policy)
@@ -158,10 +158,10 @@ class TeacherRL(PolicyModule):
         """All optimizer steps on one rollout: `passes` × `minibatches` of them."""
         algorithm = self.algorithm
         rows, N = experience.rows, len(experience.rows)
-        assert self.reference is not None or not algorithm.needs_reference
-        reference = (
-            self.row_log_probs(self.reference, rows) if algorithm.needs_reference else None
-        )
+        reference = None
+        if algorithm.needs_reference:
+            assert self.reference is not None
+            reference = self.row_log_probs(self.reference, rows)
         old = experience.log_probs if algorithm.needs_old_log_probs else None
         if algorithm.minibatches > N:
             raise ValueError(
@@ -223,10 +223,13 @@ class TeacherRL(PolicyModule):
             )
         return stats
 
-    def row_log_probs(self, model: nn.Module, rows: list[Row]) -> list[Tensor]:
+    def row_log_probs(
+        self, model: nn.Module, rows: list[Row], temperature: float | None = None
+    ) -> list[Tensor]:
+        """At the sampling temperature, unless another is given."""
         return row_log_probs(
-            model, rows, temperature=self.rollout.temperature or 1.0, pad_id=self.pad_id,
-            token_budget=self.tokens_per_micro_batch,
+            model, rows, temperature=temperature or self.rollout.temperature or 1.0,
+            pad_id=self.pad_id, token_budget=self.tokens_per_micro_batch,
         )  # fmt: skip
 
     def log_experience(self, prefix: str, experience: Experience, rewards_PG: Tensor) -> None:

@@ -19,7 +19,9 @@ from rlt.report.comparison import (
     compare,
     steps_of,
 )
+from rlt.report.folder import Run
 from rlt.report.pipeline import status
+from rlt.report.results import result_lines
 from rlt.report.run import REPORT_FILE
 from rlt.report.text import duration, points
 
@@ -51,6 +53,14 @@ def print_table(
     console.print(f"report:      {run_dir / REPORT_FILE}", markup=False, soft_wrap=True)
     hint = f"tensorboard --logdir {_log_dir(found, run_dir)}"
     console.print(f"TensorBoard: {hint}", markup=False, soft_wrap=True)
+
+
+def print_run(run_dir: Path, console: Console | None = None) -> None:
+    """Print a stage's result in words and where its report is."""
+    console = console or Console()
+    for line in result_lines(Run(run_dir)):
+        console.print(f"  {line}", markup=False)
+    console.print(f"  report: {run_dir / REPORT_FILE}", markup=False, soft_wrap=True)
 
 
 def _title(benchmark: Benchmark) -> str:

@@ -72,14 +72,19 @@ class RewardScorer:
     def token_scores(
         self, rows: Sequence[ScoredExplanation], teacher: nn.Module | None = None
     ) -> list[TokenScores]:
-        """Per-token scores; `teacher` is run again only for the exact KL."""
+        """Per-token scores; `teacher` is run again only for the exact KL.
+
+        Raises:
+            ValueError: the reward takes the exact KL and no teacher is given.
+        """
+        if "exact_kl" in self.reward.needs and teacher is None:
+            raise ValueError("this reward takes the exact KL: pass the teacher's model")
         texts = [self.views.student_text(r.problem, r.explanation.ids) for r in rows]
         student_rows: list[Row] = [(t.prompt, t.continuation) for t in texts]
         exact_kl: list[Tensor | None] = [None] * len(rows)
 
         def visit(indices: list[int], batch: PaddedRows, hidden_ND: Tensor) -> None:
-            if "exact_kl" in self.reward.needs:
-                assert teacher is not None
+            if teacher is not None and "exact_kl" in self.reward.needs:
                 picked = [rows[i] for i in indices]
                 kept = self._exact_kl(teacher, picked, [texts[i] for i in indices], hidden_ND)
                 for index, values in zip(indices, kept, strict=True):

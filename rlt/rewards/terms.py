@@ -6,7 +6,7 @@ A term gives token values, reduces them in one or more ways and weighs each: wit
 class with `needs`, `sign`, `coefficients` and `values`, and name it in a reward's YAML file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,15 +38,20 @@ class TokenScores:
 class Term(Protocol):
     """One addend of the reward."""
 
-    needs: frozenset[str]  # among "exact_kl", "correct_share": what to compute beyond log-probs
-    sign: float
-    coefficients: Mapping[str, float]
+    @property
+    def needs(self) -> frozenset[str]: ...  # "exact_kl", "correct_share": beyond log-probs
+
+    @property
+    def sign(self) -> float: ...
+
+    @property
+    def coefficients(self) -> Mapping[str, float]: ...
 
     def values(self, scores: TokenScores) -> Tensor: ...
 
 
 # `median` is the lower of the two middle values, as torch has it and the published code uses it.
-REDUCTIONS = {
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": torch.mean,
     "sum": torch.sum,
     "min": torch.min,

@@ -5,7 +5,8 @@ are those that the training forward gives for the same tokens. A row stops at EO
 decoded tail holds the stop string, wherever token borders fall.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class HFRollout:
         return [done[p * n : (p + 1) * n] for p in range(len(prompts))]
 
     def _generate(
-        self, model: nn.Module, tokenizer: Any, prompts: list[Sequence[int]], stop: str
+        self, model: Any, tokenizer: Any, prompts: list[Sequence[int]], stop: str
     ) -> list[Completion]:
         P = max(len(p) for p in prompts)
         pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
@@ -101,22 +102,23 @@ class HFRollout:
             warpers.append(TopPLogitsWarper(self.top_p))
         if self.min_p:
             warpers.append(MinPLogitsWarper(self.min_p))
-        sequences = model.generate(
-            input_ids=ids_BP.to(model.device),
-            attention_mask=mask_BP.to(model.device),
-            generation_config=GenerationConfig(
-                do_sample=self.temperature > 0,
-                temperature=1.0,  # the recorder has divided by it already
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=self.max_new_tokens,
-                pad_token_id=pad,
-                eos_token_id=eos,
-                use_cache=True,
-            ),
-            logits_processor=LogitsProcessorList(warpers),
-            stopping_criteria=StoppingCriteriaList([stopping]),
-        )
+        with _no_generation_defaults(model):
+            sequences = model.generate(
+                input_ids=ids_BP.to(model.device),
+                attention_mask=mask_BP.to(model.device),
+                generation_config=GenerationConfig(
+                    do_sample=self.temperature > 0,
+                    temperature=1.0,  # the recorder has divided by it already
+                    top_k=0,
+                    top_p=1.0,
+                    max_new_tokens=self.max_new_tokens,
+                    pad_token_id=pad,
+                    eos_token_id=eos,
+                    use_cache=True,
+                ),
+                logits_processor=LogitsProcessorList(warpers),
+                stopping_criteria=StoppingCriteriaList([stopping]),
+            )
         log_probs_BT = recorder.log_probs(sequences).cpu()
         return [
             Completion(
@@ -126,6 +128,21 @@ class HFRollout:
             )
             for b, (length, finish) in enumerate(stopping.ends(sequences, eos))
         ]
+
+
+@contextmanager
+def _no_generation_defaults(model: Any) -> Iterator[None]:
+    """Keep the model's own generation config out: `generate` fills what is unset from it.
+
+    Qwen2.5-Instruct ships a repetition penalty of 1.05, for one, which would sample from other
+    log-probs than those that are trained on.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _Recorder(LogitsProcessor):

@@ -14,28 +14,54 @@ from rlt.runtime import RunFolder
 
 log = logging.getLogger(__name__)
 
+_INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
+
 
 def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[str, float]:
     """Run one stage in its folder: from the start, from where it stopped, or not again.
 
     Args:
-        key: identity of the run's config and inputs; made from the config if None.
+        key: identity of the run's config and inputs, if it is a step of a pipeline; made from the
+            config if None.
     """
     import lightning as L
     import torch
 
-    from rlt.report import write_report
+    from rlt.report import print_result, write_result
 
     run = RunFolder(run_dir, cfg, key)
     if run.status == "finished":
-        log.info("%s: already finished, nothing to do", run_dir)
+        log.info("already finished, nothing to do")
+        if not (run_dir / "report.md").is_file():
+            write_result(run_dir)  # the run ended between its last two lines
+        print_result(run_dir)
         return run.metrics
     if run.status == "resumed":
         log.info("%s: going on where it stopped", run_dir)
     if cfg.hardware.threads is not None:
         torch.set_num_threads(cfg.hardware.threads)
     L.seed_everything(cfg.seed, verbose=False)
-    metrics = importlib.import_module(f"rlt.stages.{cfg.stage}").run(cfg, run)
-    run.finish(metrics)
-    write_report(run_dir)
-    return dict(metrics)
+    try:
+        metrics = importlib.import_module(f"rlt.stages.{cfg.stage}").run(cfg, run)
+        run.finish(metrics)
+        write_result(run_dir)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not _is_ctrl_c(stop):
+            raise
+        if key is None:
+            print(
+                f"\nInterrupted. The same command with output_dir={run_dir} goes on from here.",
+                flush=True,
+            )
+        raise SystemExit(_INTERRUPTED) from stop
+    print_result(run_dir)
+    return metrics
+
+
+def _is_ctrl_c(stop: BaseException) -> bool:
+    """Whether it is Ctrl-C, or the exit that Lightning or a pipeline's step made of it."""
+    return isinstance(stop, KeyboardInterrupt) or (
+        isinstance(stop, SystemExit)
+        and stop.__context__ is not None
+        and _is_ctrl_c(stop.__context__)
+    )

@@ -1,7 +1,8 @@
 """`rlt stage=collect`: the teacher explains every training problem; the best of n become traces.
 
-A trace whose text, seen by the student, is longer than the student's context is cut out, and the
-share cut is reported.
+A trace that a student cannot learn from is left out: one whose text, seen by the student, is longer
+than its context, and one in which the teacher wrote a tag of its own (a row with a tag inside would
+be refused as training data). Both shares are reported.
 """
 
 from typing import Any
@@ -104,19 +105,33 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         explain,
     )  # fmt: skip
     limit = cfg.max_student_tokens or context_tokens(student)
-    kept = [row for row in rows if row["student_tokens"] <= limit]
+    fitting = [row for row in rows if row["student_tokens"] <= limit]
+    kept = [r for r in fitting if not any(tag in r["explanation"] for tag in views.forbidden)]
+    if not kept:
+        raise ValueError(
+            f"no trace is left of {len(rows)}: {len(rows) - len(fitting)} are longer than {limit} "
+            f"tokens (raise max_student_tokens or lower rollout.max_new_tokens), {len(fitting)} "
+            "have a tag inside the explanation (train the teacher for longer)"
+        )
     write_traces(kept, run.folder, cfg.format)
     (run.folder / "traces.partial").unlink()
-    metrics = summarise(rows, kept)
+    metrics = summarise(rows, fitting, kept)
     log_scalars(cfg, run.folder, metrics)
     return metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}
 
 
-def summarise(rows: list[dict[str, Any]], kept: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the traces that were kept, and the share that was cut."""
+def summarise(
+    rows: list[dict[str, Any]], fitting: list[dict[str, Any]], kept: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Means over the traces that were kept, and the shares of all that were not.
+
+    Args:
+        fitting: those of `rows` that the student's context holds; `kept` have no tag inside either.
+    """
     metrics = {
         "collect/traces": float(len(kept)),
-        "collect/cut_share": 1 - len(kept) / len(rows),
+        "collect/cut_share": 1 - len(fitting) / len(rows),
+        "collect/tag_inside_share": (len(fitting) - len(kept)) / len(rows),
         "collect/reward_mean_of_n": sum(row["reward_mean_of_n"] for row in rows) / len(rows),
     }
     for name in ("reward", "teacher_tokens", "student_tokens"):

@@ -114,7 +114,7 @@ def train(
         Final metrics: the validation before training under `start/`, the last training values, and
         the validation after it.
     """
-    from rlt.callbacks import latest_checkpoint
+    from rlt.callbacks import Checkpoint, latest_checkpoint
 
     folder = run.folder
     logger = build(cfg.logger, save_dir=str(folder)) if cfg.logger else False
@@ -123,24 +123,28 @@ def train(
     node = cfg.trainer.copy()
     node.val_check_interval = interval
     trainer = build(node, default_root_dir=str(folder), logger=logger, callbacks=callbacks)
-    validate = len(datamodule.validation) > 0
     start_file = folder / "start.json"
-    if validate and not start_file.is_file():
-        before = trainer.validate(
-            module, datamodule=datamodule, verbose=False, weights_only=True
-        )[0]
-        write_json(start_file, before)
+
+    def validate() -> dict[str, float]:
+        found = trainer.validate(module, datamodule=datamodule, verbose=False, weights_only=True)
+        return dict(found[0])
+
+    held_out = len(datamodule.validation) > 0
+    if held_out and not start_file.is_file():
+        write_json(start_file, validate())
     checkpoint = latest_checkpoint(folder)
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint.name)
     module.policy.train()
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    if validate:
-        after = trainer.validate(
-            module, datamodule=datamodule, verbose=False, weights_only=True
-        )[0]
-        metrics |= after | {f"start/{k}": v for k, v in read_json(start_file).items()}
+    if held_out:
+        if datamodule.steps % interval or not any(k.startswith("validation/") for k in metrics):
+            metrics |= validate()  # else the last step has just been validated
+        metrics |= {f"start/{k}": v for k, v in read_json(start_file).items()}
+    # Resumed after the very last step, nothing was trained on: the checkpoint has its values.
+    restored = next((c.metrics for c in callbacks if isinstance(c, Checkpoint)), {})
+    metrics = restored | metrics
     metrics["resources/peak_memory_bytes"] = float(peak_memory_bytes())
     save_model(module.policy, module.views.tokenizer, folder / "model")
     return metrics

@@ -14,7 +14,6 @@ from filelock import FileLock
 from omegaconf import DictConfig
 
 from rlt.checks import check_targets, raise_if_any
-from rlt.report import print_table, write_pipeline_report
 from rlt.runtime import RunFolder, write_json
 from rlt.stages.projection import check_steps, step_config, step_key
 
@@ -57,8 +56,6 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         )
         write_json(run.folder / "steps.json", done)
         metrics |= {f"{name}/{key}": value for key, value in result.items()}
-    write_pipeline_report(run.folder)
-    print_table(done, run.folder)
     return metrics
 
 

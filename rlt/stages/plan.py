@@ -116,10 +116,11 @@ def _problems(cfg: DictConfig, views: Any) -> tuple[int | None, str]:
             questions = benchmark.load(build(cfg.prompt).forbidden, count)
             return len(questions), f"benchmark {benchmark.name}: {len(questions)} questions"
         split = build(cfg.data).load(forbidden, count)
-    except (ConnectionError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
+    except ValueError as error:
+        if not isinstance(error.__cause__, ConnectionError):
             raise
-        return None, "data: hub not reached, not checked"
+        name = f"benchmark {cfg.benchmark.name}" if cfg.stage == "evaluate" else "data"
+        return None, f"{name}: hub not reached, not checked"
     bad = sum(split.report["bad"].values())
     return len(split.train), (
         f"data: {len(split.train)} training, {len(split.validation)} held out"

@@ -1,5 +1,6 @@
 """Rewards and per-token values of the published implementation, to 1e-4 (see rewards.json)."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ OVERRIDES: dict[str, tuple[str, list[str]]] = {
     "sum": (
         "rlt",
         [
-            "reward.terms.solution_log_prob.coefficients={mean: 0, sum: 1.0, min: 0.01}",
-            "reward.terms.thought_kl.coefficients={mean: 0, sum: 3.0, max: 0.03}",
+            "reward.terms.solution_log_prob.coefficients.mean=0",
+            "+reward.terms.solution_log_prob.coefficients.sum=1.0",
+            "reward.terms.thought_kl.coefficients.mean=0",
+            "+reward.terms.thought_kl.coefficients.sum=3.0",
         ],
     ),
     "temperature_1": ("rlt", ["reward.temperature=1.0"]),
@@ -41,6 +44,7 @@ OVERRIDES: dict[str, tuple[str, list[str]]] = {
 }
 
 
+@functools.cache
 def build_reward(variant: str) -> Any:
     group, overrides = OVERRIDES[variant]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -70,9 +74,12 @@ def scored(case: dict[str, Any], setting: dict[str, Any], temperature: float) ->
     # The figures' prompts hold the blank line after the opening tag; here the teacher writes it.
     explanation = views.explanation(views.encode("\n\n" + case["completion"]))
     prompt = views.teacher_prompt(problem)
+    # The whole completion with its end tag, as in training: k3 and exp take exponentials of these
+    # log-probs, so a forward over fewer tokens is already off by more than 1e-4 in float32.
+    completion = [*explanation.ids, *case["teacher_input_ids"][case["teacher_think_span"][1] :]]
     log_probs = row_log_probs(
         setting["teacher"],
-        [(prompt, explanation.ids)],
+        [(prompt, completion)],
         temperature=temperature,
         pad_id=257,
         token_budget=4096,

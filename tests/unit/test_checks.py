@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from rlt.checks import (
     ConfigError,
     check_hydra_node,
+    check_schema_keys,
     check_targets,
-    check_top_level,
     explain_struct_error,
     nearest,
     raise_if_any,
@@ -209,11 +209,36 @@ def test_errors_are_raised_together_and_numbered() -> None:
     assert isinstance(caught.value, ValueError)
 
 
+@dataclass
+class Inner:
+    rate: float = 0.1
+
+
+@dataclass
+class Outer:
+    seed: int = 0
+    inner: Inner = field(default_factory=Inner)
+    named: dict[str, Inner] = field(default_factory=dict)
+    anything: Any = None
+
+
 def test_keys_added_past_the_schema() -> None:
-    (error,) = check_top_level(config({"seed": 1, "sed": 2}), ["seed", "reward"])
-    assert error == (
-        "sed: no such key at the top of the config; did you mean 'seed'?; valid: reward, seed"
+    cfg = config(
+        {
+            "seed": 1,
+            "sed": 2,
+            "inner": {"rate": 1, "rat": 2},
+            "named": {"first": {"rate": 1}, "second": {"x": 1}},
+            "anything": {"free": 1},
+        }
     )
+    assert check_schema_keys(cfg, Outer) == [
+        "sed: no such key; did you mean 'seed'?; valid: anything, inner, named, seed",
+        "inner.rat: no such key; did you mean 'rate'?; valid: rate",
+        "named.second.x: no such key; valid: rate",
+    ]
+    assert check_schema_keys(config({"inner": "???"}), Outer) == []
+    assert check_schema_keys(config({"inner": None, "anything": [1]}), Outer) == []
 
 
 # --- the hydra node -----------------------------------------------------------------------------
@@ -319,7 +344,11 @@ def test_a_logging_factory_is_refused() -> None:
         ("reward.alhpa=1", "no such key 'reward.alhpa'; did you mean 'alpha'?"),
         ("~rewrad", "no such key 'rewrad'; did you mean 'reward'?"),
         ("experiment=bad", "experiment/bad: no such key 'rewrad'; did you mean 'reward'?"),
-        ("experiment=worse", "experiment/worse: no such key 'rewrad'; did you mean 'reward'?"),
+        (
+            "experiment=worse",
+            "experiment/worse: rewrad: this config has no such part; did you mean 'reward'?; "
+            "it has: experiment, reward",
+        ),
         ("reward=rtl", "reward=rtl: no such option; did you mean 'rlt'?; available: rlt"),
         (
             "seed=x",
@@ -331,7 +360,7 @@ def test_a_logging_factory_is_refused() -> None:
 def test_composition_errors_become_one_line(override: str, expected: str) -> None:
     with pytest.raises(Exception) as caught:
         compose("config", [override])
-    assert explain_struct_error(caught.value, ["seed", "reward", "experiment"]) == expected
+    assert explain_struct_error(caught.value, ["seed"], ["reward", "experiment"]) == expected
 
 
 def test_struct_errors_of_omegaconf_itself() -> None:

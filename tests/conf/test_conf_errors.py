@@ -1,0 +1,224 @@
+"""What is misspelt, out of place or out of range fails before anything is loaded, and is named."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from rlt import main
+from rlt.checks import ConfigError
+
+Composed = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """`cli(*arguments)`: what a failing `rlt` command writes to stderr; it must exit with 2."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["rlt", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main.main()
+        assert caught.value.code == 2
+        assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".yaml"] == []
+        return capsys.readouterr().err.strip()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stage=teacher_rl", "rewrad=rlt"], "no such key 'rewrad'; did you mean 'reward'?"),
+        (["stage=teacher_rl", "seeed=1"], "no such key 'seeed'; did you mean 'seed'"),
+        (["stage=teacher_rl", "optim.lrr=1"], "no such key 'optim.lrr'; did you mean 'lr'?"),
+        (
+            ["stage=teacher_rl", "hardware.presicion=32-true"],
+            "no such key 'hardware.presicion'; did you mean 'precision'?",
+        ),
+        (
+            ["teacher_rl.rolout.temperature=1"],
+            "no such key 'teacher_rl.rolout'; did you mean 'rollout'?",
+        ),
+        (["steps.warm_up.stagee=x"], "no such key 'steps.warm_up.stagee'; did you mean 'stage'?"),
+        (["stage=teacher_rl", "reward=rtl"], "reward=rtl: no such option; did you mean 'rlt'?"),
+        (["-m", "reward=rlt,rtl"], "reward=rtl: no such option; did you mean 'rlt'?"),
+        (["stage=teacher_lr"], "stage=teacher_lr: no such option; did you mean 'teacher_rl'"),
+        (["stage=distill", "reward=rlt"], "reward: this config has no such part; it has: "),
+        (["stage=evaluate", "data=jsonl"], "data: this config has no such part; did you mean"),
+        (
+            ["stage=collect", "model=micro"],
+            "model: this config has no such part; did you mean model@student or model@teacher?",
+        ),
+        (
+            ["optim=sgd"],
+            "optim: this config has no such part; did you mean optim@distill.optim or "
+            "optim@pretrain.optim or optim@teacher_rl.optim or optim@teacher_sft.optim?",
+        ),
+        (["stage=teacher_rl", "seed=x"], "Error merging override seed=x: Value 'x' of type 'str'"),
+        (["seed=0,1"], "Ambiguous value for argument 'seed=0,1'"),
+    ],
+)
+def test_composition_errors_in_one_line(
+    cli: Callable[..., str], arguments: list[str], message: str
+) -> None:
+    written = cli(*arguments).splitlines()
+    assert written[0].startswith(f"rlt: {message}")
+    assert written[1:] == ["(HYDRA_FULL_ERROR=1 shows where)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "rewrad: {terms: null}",
+            "experiment/mine: no such key 'rewrad'; did you mean 'reward'?",
+        ),
+        ("hardware: {acelerator: gpu}", "no such key 'hardware.acelerator'; did you mean 'accel"),
+        ("teacher_rl: {rewardstudent: student}", "did you mean 'reward_student'?"),
+        ("steps: {warm_up: {need: {}}}", "did you mean 'needs'?"),
+        (
+            "defaults: [override /rewrad: rlt]",
+            "rewrad: this config has no such part; did you mean 'reward'?",
+        ),
+        ("reward: {terms: {thought_kl: {clipp: 1}}}", "ThoughtKL has no parameter 'clipp'; did"),
+        ("collect: {rollout: {temprature: 1}}", "HFRollout has no parameter 'temprature'; did"),
+    ],
+)
+def test_typos_in_an_experiment_file(
+    cli: Callable[..., str], tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    for folder in (f"hydra.searchpath=[file://{tmp_path}]", f"--config-dir={tmp_path}"):
+        assert message in cli(folder, "experiment=mine", "check=true")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+typo=1", "typo: no such key"),
+        ("+sede=1", "sede: no such key; did you mean 'seed'"),
+        ("+hardware.typo=1", "hardware.typo: no such key"),
+        ("+reward.terms.thought_kl.estimater=k3", "did you mean 'estimator'?"),
+        ("+optim.lrr=1", "optim.lrr: torch.optim.AdamW has no parameter 'lrr'"),
+        ("+callbacks.x={_target_: os.system, command: ls}", "is not an allowed target"),
+    ],
+)
+def test_keys_added_with_a_plus(
+    composed: Composed, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        main.run(composed("stage=teacher_rl", override), tmp_path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["+teacher_rl.typo=1", "+steps.warm_up.typo=1"])
+def test_keys_added_inside_a_pipeline(composed: Composed, tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="typo: no such key"):
+        main.run(composed(override), tmp_path)
+
+
+def test_all_errors_at_once(composed: Composed, tmp_path: Path) -> None:
+    cfg = composed(
+        "stage=teacher_rl", "+typo=1", "+optim.lrr=1", "data=jsonl", "+reward.temprature=1"
+    )
+    with pytest.raises(ConfigError) as caught:
+        main.run(cfg, tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "the config has 4 errors:"
+    assert sorted(line.split(":")[0].split()[1] for line in lines[1:]) == [
+        "data.source.files", "optim.lrr", "reward.temprature", "typo",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+hydra.job.env_set.LD_PRELOAD=/tmp/hostile.so",
+        "+hydra.callbacks.x={_target_: os.system, command: touch hostile}",
+        "+hydra.job_logging.handlers={x: {class: os.system, command: touch hostile}}",
+    ],
+)
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+def test_hydra_s_own_node_is_checked_before_hydra_acts_on_it(
+    cli: Callable[..., str], tmp_path: Path, override: str, mode: list[str]
+) -> None:
+    written = cli(*mode, "stage=teacher_rl", "check=true", override)
+    assert written.startswith("rlt: ConfigError: the config has 1 error:\n  1. hydra.")
+    assert "LD_PRELOAD" not in os.environ and not (tmp_path / "hostile").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stage=teacher_rl", "algorithm.epsilon_high=-3"], "algorithm.epsilon_high=-3"),
+        (["stage=teacher_rl", "algorithm.minibatches=5000"], "algorithm.minibatches=5000 exceeds"),
+        (["stage=teacher_rl", "algorithm.aggregation=sum"], "algorithm.aggregation='sum'"),
+        (["stage=teacher_rl", "reward.terms.thought_kl.estimator=k2"], "estimator='k2'"),
+        (["stage=teacher_rl", "rollout.temperature=-1"], "rollout.temperature=-1"),
+        (["stage=teacher_rl", "rollout.max_new_tokens=0"], "rollout.max_new_tokens=0"),
+        (["stage=teacher_rl", "reward_student=other"], "reward_student='other'"),
+        (["stage=teacher_rl", "reward_student=student"], "set model@student="),
+        (["stage=teacher_rl", "teacher_path=nowhere"], "teacher_path=nowhere: no such folder"),
+        (["stage=teacher_sft", "datamodule.batch_size=0"], "datamodule.batch_size=0"),
+        (["stage=teacher_sft", "datamodule.steps=3"], "set one, and the other null"),
+        (["stage=teacher_sft", "data.validation_share=2"], "data.validation_share=2"),
+        (["stage=teacher_sft", "data.on_bad_row=ignore"], "data.on_bad_row='ignore'"),
+        (["stage=distill"], "stage=distill needs traces="),
+        (["stage=distill", "explanations=some"], "explanations='some'"),
+        (["steps.teacher.needs.teacher_path=warmup"], "did you mean warm_up?"),
+        (["+steps.teacher.set.algorithm.bet=1"], "steps.teacher.set.algorithm"),
+    ],
+)
+def test_values_that_a_run_would_stumble_over(
+    composed: Composed, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(Exception) as caught:
+        main.run(composed(*overrides, "check=true"), tmp_path)
+    assert message in str(caught.value)
+
+
+# --- the command itself -------------------------------------------------------------------------
+
+
+def rlt(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rlt", *arguments],
+        capture_output=True, text=True, timeout=120, cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+    )  # fmt: skip
+
+
+def test_a_sweep_needs_no_flag_and_names_folders_by_what_differs(tmp_path: Path) -> None:
+    done = rlt(
+        "stage=teacher_rl", "sweep=rewards", "reward=rlt", "seed=3,4", "check=true",
+        f"output_dir={tmp_path / 'sweep'}", folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for seed in (3, 4):
+        assert f"writes to {tmp_path}/sweep/reward=rlt,seed={seed}\n" in done.stdout.replace(
+            " \n", "\n"
+        )
+
+
+def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
+    done = rlt("-m", "stage=teacher_rl", "check=true", "algorithm.beta=-1,0.1", folder=tmp_path)
+    assert done.returncode == 2
+    assert "rlt: ValueError: algorithm.beta=-1, but" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("is sound; nothing was loaded or written") == 1
+
+
+def test_the_full_error_on_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    done = rlt("rewrad=rlt", folder=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "Could not override 'rewrad'" in done.stderr

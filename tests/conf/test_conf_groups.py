@@ -1,0 +1,183 @@
+"""Every file of every config group composes with a stage that uses it; its targets are sound."""
+
+from collections.abc import Callable
+from itertools import chain, product
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from rlt.checks import check_hydra_node, check_schema_keys, check_targets
+from rlt.main import config_dir, run
+from rlt.schema import STAGES
+
+CONF = config_dir()
+
+# A group → where it is mounted: the stage, and what stands left of = to choose an option of it.
+MOUNTS: dict[str, list[tuple[str, str]]] = {
+    "algorithm": [("teacher_rl", "algorithm"), ("pipeline", "algorithm")],
+    "benchmark": [("evaluate", "benchmark"), ("pipeline", "benchmark")],
+    "callbacks": [("teacher_sft", "callbacks"), ("pipeline", "callbacks@teacher_rl.callbacks")],
+    "data": [("teacher_sft", "data"), ("pretrain", "data"), ("pipeline", "data")],
+    "hardware": [(stage, "hardware") for stage in STAGES],
+    "logger": [(stage, "logger") for stage in STAGES],
+    "model": [
+        ("teacher_sft", "model@teacher"),
+        ("teacher_rl", "model@student"),
+        ("collect", "model@teacher"),
+        ("evaluate", "model@student"),
+    ],
+    "optim": [("teacher_rl", "optim"), ("pipeline", "optim@distill.optim")],
+    "prompt": [("teacher_rl", "prompt"), ("evaluate", "prompt")],
+    "reward": [("teacher_rl", "reward"), ("collect", "reward"), ("pipeline", "reward")],
+    "rollout": [("teacher_rl", "rollout"), ("pipeline", "rollout@collect.rollout")],
+    "schedule": [("distill", "schedule"), ("pipeline", "schedule@teacher_rl.schedule")],
+    "stage": [(stage, "seed") for stage in STAGES],
+    "steps": [("pipeline", "steps")],
+    "trainer": [("distill", "trainer"), ("pipeline", "trainer@pretrain.trainer")],
+}
+# Files that are not an option of a mount: parts of a stage, or settings of a whole run.
+ELSEWHERE = ("recipe", "experiment", "sweep", "debug")
+# What a file leaves to be said, where it is mounted.
+TO_SAY = {
+    ("data", "csv"): ("data.source.files=x.csv",),
+    ("data", "hub"): ("data.source.path=some/set",),
+    ("data", "jsonl"): ("data.source.files=x.jsonl",),
+    ("data", "parquet"): ("data.source.files=[x.parquet]",),
+    ("data", "reasoning_gym"): ("data.source.task=gcd",),
+    ("data", "stratos_files"): ("data.source.files=x.jsonl",),
+    ("model", "pretrained"): ("{role}.path=some/model",),
+}
+# The recipes set AdamW's betas, which another optimizer chosen on the command line must drop.
+TO_DROP = {("optim", "sgd"): "~{place}.betas", ("optim", "adafactor"): "~{place}.betas"}
+DEBUG = {
+    "training": ("pretrain", "teacher_sft", "teacher_rl", "distill"),
+    "teacher_rl": ("teacher_rl",),
+    "pipeline": ("pipeline",),
+}
+EXPERIMENTS = ("paper_7b", "quickstart", "smollm2_gsm")
+
+Composed = Callable[..., DictConfig]
+
+
+def options(group: str) -> list[str]:
+    """A group's files; those that start with _ are parts of others."""
+    names = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    return [name for name in names if not name.startswith("_")]
+
+
+def errors(cfg: DictConfig) -> list[str]:
+    return check_schema_keys(cfg, STAGES[cfg.stage]) + check_targets(cfg)
+
+
+def cases() -> list[tuple[str, str, str, str]]:
+    return [
+        (stage, key, group, option)
+        for group, mounts in MOUNTS.items()
+        for (stage, key), option in product(mounts, options(group))
+        if group != "stage" or option == stage
+    ]
+
+
+def test_every_group_and_file_is_in_these_tests() -> None:
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert folders == MOUNTS.keys() | set(ELSEWHERE)
+    assert (
+        set(options("recipe")) == set(STAGES) - {"pipeline"} == set(options("stage")) - {"pipeline"}
+    )
+    assert options("debug") == sorted(DEBUG)
+    assert options("experiment") == sorted(EXPERIMENTS)
+    assert options("sweep") == ["rewards"]
+
+
+@pytest.mark.parametrize(("stage", "key", "group", "option"), cases())
+def test_each_file_composes(
+    composed: Composed, stage: str, key: str, group: str, option: str
+) -> None:
+    overrides = [f"stage={stage}"] + ([f"{key}={option}"] if group != "stage" else [])
+    role = key.partition("@")[2]
+    if (group, option) in TO_DROP:
+        overrides.append(TO_DROP[group, option].format(place=role or key))
+    to_say = [text.format(role=role) for text in TO_SAY.get((group, option), ())]
+    if to_say:
+        first = to_say[0].partition("=")[0]
+        missing = errors(composed(*overrides))
+        assert any(error.startswith(f"{first}: has no value (???)") for error in missing)
+        said = (" has no value (???)", " cannot be resolved")  # or refers to what has none
+        assert all(any(text in error for text in said) for error in missing)
+    cfg = composed(*overrides, *to_say)
+    assert cfg.stage == stage
+    assert errors(cfg) == []
+
+
+# --- whole runs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_each_experiment_composes(composed: Composed, experiment: str) -> None:
+    cfg = composed(f"experiment={experiment}")
+    assert cfg.stage == "pipeline"
+    assert errors(cfg) == []
+
+
+@pytest.mark.parametrize(
+    ("debug", "stage"), [(name, stage) for name, stages in DEBUG.items() for stage in stages]
+)
+def test_each_debug_file_composes(composed: Composed, debug: str, stage: str) -> None:
+    cfg = composed(f"stage={stage}", f"debug={debug}")
+    assert errors(cfg) == []
+    recipe = cfg.teacher_sft if stage == "pipeline" else cfg
+    assert (recipe.datamodule.batch_size, recipe.datamodule.steps) == (2, 2)
+    assert recipe.datamodule.epochs is None
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_debug_makes_any_experiment_small(composed: Composed, experiment: str) -> None:
+    cfg = composed(f"experiment={experiment}", "debug=pipeline")
+    assert cfg.teacher_rl.datamodule.steps == 2
+    assert cfg.store_dir == "outputs/debug_steps"
+
+
+def test_every_job_of_the_sweep_composes(composed: Composed) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = compose("config", ["stage=teacher_rl", "sweep=rewards"], return_hydra_config=True)
+    assert node.hydra.mode.name == "MULTIRUN"
+    assert check_hydra_node(node.hydra) == []
+    params = node.hydra.sweeper.params
+    choices = [[f"{key}={v}" for v in str(values).split(",")] for key, values in params.items()]
+    jobs = list(product(*choices))
+    assert len(jobs) == 4 * 3
+    for job in jobs:
+        assert errors(composed("stage=teacher_rl", "sweep=rewards", *job)) == []
+    assert set(chain(*jobs)) >= {"reward=rlt", "reward=solution_only", "seed=2"}
+
+
+# --- plans --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shown"),
+    [
+        (["stage=pretrain"], "700 steps of 128"),
+        (["stage=teacher_sft"], "640 steps of 16"),  # 10 epochs of 1,024
+        (["stage=teacher_rl"], "1024 completions a"),
+        (["stage=collect", "best_of=3"], "best of 3 for all"),
+        (["stage=distill", "explanations=data"], "192 steps of 16"),  # 3 epochs of 1,024
+        (["stage=evaluate"], "4 answers to each of"),
+        (["stage=pipeline"], "warm_up"),
+        (["stage=pipeline", "steps=from_scratch"], "solutions"),
+        (["experiment=quickstart"], "solutions"),
+    ],
+)
+def test_plans_of_what_needs_no_hub(
+    composed: Composed,
+    overrides: list[str],
+    shown: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(composed(*overrides, "check=true"), tmp_path) == {}
+    printed = capsys.readouterr().out
+    assert shown in printed and "is sound; nothing was loaded or written" in printed
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,48 @@
+"""Hardware profiles: what their strategy node builds, and that it reaches the Trainer."""
+
+from collections.abc import Callable
+
+import lightning as L
+import pytest
+from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
+from omegaconf import DictConfig, OmegaConf
+
+from rlt.runtime import build
+
+Composed = Callable[..., DictConfig]
+PROFILES = ("gpu_8gb", "gpu_24gb", "gpu_80gb", "ddp", "fsdp")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_trained_weights_stay_float32_on_gpus(composed: Composed, profile: str) -> None:
+    cfg = composed("stage=teacher_rl", f"hardware={profile}")
+    assert (cfg.hardware.dtype, cfg.hardware.precision) == ("float32", "bf16-mixed")
+    assert cfg.teacher.dtype == "float32"
+    assert cfg.trainer.accelerator == "gpu"
+    assert cfg.module.tokens_per_micro_batch == cfg.hardware.tokens_per_micro_batch
+    assert cfg.rollout.token_budget == cfg.hardware.generation_token_budget
+
+
+def test_budgets_grow_with_the_memory(composed: Composed) -> None:
+    nodes = [composed("stage=evaluate", f"hardware={name}").hardware for name in PROFILES[:3]]
+    assert [n.tokens_per_micro_batch for n in nodes] == [4096, 16384, 32768]
+    assert [n.generation_token_budget for n in nodes] == [32768, 131072, 262144]
+
+
+def test_a_strategy_node_becomes_the_trainer_s_strategy(composed: Composed) -> None:
+    target = "lightning.pytorch.strategies.SingleDeviceStrategy"
+    cfg = composed("stage=teacher_sft", f"hardware.strategy={{_target_: {target}, device: cpu}}")
+    node = cfg.trainer.copy()  # as training does, to change it
+    trainer = build(node, logger=False, callbacks=[])
+    assert isinstance(trainer, L.Trainer)
+    assert isinstance(trainer.strategy, SingleDeviceStrategy)
+    assert trainer.strategy.root_device.type == "cpu"
+
+
+def test_fsdp_s_strategy_is_built_with_its_policy(composed: Composed) -> None:
+    cfg = composed("stage=teacher_sft", "hardware=fsdp")
+    assert OmegaConf.is_interpolation(cfg.trainer, "strategy")
+    strategy = build(cfg.trainer.strategy)
+    assert isinstance(strategy, FSDPStrategy)
+    assert strategy.sharding_strategy.name == "FULL_SHARD"
+    assert strategy.kwargs["auto_wrap_policy"].keywords == {"min_num_params": 100_000_000}

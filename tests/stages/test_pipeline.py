@@ -1,0 +1,111 @@
+"""The pipeline: the very runs that one would make by hand, each made once."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt.report import read_scalars
+from tests.metrics_doc import documented
+from tests.stages.cli import read, results, rlt, weights
+from tests.stages.conftest import pipeline_from
+
+STEPS = ["warm_up", "teacher", "traces", "student", "base_accuracy", "accuracy"]
+
+
+def steps_of(run: Path) -> dict[str, dict[str, Any]]:
+    steps = read(run / "steps.json")
+    assert [step["name"] for step in steps] == STEPS
+    return {step["name"]: step for step in steps}
+
+
+def reused(run: Path) -> list[str]:
+    return [name for name, step in steps_of(run).items() if step["reused"]]
+
+
+def written(steps: dict[str, dict[str, Any]]) -> dict[Path, int]:
+    """When each artefact was last written."""
+    files = [f for step in steps.values() for f in Path(step["dir"]).rglob("*") if f.is_file()]
+    return {f: f.stat().st_mtime_ns for f in files if f.name != "hparams.yaml"}
+
+
+def test_first_run_makes_every_step(piped: Path) -> None:
+    assert reused(piped / "first") == []
+    for step in steps_of(piped / "first").values():
+        folder = Path(step["dir"])
+        assert folder.parent == piped / "store" / step["stage"]
+        assert read(folder / "manifest.json")["status"] == "finished"
+        assert "${" not in (folder / "config.yaml").read_text()
+    report = (piped / "first" / "report.md").read_text()
+    assert "RLT student" in report
+    assert "base student" in report
+
+
+def test_metrics_are_those_of_the_steps_and_documented(piped: Path) -> None:
+    metrics = read(piped / "first" / "metrics.json")
+    steps = steps_of(piped / "first")
+    assert metrics == {
+        f"{name}/{key}": value for name, step in steps.items() for key, value in
+        read(Path(step["dir"]) / "metrics.json").items()
+    }  # fmt: skip
+    for key, value in metrics.items():
+        assert documented(key.partition("/")[2]), key
+        assert math.isfinite(value)
+    for step in steps.values():
+        assert all(documented(tag) for tag in read_scalars(Path(step["dir"])))
+
+
+def test_steps_are_the_stages_run_by_hand(piped: Path, chain: Path) -> None:
+    steps = steps_of(piped / "first")
+    by_hand = {
+        "warm_up": "teacher_sft",
+        "teacher": "teacher_rl",
+        "traces": "collect",
+        "student": "distill",
+        "accuracy": "evaluate",
+    }
+    for name, run in by_hand.items():
+        assert results(Path(steps[name]["dir"])) == results(chain / run), name
+        if steps[name]["stage"] not in ("collect", "evaluate"):
+            assert weights(Path(steps[name]["dir"])) == weights(chain / run), name
+
+
+def test_second_run_reuses_every_step(base: Path, piped: Path) -> None:
+    before = written(steps_of(piped / "first"))
+    rlt(pipeline_from(base, "output_dir=elsewhere", "seed=0"), piped)
+    assert reused(piped / "elsewhere") == STEPS
+    assert written(steps_of(piped / "elsewhere")) == before
+    assert results(piped / "elsewhere") == results(piped / "first")
+
+
+def test_one_changed_knob_remakes_only_what_depends_on_it(base: Path, piped: Path) -> None:
+    before = steps_of(piped / "first")
+    times = written(before)
+    rlt(pipeline_from(base, "output_dir=changed", "teacher_rl.optim.lr=2e-3"), piped)
+    assert reused(piped / "changed") == ["warm_up", "base_accuracy"]
+    after = steps_of(piped / "changed")
+    for name in STEPS:
+        same = name in ("warm_up", "base_accuracy")
+        assert (after[name]["key"] == before[name]["key"]) is same, name
+    assert written(before) == times
+    assert weights(Path(after["teacher"]["dir"])) != weights(Path(before["teacher"]["dir"]))
+
+
+def test_the_same_folder_again_is_finished(base: Path, piped: Path) -> None:
+    done = rlt(pipeline_from(base, "output_dir=first"), piped)
+    assert "already finished" in done.stdout + done.stderr
+    assert reused(piped / "first") == []
+
+
+@pytest.mark.parametrize("key", ["warm_up", "teacher"])
+def test_steps_can_be_run_by_themselves(piped: Path, key: str) -> None:
+    """A step's config.yaml is a whole stage config: nothing of the pipeline is left in it."""
+    from omegaconf import OmegaConf
+
+    from rlt.schema import STAGES
+
+    step = steps_of(piped / "first")[key]
+    cfg = OmegaConf.load(Path(step["dir"]) / "config.yaml")
+    OmegaConf.merge(OmegaConf.structured(STAGES[step["stage"]]), cfg)
+    assert not OmegaConf.missing_keys(cfg)

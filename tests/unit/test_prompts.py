@@ -1,0 +1,363 @@
+"""Views: spans known by construction, and the end tag found in what a teacher wrote."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from rlt.data.prompts import PromptStyle, Views
+from rlt.data.records import Problem, make_problem
+from rlt.tokenizers import utf8_bytes
+
+STYLES = ("r1", "stratos", "compact")
+TOKENIZERS = ("byte_tokenizer", "smollm2_tokenizer")
+Viewer = Callable[[str, Any], Views]
+
+# Text as models write it: halves of tags, templates' own names, merges at borders, any unicode.
+PIECES = st.sampled_from([
+    "</", "<", ">", "think", "think>", "</think", "<think", "<explanation", "</explanation",
+    "</solution", "<|end_of", "<|end_of_thought|", "_explanation|>", "{solution}", "{explanation}",
+    "{explanation_close}", "{", "}", "\\1", "\n", "\n\n", " ", "  ", "\t", "a", "é", "e\u0301",
+    "👩‍👩‍👧", "日本", "42", "the end", ".",
+])  # fmt: skip
+TEXTS = st.one_of(st.text(max_size=40), st.lists(PIECES, max_size=12).map("".join))
+FORBIDDEN = (
+    "<think>", "</think>", "<answer>", "</answer>", "<solution>", "</solution>", "<explanation>",
+    "</explanation>", "<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<|endoftext|>",
+    *(f"<|{e}_of_{b}|>" for e in ("begin", "end") for b in ("thought", "solution", "explanation")),
+)  # fmt: skip
+CLEAN = TEXTS.filter(lambda text: not any(tag in text for tag in FORBIDDEN))
+FAST = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module", params=STYLES)
+def views(request: pytest.FixtureRequest, tokenizer: Any, views_of: Viewer) -> Views:
+    return views_of(request.param, tokenizer)
+
+
+# Each style's text, written out by hand: (thought and solution around their values, opening).
+BLOCKS = {
+    "r1": ("<think>", "\n{t}\n", "</think>\n<solution>", "\n{s}\n", "</solution>"),
+    "stratos": (
+        "<|begin_of_thought|>", "\n\n{t}\n\n", "<|end_of_thought|>\n\n<|begin_of_solution|>",
+        "\n\n{s}\n\n", "<|end_of_solution|>",
+    ),
+    "compact": ("? <think>", "{t}", "</think> <answer>", "{s}", "</answer>"),
+}  # fmt: skip
+TEACHER_OPENINGS = {
+    "r1": "<solution>\n{s}\n</solution>\n<explanation>",
+    "stratos": "<|begin_of_solution|>\n\n{s}\n\n<|end_of_solution|>\n\n<|begin_of_explanation|>",
+    "compact": "{s} <think>",
+}
+CLOSERS = {"r1": "</explanation>", "stratos": "<|end_of_explanation|>", "compact": "</think>"}
+
+
+def assume_known_bytes(views: Views, *texts: str) -> None:
+    """SmolLM2's vocabulary lacks a few bytes (0x04, 0xF1 …), which it drops."""
+    assume(all(views.decode(views.encode(text)) == text for text in texts))
+
+
+def style_of(views: Views) -> str:
+    return {closer: name for name, closer in CLOSERS.items()}[views.stop]
+
+
+@FAST
+@given(question=CLEAN, solution=CLEAN, explanation=CLEAN)
+def test_spans_hold_exactly_their_text(
+    views: Views, question: str, solution: str, explanation: str
+) -> None:
+    assume_known_bytes(views, question, solution, explanation)
+    opening, thought, bridge, answer, closing = BLOCKS[style_of(views)]
+    thought = thought.replace("{t}", explanation)
+    answer = answer.replace("{s}", solution)
+    problem = make_problem(question, solution)
+    thought_ids = views.thought(explanation)
+    text = views.student_text(problem, thought_ids)
+
+    def decoded(span: tuple[int, int]) -> str:
+        return views.decode(text.continuation[slice(*span)])
+
+    assert text.thought_span[0] == 0
+    assert text.continuation[slice(*text.thought_span)] == thought_ids
+    assert decoded(text.thought_span) == thought
+    assert decoded((text.thought_span[1], text.solution_span[0])) == bridge
+    assert decoded(text.solution_span) == answer
+    assert text.continuation[-1] == views.tokenizer.eos_token_id
+    assert text.prompt == views.student_prompt(problem)
+
+    prompt = views.decode(text.prompt)
+    assert prompt.endswith(opening) and question in prompt
+    whole = views.decode([*text.prompt, *text.continuation])
+    assert whole.startswith(prompt + thought + bridge + answer + closing)
+
+    teacher_prompt = views.decode(views.teacher_prompt(problem))
+    assert teacher_prompt.endswith(TEACHER_OPENINGS[style_of(views)].replace("{s}", solution))
+    assert question in teacher_prompt
+    target = views.decode(views.teacher_target(explanation))
+    assert target.startswith(thought + views.stop)
+
+
+@FAST
+@given(ids=st.lists(st.integers(0, 255), max_size=20))
+def test_any_thought_ids_are_taken_over_unchanged(views: Views, ids: list[int]) -> None:
+    text = views.student_text(make_problem("q", "s"), ids)
+    assert text.continuation[: len(ids)] == ids and text.thought_span == (0, len(ids))
+    answer = BLOCKS[style_of(views)][3].replace("{s}", "s")
+    assert views.decode(text.continuation[slice(*text.solution_span)]) == answer
+
+
+def longest_prefix(views: Views, ids: Sequence[int], text: str) -> int:
+    """By trying every length: the most tokens that decode to a beginning of `text`."""
+    fits = [n for n in range(len(ids) + 1) if text.startswith(views.decode(ids[:n]))]
+    return max(fits)
+
+
+@FAST
+@given(explanation=CLEAN, tail=st.one_of(st.just(""), CLEAN), eos=st.booleans())
+def test_a_completion_is_cut_at_its_end_tag(
+    views: Views, explanation: str, tail: str, eos: bool
+) -> None:
+    assume_known_bytes(views, explanation, tail)
+    # Tokenised in one piece, so that the tag merges with its neighbours wherever the BPE likes.
+    ids = views.encode(explanation + views.stop + tail) + [views.tokenizer.eos_token_id] * eos
+    found = views.explanation(ids)
+    assert found.end_tag_found
+    assert found.text == explanation.strip()
+    assert found.ids == ids[: longest_prefix(views, ids, explanation)]
+
+
+@FAST
+@given(explanation=CLEAN, cut=st.integers(0, 60), eos=st.booleans())
+def test_a_completion_without_its_end_tag_is_kept_whole(
+    views: Views, explanation: str, cut: int, eos: bool
+) -> None:
+    ids = views.encode(explanation)[:cut]
+    found = views.explanation(ids + [views.tokenizer.eos_token_id] * eos)
+    assert (found.ids, found.end_tag_found) == (ids, False)
+    assert found.text == views.decode(ids).strip()
+
+
+def test_a_tag_that_merges_with_the_text_before_it(
+    smollm2_tokenizer: Any, views_of: Viewer
+) -> None:
+    views = views_of("r1", smollm2_tokenizer)
+    ids = views.encode("(<b></explanation>\n")
+    pieces = [views.decode([i]) for i in ids]
+    assert pieces == ["(", "<", "b", "></", "explan", "ation", ">", "\n"]
+    found = views.explanation(ids)
+    assert (found.ids, found.text, found.end_tag_found) == (ids[:3], "(<b>", True)
+
+
+def test_half_a_character_before_the_tag(byte_tokenizer: Any, views_of: Viewer) -> None:
+    views = views_of("r1", byte_tokenizer)
+    half = views.encode("aé")[:2]
+    found = views.explanation(half + views.encode("</explanation>"))
+    assert (found.ids, found.text, found.end_tag_found) == (half, "a\ufffd", True)
+
+
+def test_the_first_of_two_tags_counts(byte_tokenizer: Any, views_of: Viewer) -> None:
+    views = views_of("r1", byte_tokenizer)
+    found = views.explanation(views.encode("a</explanation>b</explanation>"))
+    assert (found.ids, found.text) == (views.encode("a"), "a")
+    assert views.explanation(views.encode("</explanation>")).ids == []
+    nothing = views.explanation([])
+    assert (nothing.ids, nothing.text, nothing.end_tag_found) == ([], "", False)
+
+
+def test_a_tokenizer_that_decodes_unfinished_characters_byte_by_byte(views_of: Viewer) -> None:
+    # Sentencepiece models fall back to bytes: two thirds of "€" decode to two characters, the whole
+    # to one, so that the decoded length goes down again as tokens are added.
+    vocabulary = {f"<0x{b:02X}>": b for b in range(256)} | {"<unk>": 256, "</s>": 257}
+    backend = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", unk_token="<unk>",
+        chat_template="{{ messages[0]['content'] }}",
+    )  # fmt: skip
+    views = views_of("r1", tokenizer)
+    euros = list("€€€".encode())
+    assert len(views.decode(euros[:5])) > len(views.decode(euros[:6]))
+    found = views.explanation(euros + list(b"</explanation>"))
+    assert (found.ids, found.text) == (euros, "€€€")
+
+
+def with_template(template: str) -> Any:
+    tokenizer = utf8_bytes()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+PROBLEM = Problem("id", "1+1?", "2", system="Row's own.")
+
+
+@pytest.mark.parametrize(
+    "on_system",
+    ["{{ raise_exception('no system turns') }}", ""],
+    ids=["refused, as Gemma", "left out"],
+)
+def test_a_template_without_system_turns(on_system: str, views_of: Viewer) -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}{% if m['role'] == 'system' %}" + on_system + "{% else %}"
+        "[{{ m['role'] }}]{{ m['content'] }}{% endif %}{% endfor %}"
+    )
+    views = views_of("r1", tokenizer)
+    system = views.style.teacher_system
+    assert system
+    prompt = views.decode(views.teacher_prompt(PROBLEM))
+    assert prompt == (f"[user]{system}\n\n1+1?<solution>\n2\n</solution>\n<explanation>")
+
+
+def test_the_rows_own_system_prompt(byte_tokenizer: Any, views_of: Viewer) -> None:
+    for style, taken in (("r1", True), ("compact", False)):
+        views = views_of(style, byte_tokenizer)
+        assert ("Row's own." in views.decode(views.student_prompt(PROBLEM))) is taken
+        assert "Row's own." not in views.decode(views.teacher_prompt(PROBLEM))
+    plain = views_of("r1", byte_tokenizer)
+    assert plain.style.student_system
+    without = views_of("r1", byte_tokenizer).student_prompt(make_problem("1+1?", "2"))
+    assert plain.style.student_system in plain.decode(without)
+
+
+def test_a_template_that_rewrites_assistant_text(views_of: Viewer) -> None:
+    # As Qwen3: thoughts are taken out of assistant turns, and an empty thought is put in.
+    tokenizer = with_template(
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n"
+        "{{ m['content'].split('</think>')[-1].lstrip('\n') }}<eos>\n{% else %}"
+        "[{{ m['role'] }}]{{ m['content'] }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    views = views_of("r1", tokenizer)
+    text = views.student_text(make_problem("1+1?", "2"), views.thought("two"))
+    assert views.decode(text.prompt).endswith("1+1?[assistant]<think>")
+    assert views.decode(text.continuation) == ("\ntwo\n</think>\n<solution>\n2\n</solution><eos>")
+
+
+@pytest.mark.parametrize(
+    ("assistant", "ending"),
+    [
+        ("{{ m['content'] }}<eos>\nignored", "<eos>"),
+        ("{{ m['content'] }}[end]\n", "[end]\n<eos>"),
+        ("{{ m['content'] }}", "<eos>"),
+        ("", "<eos>"),
+        ("{{ m['content'][:3] }}[cut]", "<eos>"),
+    ],
+)
+def test_how_a_turn_ends(assistant: str, ending: str, views_of: Viewer) -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}" + assistant + "{% else %}"
+        "{{ m['content'] }}{% endif %}{% endfor %}"
+    )
+    views = views_of("compact", tokenizer)
+    assert views.decode(views.teacher_target("x")) == "x</think>" + ending
+
+
+def test_turn_end_of_a_real_template(smollm2_tokenizer: Any, views_of: Viewer) -> None:
+    views = views_of("r1", smollm2_tokenizer)
+    assert views.decode(views.teacher_target("x")) == "\nx\n</explanation><|im_end|>"
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(views_of: Viewer) -> None:
+    tokenizer = utf8_bytes()
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match=r"teacher\.chat_template / student\.chat_template"):
+        views_of("r1", tokenizer)
+
+
+def test_braces_are_not_expanded(byte_tokenizer: Any, views_of: Viewer) -> None:
+    views = views_of("r1", byte_tokenizer)
+    problem = make_problem(
+        "{solution} {{ bos_token }} {% x %}", "{explanation} \\g<0> {thought_open}"
+    )
+    text = views.student_text(problem, views.thought("{solution}{explanation}"))
+    assert "{solution} {{ bos_token }} {% x %}" in views.decode(text.prompt)
+    assert views.decode(text.continuation[slice(*text.thought_span)]) == (
+        "\n{solution}{explanation}\n"
+    )
+    assert views.decode(text.continuation[slice(*text.solution_span)]) == (
+        "\n{explanation} \\g<0> {thought_open}\n"
+    )
+
+
+def test_settings_saved_with_a_tokenizer_do_not_cut_or_pad(views_of: Viewer) -> None:
+    tokenizer = utf8_bytes()
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(length=8)
+    views = views_of("r1", tokenizer)
+    assert views.count_tokens("abc") == 3 and views.count_tokens("abcdefghij") == 10
+
+
+def test_encode_gives_a_list_of_the_callers_own(byte_tokenizer: Any, views_of: Viewer) -> None:
+    views = views_of("r1", byte_tokenizer)
+    views.encode("ab").append(0)
+    assert views.count_tokens("ab") == 2
+
+
+def test_encode_adds_no_special_tokens(smollm2_tokenizer: Any, views_of: Viewer) -> None:
+    views = views_of("r1", smollm2_tokenizer)
+    text = "The answer is 42.\n\n"
+    assert views.encode(text) == smollm2_tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_forbidden_strings(byte_tokenizer: Any, views_of: Viewer) -> None:
+    assert views_of("r1", byte_tokenizer).forbidden == [
+        "</explanation>", "</solution>", "</think>", "<bos>", "<eos>", "<explanation>", "<pad>",
+        "<solution>", "<think>",
+    ]  # fmt: skip
+
+
+STYLE: dict[str, Any] = {
+    "thought": ("<t>", "</t>"), "solution": ("<s>", "</s>"), "explanation": ("<e>", "</e>"),
+    "teacher_opening": "{solution}<e>", "student_opening": "<t>", "thought_text": "{explanation}",
+    "solution_text": "{solution}", "student_bridge": "</t><s>", "student_closing": "</s>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"thought": ("<t>",)}, "prompt.thought"),
+        ({"solution": ("<s>", "")}, "prompt.solution"),
+        ({"teacher_opening": "<e>"}, "prompt.teacher_opening='<e>' must contain {solution}"),
+        ({"thought_text": "x"}, "prompt.thought_text='x' must contain {explanation}"),
+        ({"solution_text": "x"}, "prompt.solution_text='x' must contain {solution}"),
+    ],
+)
+def test_a_style_that_cannot_work_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        PromptStyle(**(STYLE | change))
+    assert message in str(error.value)
+
+
+def test_system_prompts_from_files(tmp_path: Path) -> None:
+    file = tmp_path / "teacher.txt"
+    file.write_text("Lehre geduldig. ✓\n", encoding="utf-8")
+    style = PromptStyle(**STYLE, teacher_system="unused", teacher_system_file=str(file))
+    assert (style.teacher_system, style.student_system) == ("Lehre geduldig. ✓", None)
+    with pytest.raises(FileNotFoundError, match=r"prompt\.student_system_file=nowhere\.txt"):
+        PromptStyle(**STYLE, student_system_file="nowhere.txt")
+
+
+def test_words_without_a_decoder(word_tokenizer: Any, views_of: Viewer) -> None:
+    """`model=nano`: decoded words are joined by spaces; cutting at the tag still works."""
+    views = views_of("compact", word_tokenizer)
+    ids = views.encode("3 8 0 7 </think>")
+    found = views.explanation([*ids, *views.encode("1 2")])
+    assert (found.ids, found.text, found.end_tag_found) == (ids[:-1], "3 8 0 7", True)
+    text = views.student_text(make_problem("3 5 2", "0"), found.ids)
+    assert views.decode([*text.prompt, *text.continuation]) == (
+        "<bos> 3 5 2 ? <think> 3 8 0 7 </think> <answer> 0 </answer> <eos>"
+    )
+    teacher = views.teacher_prompt(make_problem("3 5 2", "0"))
+    assert views.decode(teacher) == "<bos> 3 5 2 0 <think>"

@@ -1,0 +1,345 @@
+"""Reward terms by hand, every shipped reward on fixed scores, and the scorer on a tiny model."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from rlt.data.prompts import Views
+from rlt.data.records import Problem, make_problem
+from rlt.evaluation.graders import Verdict, decided
+from rlt.logprobs import row_log_probs
+from rlt.main import config_dir
+from rlt.models import LanguageModel, freeze
+from rlt.rewards import (
+    Correctness,
+    Length,
+    Reward,
+    RewardScorer,
+    ScoredExplanation,
+    SolutionLogProb,
+    ThoughtKL,
+    TokenScores,
+)
+from rlt.rewards.terms import REDUCTIONS, reduce_tokens
+from rlt.rollout import Completion
+from rlt.runtime import build
+
+# teacher - student = [1, -0.5, 0, 3]
+SCORES = TokenScores(
+    solution_log_probs_K=torch.tensor([-1.0, -2.0, -4.0]),
+    student_log_probs_T=torch.tensor([-2.0, -0.5, -1.0, -4.0]),
+    teacher_log_probs_T=torch.tensor([-1.0, -1.0, -1.0, -1.0]),
+    end_tag_found=True,
+    exact_kl_T=torch.tensor([0.5, 0.25, 0.0, 1.0]),
+    correct_share=0.75,
+)
+SOLUTION = -7 / 3 + 0.01 * -4  # r_SS of the paper on SCORES
+E = math.exp
+K3 = [E(-1), E(0.5) - 1.5, 0.0, 2 + E(-3)]  # r - 1 + exp(-r)
+# By hand: solution mean -7/3, min -4, median -2, first quartile -3;
+# log-ratio mean 0.875, max 3, lower median 0, last quartile 1 + (3 - 1) / 4 = 1.5.
+EXPECTED = {
+    "rlt": SOLUTION - 3 * 0.875 - 0.03 * 3,
+    "rlt_5": 5 * -7 / 3 + 0.05 * -4 - 5 * 0.875 - 0.05 * 3,
+    "no_min_max": -7 / 3 - 3 * 0.875,
+    "solution_only": SOLUTION,
+    "kl_only": -3 * 0.875 - 0.03 * 3,
+    "k3": SOLUTION - 3 * sum(K3) / 4 - 0.03 * (2 + E(-3)),
+    "no_entropy": SOLUTION - 3 * 7.5 / 4 - 0.03 * 4,  # the student's surprise: 2, 0.5, 1, 4
+    "full_kl": SOLUTION - 3 * 1.75 / 4 - 0.03 * 1,
+    "exp": (E(-1) + E(-2) + E(-4)) / 3 + 0.01 * E(-4)
+    - 3 * (3 - E(-1) - E(0.5) - E(-3)) / 4 - 0.03 * (1 - E(-3)),
+    "median": -2 + 0.1 * -3 - 0 - 0.1 * 1.5,
+    "length": 0.1 * 4,
+    "correctness": 0.75,
+}  # fmt: skip
+
+
+def changed(**values: Any) -> TokenScores:
+    return TokenScores(**(vars(SCORES) | values))
+
+
+def test_every_shipped_reward_has_an_expectation() -> None:
+    shipped = {path.stem for path in (config_dir() / "reward").glob("*.yaml")}
+    assert shipped == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_every_shipped_reward_by_hand(name: str, composed: Callable[..., DictConfig]) -> None:
+    reward: Reward = build(composed("stage=teacher_rl", f"reward={name}").reward)
+    table = reward([SCORES, changed(end_tag_found=False)])
+    assert table.rewards == pytest.approx([EXPECTED[name], EXPECTED[name] - 1], abs=1e-5)
+    assert table.terms["end_tag_penalty"] == [0.0, 1.0]
+    assert reward.needs == {"full_kl": {"exact_kl"}, "correctness": {"correct_share"}}.get(
+        name, frozenset()
+    )
+
+
+def test_the_table_names_unweighted_terms(composed: Callable[..., DictConfig]) -> None:
+    table = build(composed("stage=teacher_rl", "reward=rlt").reward)([SCORES])
+    assert table.row(0) == pytest.approx(
+        {
+            "reward": EXPECTED["rlt"],
+            "solution_log_prob/mean": -7 / 3,
+            "solution_log_prob/min": -4.0,
+            "thought_kl/mean": 0.875,
+            "thought_kl/max": 3.0,
+            "end_tag_penalty": 0.0,
+        },
+        abs=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("mean", 2.0), ("sum", 8.0), ("min", -1.0), ("max", 5.0), ("median", 1.0),
+        ("first_quartile", 0.5), ("last_quartile", 3.5),
+    ],
+)  # fmt: skip
+def test_reductions(how: str, expected: float) -> None:
+    # Sorted: -1, 1, 3, 5. Quartiles interpolate at places 0.75 and 2.25; the median is the lower.
+    assert reduce_tokens(torch.tensor([3.0, -1.0, 5.0, 1.0]), how) == expected
+    assert reduce_tokens(torch.tensor([]), how) == 0.0
+    assert how in REDUCTIONS
+
+
+def test_transforms_and_clips() -> None:
+    def values(term: Any) -> list[float]:
+        found: list[float] = term.values(SCORES).tolist()
+        return found
+
+    one = {"mean": 1.0}
+    assert values(SolutionLogProb(one, clip=1.5)) == [-1.0, -1.5, -1.5]
+    assert values(SolutionLogProb(one, "exp")) == pytest.approx([E(-1), E(-2), E(-4)])
+    assert values(ThoughtKL(one)) == [1.0, -0.5, 0.0, 3.0]
+    assert values(ThoughtKL(one, clip=0.75)) == [0.75, -0.5, 0.0, 0.75]
+    assert values(ThoughtKL(one, "k3")) == pytest.approx(K3, abs=1e-6)
+    assert values(ThoughtKL(one, "cross_entropy")) == [2.0, 0.5, 1.0, 4.0]
+    assert values(ThoughtKL(one, "exact")) == [0.5, 0.25, 0.0, 1.0]
+    assert values(ThoughtKL(one, "exact", "one_minus_exp")) == pytest.approx(
+        [1 - E(-0.5), 1 - E(-0.25), 0.0, 1 - E(-1)]
+    )
+    assert values(Length(one)) == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_an_empty_explanation_gets_nothing_from_terms_over_its_tokens() -> None:
+    nothing = torch.tensor([])
+    scores = changed(student_log_probs_T=nothing, teacher_log_probs_T=nothing, end_tag_found=False)
+    terms = {
+        "solution": SolutionLogProb({"mean": 1.0}),
+        "kl": ThoughtKL({"mean": 3.0, "max": 0.5, "median": 1.0, "last_quartile": 1.0}),
+        "length": Length({"sum": 1.0}),
+    }
+    table = Reward(terms, missing_end_tag_penalty=0.25)([scores])
+    assert table.rewards == pytest.approx([-7 / 3 - 0.25])
+    assert table.terms["kl/max"] == [0.0] and table.terms["length/sum"] == [0.0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_term_that_is_not_finite_is_named(bad: float) -> None:
+    reward = Reward({"r_ss": SolutionLogProb({"mean": 1.0}), "kl": ThoughtKL({"max": 1.0})})
+    broken = changed(teacher_log_probs_T=torch.tensor([0.0, 0.0, bad, 0.0]))
+    if bad == float("-inf"):
+        broken = changed(teacher_log_probs_T=torch.full((4,), bad))
+    with pytest.raises(ValueError, match=r"reward term kl/max of completion 1 is"):
+        reward([SCORES, broken])
+
+
+def test_a_term_without_weight_still_counts_as_one_that_must_be_finite() -> None:
+    reward = Reward({"r_ss": SolutionLogProb({"mean": 0.0})})
+    assert reward([SCORES]).rewards == [0.0]
+    with pytest.raises(ValueError, match="r_ss/mean of completion 0 is nan"):
+        reward([changed(solution_log_probs_K=torch.tensor([float("nan")]))])
+
+
+ONE: Mapping[str, float] = {"mean": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Reward({}), "reward.terms is empty"),
+        (lambda: Reward({"kl": None}), "reward.terms is empty"),
+        (lambda: Reward({"l": Length({"sum": 1})}, -1.0), "missing_end_tag_penalty=-1.0"),
+        (lambda: Reward({"l": Length({"sum": 1})}, 1.0, 0.0), "reward.temperature=0.0"),
+        (lambda: SolutionLogProb({}), "SolutionLogProb.coefficients={}"),
+        (lambda: SolutionLogProb({"avg": 1.0}), "unknown: avg"),
+        (lambda: SolutionLogProb(dict(ONE), transform="log"), "transform='log'"),
+        (lambda: ThoughtKL(dict(ONE), estimator="k2"), "choose k1, k3, cross_entropy, exact"),
+        (lambda: ThoughtKL(dict(ONE), transform="exp"), "choose none or one_minus_exp"),
+        (lambda: Correctness(dict(ONE), 0, None), "Correctness.samples=0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        make()
+    assert message in str(error.value)
+
+
+# --- the scorer -------------------------------------------------------------------------------
+
+PROBLEMS = [make_problem("1+1?", "2"), make_problem("What is 10 - 3?", "7 é")]
+
+
+@pytest.fixture(scope="module")
+def views(byte_tokenizer: Any, views_of: Callable[[str, Any], Views]) -> Views:
+    return views_of("r1", byte_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def models(tiny: Callable[..., LanguageModel]) -> dict[str, Any]:
+    return {"teacher": freeze(tiny(1).model), "student": freeze(tiny(2).model)}
+
+
+def scored(views: Views, teacher: Any, temperature: float) -> list[ScoredExplanation]:
+    rows = []
+    for problem, completion in [
+        (PROBLEMS[0], "\nOne more.\n</explanation>"),
+        (PROBLEMS[1], "\nSeven is left over, as 7 + 3 = 10.\n</explanation>"),
+        (PROBLEMS[1], "\nno end"),
+        (PROBLEMS[0], "</explanation>"),
+    ]:
+        ids, prompt = views.encode(completion), views.teacher_prompt(problem)
+        log_probs = row_log_probs(
+            teacher, [(prompt, ids)], temperature=temperature, pad_id=0, token_budget=9999
+        )[0]
+        rows.append(ScoredExplanation(problem, views.explanation(ids), prompt, log_probs))
+    return rows
+
+
+def dense(model: Any, ids: Sequence[int], temperature: float) -> Tensor:
+    with torch.no_grad():
+        log_probs_TV: Tensor = (
+            model(input_ids=torch.tensor([ids])).logits[0] / temperature
+        ).log_softmax(-1)
+    return log_probs_TV
+
+
+@pytest.mark.parametrize("token_budget", [1, 300, 100_000])
+def test_token_scores_are_those_of_the_written_out_texts(
+    token_budget: int, views: Views, models: dict[str, Any]
+) -> None:
+    reward = Reward({"kl": ThoughtKL({"mean": 1.0}, estimator="exact")})
+    scorer = RewardScorer(
+        reward, models["student"], views, temperature=0.7, token_budget=token_budget
+    )
+    rows = scored(views, models["teacher"], 0.7)
+    found = scorer.token_scores(rows, teacher=models["teacher"])
+    assert [s.end_tag_found for s in found] == [True, True, False, True]
+    for row, scores in zip(rows, found, strict=True):
+        # The student's text, put together as bytes: one token a byte, tags of the thought one each.
+        thought = row.explanation.ids
+        prompt = views.student_prompt(row.problem)
+        before = [*prompt, *thought]
+        ids = [*before, *views.encode("</think>\n<solution>"),
+               *views.encode(f"\n{row.problem.solution}\n")]  # fmt: skip
+        K = len(f"\n{row.problem.solution}\n".encode())
+        student_TV = dense(models["student"], ids, 0.7)
+        expected = [float(student_TV[i - 1, ids[i]]) for i in range(len(ids) - K, len(ids))]
+        assert scores.solution_log_probs_K.tolist() == pytest.approx(expected, abs=1e-4)
+        places = range(len(prompt), len(before))
+        expected = [float(student_TV[i - 1, ids[i]]) for i in places]
+        assert scores.student_log_probs_T.tolist() == pytest.approx(expected, abs=1e-4)
+        teacher_TV = dense(models["teacher"], [*row.teacher_prompt, *thought], 0.7)
+        start = len(row.teacher_prompt)
+        expected = [float(teacher_TV[start + k - 1, token]) for k, token in enumerate(thought)]
+        assert scores.teacher_log_probs_T.tolist() == pytest.approx(expected, abs=1e-4)
+        p_TV = teacher_TV[start - 1 : -1][: len(thought)]
+        q_TV = student_TV[len(prompt) - 1 : len(before) - 1]
+        expected_kl = (p_TV.exp() * (p_TV - q_TV)).sum(-1)
+        assert scores.exact_kl_T is not None
+        torch.testing.assert_close(scores.exact_kl_T, expected_kl, rtol=0, atol=1e-4)
+    assert len(found[3].student_log_probs_T) == 0
+
+
+def test_exact_kl_needs_the_teacher(views: Views, models: dict[str, Any]) -> None:
+    reward = Reward({"kl": ThoughtKL({"mean": 1.0}, estimator="exact")})
+    scorer = RewardScorer(reward, models["student"], views, temperature=0.7, token_budget=999)
+    with pytest.raises(ValueError, match="exact"):
+        scorer(scored(views, models["teacher"], 0.7))
+
+
+def test_the_rewards_temperature_overrides_the_rollouts(
+    views: Views, models: dict[str, Any]
+) -> None:
+    terms = {"r_ss": SolutionLogProb({"mean": 1.0})}
+    rows = scored(views, models["teacher"], 1.0)[:1]
+
+    def score(temperature: float | None, sampling: float) -> float:
+        reward = Reward(terms, temperature=temperature)
+        scorer = RewardScorer(
+            reward, models["student"], views, temperature=sampling, token_budget=999
+        )
+        return scorer(rows).rewards[0]
+
+    assert score(1.0, 0.7) == pytest.approx(score(None, 1.0), abs=1e-6)
+    assert abs(score(None, 0.7) - score(None, 1.0)) > 0.1
+
+
+class ScriptedRollout:
+    """Gives answers from a list, whatever the prompt, and remembers what it was asked."""
+
+    temperature = 1.0
+    max_new_tokens = 9
+
+    def __init__(self, views: Views, answers: list[str]) -> None:
+        self.views = views
+        self.answers = iter(answers)
+        self.calls: list[tuple[list[str], int, str]] = []
+
+    def sample(
+        self, model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], n: int, stop: str
+    ) -> list[list[Completion]]:
+        self.calls.append(([self.views.decode(p) for p in prompts], n, stop))
+        return [
+            [Completion(self.views.encode(next(self.answers)), [], "stop") for _ in range(n)]
+            for _ in prompts
+        ]
+
+
+class SolutionGrader:
+    """Right is what equals the solution."""
+
+    def grade_all(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        return [decided(answer == problem.solution, answer) for problem, answer in pairs]
+
+
+def test_correctness_samples_answers_after_the_thought(
+    views: Views, models: dict[str, Any]
+) -> None:
+    answers = [
+        "\n2\n</solution>",
+        "3",
+        " 2 ",
+        "",
+        "2</solution>7 é",
+        "\n7 é\n</solution>",
+        "é",
+        "7",
+    ]
+    rollout = ScriptedRollout(views, answers)
+    reward = Reward({"correct": Correctness({"mean": 2.0}, samples=4, rollout=rollout)})
+    scorer = RewardScorer(
+        reward, models["student"], views, temperature=0.7, token_budget=999,
+        grader=SolutionGrader(),
+    )  # fmt: skip
+    rows = scored(views, models["teacher"], 0.7)[:2]
+    table = scorer(rows)
+    assert table.rewards == [2.0 * 0.5, 2.0 * 0.25]
+    assert table.terms["correct/mean"] == [0.5, 0.25]
+    [(prompts, n, stop)] = rollout.calls
+    assert (n, stop) == (4, "</solution>")
+    assert prompts[0].endswith("1+1? <think>\nOne more.\n</think>\n<solution>")
+    assert prompts[1].endswith("<think>\nSeven is left over, as 7 + 3 = 10.\n</think>\n<solution>")
+
+
+def test_correctness_needs_a_grader(views: Views, models: dict[str, Any]) -> None:
+    reward = Reward({"correct": Correctness({"mean": 1.0}, 1, ScriptedRollout(views, []))})
+    with pytest.raises(ValueError, match=r"set data\.grader"):
+        RewardScorer(reward, models["student"], views, temperature=1.0, token_budget=9)

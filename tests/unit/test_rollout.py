@@ -1,0 +1,249 @@
+"""Sampling with transformers' generate, on a random model and on one that follows a script."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from rlt.logprobs import Row, row_log_probs
+from rlt.models import LanguageModel
+from rlt.rollout import Completion, HFRollout
+
+NEVER = "\x00\x01\x02"  # a stop string that does not come up
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny: Callable[..., LanguageModel]) -> LanguageModel:
+    return tiny(3)
+
+
+def prompts_of(tokenizer: Any) -> list[list[int]]:
+    texts = ["a", "What is 1+1?", "Why", "Tell me all about it, please."]
+    return [tokenizer(text)["input_ids"] for text in texts]
+
+
+def sample(
+    language_model: LanguageModel, rollout: HFRollout, n: int, stop: str = NEVER, seed: int = 0
+) -> list[list[Completion]]:
+    torch.manual_seed(seed)
+    tokenizer = language_model.tokenizer
+    return rollout.sample(language_model.model, tokenizer, prompts_of(tokenizer), n, stop)
+
+
+def rows_of(language_model: LanguageModel, groups: list[list[Completion]]) -> list[Row]:
+    prompts = prompts_of(language_model.tokenizer)
+    return [(prompt, c.ids) for prompt, g in zip(prompts, groups, strict=True) for c in g]
+
+
+@pytest.mark.parametrize("truncation", [{}, {"top_p": 0.6, "top_k": 20, "min_p": 0.01}])
+def test_log_probs_are_those_of_the_training_forward(
+    teacher: LanguageModel, truncation: dict[str, Any]
+) -> None:
+    # Stops at "e", so that rows end at different lengths beside each other.
+    groups = sample(teacher, HFRollout(0.7, max_new_tokens=24, **truncation), 3, stop="e")
+    rows = rows_of(teacher, groups)
+    expected = row_log_probs(
+        teacher.model, rows, temperature=0.7, pad_id=teacher.tokenizer.pad_token_id, token_budget=99
+    )
+    found = [c.log_probs for group in groups for c in group]
+    assert len({len(values) for values in found}) > 1
+    for values, wanted in zip(found, expected, strict=True):
+        assert values == pytest.approx(wanted.tolist(), abs=1e-4)
+
+
+def test_the_models_own_generation_config_does_not_count(
+    tiny: Callable[..., LanguageModel],
+) -> None:
+    # Qwen2.5-Instruct ships a repetition penalty, which would bend what is sampled.
+    language_model = tiny(3)
+    plain = sample(language_model, HFRollout(0.7, max_new_tokens=16), 2)
+    own = GenerationConfig(repetition_penalty=5.0, no_repeat_ngram_size=1, min_new_tokens=16)
+    language_model.model.generation_config = own
+    assert sample(language_model, HFRollout(0.7, max_new_tokens=16), 2) == plain
+    assert language_model.model.generation_config is own
+
+
+def test_the_same_seed_gives_the_same_samples(teacher: LanguageModel) -> None:
+    rollout = HFRollout(1.0, max_new_tokens=8)
+    assert sample(teacher, rollout, 4, seed=5) == sample(teacher, rollout, 4, seed=5)
+    groups = sample(teacher, rollout, 4, seed=5)
+    assert groups != sample(teacher, rollout, 4, seed=6)
+    assert all(len({tuple(c.ids) for c in group}) > 1 for group in groups)
+
+
+def greedy_by_hand(language_model: LanguageModel, prompt: list[int], length: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(length):
+        with torch.no_grad():
+            ids.append(int(language_model.model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == language_model.tokenizer.eos_token_id:
+            break
+    return ids[len(prompt) :]
+
+
+def test_greedy(teacher: LanguageModel) -> None:
+    expected = [[greedy_by_hand(teacher, p, 8)] * 2 for p in prompts_of(teacher.tokenizer)]
+    greedy = sample(teacher, HFRollout(0.0, max_new_tokens=8), 2)
+    assert [[c.ids for c in group] for group in greedy] == expected
+    for rollout in (
+        HFRollout(0.7, max_new_tokens=8, top_k=1),
+        HFRollout(0.7, max_new_tokens=8, top_p=1e-6),
+        HFRollout(0.7, max_new_tokens=8, min_p=0.999),
+    ):
+        groups = sample(teacher, rollout, 2)
+        assert [[c.ids for c in group] for group in groups] == expected
+    # Log-probs of temperature 0 are those of temperature 1.
+    rows = rows_of(teacher, greedy)
+    values = row_log_probs(teacher.model, rows, temperature=1.0, pad_id=0, token_budget=999)
+    assert greedy[3][0].log_probs == pytest.approx(values[6].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("token_budget", [1, 40, 100])
+def test_prompts_keep_their_order_whatever_the_budget(
+    teacher: LanguageModel, token_budget: int
+) -> None:
+    # Greedy, so that the cut into batches cannot change what is sampled.
+    whole = sample(teacher, HFRollout(0.0, max_new_tokens=8), 2)
+    cut = sample(teacher, HFRollout(0.0, max_new_tokens=8, token_budget=token_budget), 2)
+    assert [[c.ids for c in group] for group in cut] == [[c.ids for c in g] for g in whole]
+
+
+def test_samples_follow_the_distribution(teacher: LanguageModel) -> None:
+    tokenizer = teacher.tokenizer
+    prompt = tokenizer("a")["input_ids"]
+    torch.manual_seed(0)
+    [group] = HFRollout(0.7, max_new_tokens=1).sample(
+        teacher.model, tokenizer, [prompt], 4000, NEVER
+    )
+    counts = torch.bincount(torch.tensor([c.ids[0] for c in group]), minlength=len(tokenizer))
+    with torch.no_grad():
+        expected_V = (teacher.model(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)
+    # The total variation distance of 4000 samples from their own distribution is below this.
+    assert (counts / 4000 - expected_V).abs().sum() / 2 < 0.15
+    assert expected_V.max() > 0.02
+
+
+class Scripted(LlamaForCausalLM):
+    """The next token is a function of the last one: `follow` maps each to its successor."""
+
+    follow: dict[int, int]
+
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        out = super().forward(input_ids=input_ids, **kwargs)
+        keep = out.logits.shape[1]
+        following = [[self.follow.get(i, 0) for i in row] for row in input_ids[:, -keep:].tolist()]
+        logits = torch.zeros_like(out.logits)
+        out.logits = logits.scatter(2, torch.tensor(following)[:, :, None], 50.0)
+        return out
+
+
+def follow(tokenizer: Any, *chains: list[int]) -> Any:
+    """A model that goes along each chain of tokens."""
+    model = Scripted(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
+            intermediate_size=4, pad_token_id=tokenizer.pad_token_id,
+        )
+    ).eval()  # fmt: skip
+    model.follow = {a: b for chain in chains for a, b in itertools.pairwise(chain)}
+    return model
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "written", "finish"),
+    [
+        ("a", "bc<END>", "stop"),  # a tag of five tokens
+        ("b", "c<END>", "stop"),
+        ("A", "B<eos>", "eos"),
+        ("x", "xxxxxxxxxxxx", "length"),
+        ("1", "<eos>", "eos"),
+    ],
+)
+def test_where_a_completion_ends(
+    prompt: str, written: str, finish: str, byte_tokenizer: Any
+) -> None:
+    chains = [ids_of(byte_tokenizer, t) for t in ("abc<END>yyz", "AB<eos>q", "xx", "1<eos>")]
+    model = follow(byte_tokenizer, *chains)
+    # Beside longer and shorter rows, which go on after this one has ended.
+    prompts = [ids_of(byte_tokenizer, t) for t in (prompt, "long prompt, x", "bb")]
+    groups = HFRollout(1.0, max_new_tokens=12).sample(model, byte_tokenizer, prompts, 1, "<END>")
+    [found] = groups[0]
+    assert (byte_tokenizer.decode(found.ids), found.finish) == (written, finish)
+    assert found.log_probs == pytest.approx([0.0] * len(found.ids), abs=1e-6)
+    assert groups[1][0].finish == "length" and len(groups[1][0].ids) == 12
+    assert byte_tokenizer.decode(groups[2][0].ids) == "c<END>"
+
+
+def test_a_tag_of_one_token(byte_tokenizer: Any) -> None:
+    assert len(ids_of(byte_tokenizer, "</think>")) == 1
+    model = follow(byte_tokenizer, ids_of(byte_tokenizer, "ab</think>cc"))
+    prompts = [ids_of(byte_tokenizer, t) for t in ("a", "c")]
+    [one], [other] = HFRollout(1.0, max_new_tokens=6).sample(
+        model, byte_tokenizer, prompts, 1, "</think>"
+    )
+    assert (byte_tokenizer.decode(one.ids), one.finish) == ("b</think>", "stop")
+    assert (byte_tokenizer.decode(other.ids), other.finish) == ("cccccc", "length")
+
+
+def test_a_tag_in_the_prompt_does_not_stop(byte_tokenizer: Any) -> None:
+    model = follow(byte_tokenizer, ids_of(byte_tokenizer, "<EN>zz"))
+    prompts = [ids_of(byte_tokenizer, "x<END>"), ids_of(byte_tokenizer, "<END")]
+    for group in HFRollout(1.0, max_new_tokens=3).sample(
+        model, byte_tokenizer, prompts, 1, "<END>"
+    ):
+        assert group[0].finish == "length"
+
+
+def test_padding_with_eos_is_not_taken_for_an_end(byte_tokenizer: Any) -> None:
+    class PaddedWithEos:
+        """The tokenizer as a family without a padding token has it."""
+
+        pad_token_id = byte_tokenizer.eos_token_id
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(byte_tokenizer, name)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return byte_tokenizer(*args, **kwargs)
+
+    model = follow(byte_tokenizer, ids_of(byte_tokenizer, "ab<END>y"), ids_of(byte_tokenizer, "xx"))
+    prompts = [ids_of(byte_tokenizer, t) for t in ("a", "some x")]
+    [one], [other] = HFRollout(1.0, max_new_tokens=9).sample(
+        model, PaddedWithEos(), prompts, 1, "<END>"
+    )
+    assert (byte_tokenizer.decode(one.ids), one.finish) == ("b<END>", "stop")
+    assert (other.finish, len(other.ids)) == ("length", 9)
+
+
+def test_a_tag_that_merges_with_its_neighbours(smollm2_tokenizer: Any) -> None:
+    tokenizer = smollm2_tokenizer
+    merged = ids_of(tokenizer, "(<b></explanation>")
+    assert [tokenizer.decode([i]) for i in merged][3] == "></"
+    merged.remove(ids_of(tokenizer, "<")[0])  # every token once, so that the chain has no branch
+    *head, last = merged
+    end = ids_of(tokenizer, ">\n")
+    model = follow(tokenizer, [*head, last, *end[1:], 5, 5])
+    [[found]] = HFRollout(1.0, max_new_tokens=12).sample(
+        model, tokenizer, [head[:1]], 1, "</explanation>"
+    )
+    assert (tokenizer.decode(found.ids), found.finish) == ("b></explanation>", "stop")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1), ("max_new_tokens", 0), ("top_p", 0.0), ("top_p", 1.1),
+        ("top_k", -1), ("min_p", 1.0), ("min_p", -0.1),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"rollout.{name}={value}"):
+        HFRollout(**{name: value})  # type: ignore[arg-type]
