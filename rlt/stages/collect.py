@@ -7,7 +7,7 @@ be refused as training data). Both shares are reported.
 
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rlt.data.records import Problem
 from rlt.logprobs import row_log_probs
@@ -53,7 +53,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         "student": fingerprint(student),
         "config": run.key,
         "seed": cfg.seed,
-        "sampling": OmegaConf.to_container(cfg.rollout, resolve=True) | {"best_of": cfg.best_of},
+        "sampling": {"best_of": cfg.best_of, **{str(k): v for k, v in cfg.rollout.items()}},
     }
     run.record(data=split.report, models={k: provenance[k] for k in ("teacher", "student")})
 

@@ -35,8 +35,15 @@ def device_of(cfg: DictConfig) -> torch.device:
 
 
 def source_of(cfg: DictConfig, role: str) -> Any:
-    """The model source of `teacher` or `student`, at the path the config gives, if any."""
-    return source_at(build(cfg[role]), cfg.get(f"{role}_path"))
+    """The model source of `teacher` or `student`, at the path the config gives, if any.
+
+    Raises:
+        FileNotFoundError: the path is no folder (it is never taken for a hub id).
+    """
+    path = cfg.get(f"{role}_path")
+    if path is not None and not Path(path).is_dir():
+        raise FileNotFoundError(f"{role}_path={path}: no such folder; give <run>/model")
+    return source_at(build(cfg[role]), path)
 
 
 def load_model(cfg: DictConfig, role: str) -> LanguageModel:
@@ -102,11 +109,11 @@ def fit_sft(
         gradient_checkpointing=cfg.hardware.gradient_checkpointing,
         answer_accuracy=answer_accuracy,
     )
-    return train(cfg, run, module, datamodule)
+    return train(cfg, run, module, datamodule, make_logger(cfg, run.folder))
 
 
 def train(
-    cfg: DictConfig, run: RunFolder, module: PolicyModule, datamodule: Any
+    cfg: DictConfig, run: RunFolder, module: PolicyModule, datamodule: Any, logger: Any
 ) -> dict[str, float]:
     """Validate, fit (from the newest checkpoint if there is one), validate, and save the model.
 
@@ -117,12 +124,13 @@ def train(
     from rlt.callbacks import Checkpoint, latest_checkpoint
 
     folder = run.folder
-    logger = build(cfg.logger, save_dir=str(folder)) if cfg.logger else False
     callbacks = [build(node) for node in (cfg.callbacks or {}).values() if node]
     interval = min(cfg.trainer.val_check_interval, datamodule.steps)
     node = cfg.trainer.copy()
     node.val_check_interval = interval
-    trainer = build(node, default_root_dir=str(folder), logger=logger, callbacks=callbacks)
+    if not datamodule.validation:
+        node.limit_val_batches = 0  # Lightning warns of a loader without batches
+    trainer = build(node, default_root_dir=str(folder), logger=logger or False, callbacks=callbacks)
     start_file = folder / "start.json"
 
     def validate() -> dict[str, float]:
@@ -150,10 +158,15 @@ def train(
     return metrics
 
 
+def make_logger(cfg: DictConfig, folder: Path) -> Any:
+    """The config's Lightning logger, writing into a run folder; None if there is none."""
+    return build(cfg.logger, save_dir=str(folder)) if cfg.logger else None
+
+
 def log_scalars(cfg: DictConfig, folder: Path, metrics: dict[str, float]) -> None:
     """Final metrics of a stage without a Trainer, as events."""
-    if cfg.logger:
-        logger = build(cfg.logger, save_dir=str(folder))
+    logger = make_logger(cfg, folder)
+    if logger is not None:
         logger.log_metrics({k: v for k, v in metrics.items() if "resources" not in k}, step=0)
         logger.finalize("success")
 

@@ -20,6 +20,7 @@ from rlt.stages.common import (
     load_data,
     load_model,
     load_views,
+    make_logger,
     require_same_tokenizer,
     source_of,
     train,
@@ -60,6 +61,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         token_budget=cfg.hardware.tokens_per_micro_batch,
         grader=data.grader,
     )
+    logger = make_logger(cfg, run.folder)
     module = build(
         cfg.module,
         policy=teacher.model,
@@ -72,9 +74,9 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         schedule=build_partial(cfg.schedule),
         optimizer_steps=datamodule.steps * algorithm.optimizer_steps_per_rollout,
         gradient_checkpointing=cfg.hardware.gradient_checkpointing,
-        on_samples=SampleWriter(run.folder),
+        on_samples=SampleWriter(run.folder, logger),
     )
-    return train(cfg, run, module, datamodule)
+    return train(cfg, run, module, datamodule, logger)
 
 
 def check_student_choice(cfg: DictConfig) -> None:

@@ -88,9 +88,7 @@ def scored(case: dict[str, Any], setting: dict[str, Any], temperature: float) ->
 
 
 @pytest.mark.parametrize("number", range(len(GOLDEN["cases"])))
-def test_views_put_the_same_tokens_at_the_same_places(
-    number: int, setting: dict[str, Any]
-) -> None:
+def test_views_put_the_same_tokens_at_the_same_places(number: int, setting: dict[str, Any]) -> None:
     case = GOLDEN["cases"][number]
     row = scored(case, setting, 0.7)
     text = setting["views"].student_text(row.problem, row.explanation.ids)
@@ -121,9 +119,7 @@ def test_per_token_values(setting: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("variant", sorted(GOLDEN["variants"]))
 @pytest.mark.parametrize("token_budget", [1, 100_000])
-def test_rewards_of_every_variant(
-    variant: str, token_budget: int, setting: dict[str, Any]
-) -> None:
+def test_rewards_of_every_variant(variant: str, token_budget: int, setting: dict[str, Any]) -> None:
     scorer = RewardScorer(
         build_reward(variant), setting["student"], setting["views"], temperature=0.7,
         token_budget=token_budget,

@@ -91,7 +91,6 @@ def refused(arguments: list[str], cwd: Path) -> str:
 def here(arguments: list[str], cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same entrypoint inside this process, which has torch loaded already."""
     monkeypatch.chdir(cwd)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(sys, "argv", ["rlt", *arguments])
     main()
 

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from tests.stages.cli import read, results, rlt, stage, weights
+from tests.stages.cli import read, results, rlt, weights
 
 
 def test_rewards_by_seeds(base: Path, tmp_path: Path) -> None:
     (tmp_path / "base").symlink_to(base)
-    tiny = ["datamodule.steps=2", "data.max_validation=2", "trainer.val_check_interval=2"]
-    command = stage("teacher_rl", *tiny, "teacher_path=base", "output_dir=sweep")
-    rlt(["-m", *command, "reward=rlt,solution_only", "seed=0,1"], tmp_path)
+    tiny = ["debug=teacher_rl", "data.source.count=48", "hardware.threads=2"]
+    command = ["-m", "stage=teacher_rl", *tiny, "teacher_path=base", "output_dir=sweep"]
+    rlt([*command, "reward=rlt,solution_only", "seed=0,1"], tmp_path)
     runs = {}
     for file in (tmp_path / "sweep").rglob("manifest.json"):
         manifest = read(file)

@@ -84,9 +84,9 @@ def test_reward_for_a_stage_without_one(refuse: Refuse) -> None:
 def write_rows(folder: Path) -> list[str]:
     """Six good rows, and a broken one of each kind; the arguments to read them."""
     rows = [
-        {"question": f"{n} 2 . . . . .", "solution": str((n + 2) % 10), "why": f"{n} {(n + 2) % 10}"}
+        {"question": f"{n} 2 . . . . .", "solution": str(n + 2), "why": f"{n} {n + 2}"}
         for n in range(6)
-    ]  # fmt: skip
+    ]
     broken = [
         {"question": "1 1 . . . . .", "why": "1 2"},  # row 7
         {"question": "1 1 . . . . .", "solution": " ", "why": "1 2"},  # row 8
@@ -111,9 +111,8 @@ def test_broken_rows_stop_the_run(tmp_path: Path) -> None:
     assert "mine.jsonl, row 7: missing column: no 'solution'" in message
     assert "mine.jsonl, row 9: wrong type: question is a list, not text" in message
     assert "mine.jsonl, row 10: tag inside the text: explanation holds '</think>'" in message
-    assert (
-        "Rows per reason: empty solution: 2, missing column: 1, wrong type: 1, tag inside the text: 1"
-    ) in message
+    counts = "empty solution: 2, missing column: 1, wrong type: 1, tag inside the text: 1"
+    assert f"Rows per reason: {counts}" in message
     assert "data.on_bad_row=skip" in message
     assert "loading the" not in message
 

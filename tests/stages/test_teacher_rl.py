@@ -23,8 +23,9 @@ def train(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def run(*overrides: str) -> tuple[Path, Scalars]:
         folder = tmp_path / "run"
-        short = ["datamodule.steps=2", "data.max_validation=2", "trainer.val_check_interval=2"]
+        short = ["datamodule.steps=2", "data.validation_share=0", "callbacks.progress=null"]
         short += ["rollout.max_new_tokens=8", f"teacher_path={base}", "output_dir=run"]
+        monkeypatch.setattr("rlt.report.write_result", lambda run_dir: None)  # plots take seconds
         here(stage("teacher_rl", *short, *overrides), tmp_path, monkeypatch)
         metrics = read(folder / "metrics.json")
         assert all(documented(k) and math.isfinite(v) for k, v in metrics.items())
@@ -37,8 +38,8 @@ def train(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("algorithm", GROUPS["algorithm"])
 def test_algorithm(train, algorithm: str) -> None:
-    folder, scalars = train(f"algorithm={algorithm}")
-    assert scalars["policy/lr"] == pytest.approx([1e-3, 1e-3])
+    _, scalars = train(f"algorithm={algorithm}")
+    assert "validation/reward" not in scalars  # nothing was held out
     assert scalars["policy/kl_old_k3"] == [0.0, 0.0]  # strictly on-policy
     assert scalars["policy/ratio"] == pytest.approx([1.0, 1.0])
     assert all(norm > 0 for norm in scalars["policy/grad_norm"])

@@ -252,7 +252,8 @@ def test_train_mode_in_the_step_and_eval_mode_for_every_scorer(
     views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     made, student = tiny(0), freeze(tiny(5).model)
-    module = teacher_rl(views, made, student=student, passes=2)
+    exact = Reward({"kl": ThoughtKL({"mean": 1.0}, estimator="exact")})  # runs the policy again
+    module = teacher_rl(views, made, student=student, reward=exact, passes=2)
     seen: dict[str, set[tuple[bool, bool]]] = {
         "policy": set(),
         "reference": set(),

@@ -1,5 +1,6 @@
 """Views: spans known by construction, and the end tag found in what a teacher wrote."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,13 +126,23 @@ def longest_prefix(views: Views, ids: Sequence[int], text: str) -> int:
 
 
 @FAST
-@given(explanation=CLEAN, tail=st.one_of(st.just(""), CLEAN), eos=st.booleans())
+@given(
+    explanation=CLEAN,
+    tail=st.one_of(st.just(""), CLEAN),
+    cuts=st.lists(st.integers(-8, 8), max_size=3),
+    eos=st.booleans(),
+)
 def test_a_completion_is_cut_at_its_end_tag(
-    views: Views, explanation: str, tail: str, eos: bool
+    views: Views, explanation: str, tail: str, cuts: list[int], eos: bool
 ) -> None:
     assume_known_bytes(views, explanation, tail)
-    # Tokenised in one piece, so that the tag merges with its neighbours wherever the BPE likes.
-    ids = views.encode(explanation + views.stop + tail) + [views.tokenizer.eos_token_id] * eos
+    # Without cuts the tag merges with its neighbours wherever the BPE likes; with cuts around the
+    # tag's beginning it is written in other tokens than its own, as a sampled one may be.
+    text = explanation + views.stop + tail
+    places = [0, *sorted(max(0, len(explanation) + cut) for cut in cuts), len(text)]
+    pieces = [text[start:end] for start, end in itertools.pairwise(places)]
+    ids = [token for piece in pieces for token in views.encode(piece)]
+    ids += [views.tokenizer.eos_token_id] * eos
     found = views.explanation(ids)
     assert found.end_tag_found
     assert found.text == explanation.strip()
