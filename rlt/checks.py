@@ -9,18 +9,19 @@ Runs at the start of every `rlt` command. Hydra acts on its own node before the 
 `rlt.main` composes it once more beforehand, for this check. No torch import here.
 """
 
-import difflib
 import fnmatch
 import importlib
 import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from rlt.names import did_you_mean, nearest
 
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
@@ -123,7 +124,7 @@ def check_hydra_node(hydra_cfg: DictConfig) -> list[str]:
         if name not in ENVIRONMENT:
             errors.append(
                 f"hydra.job.env_set.{name}: this environment variable may not be set from a config"
-                f"{_did_you_mean(str(name), ENVIRONMENT)}; set it in the shell if you need it"
+                f"{did_you_mean(str(name), ENVIRONMENT)}; set it in the shell if you need it"
             )
     return errors
 
@@ -133,7 +134,7 @@ def check_schema_keys(cfg: DictConfig, schema: type[Any], path: str = "") -> lis
     types = get_type_hints(schema)
     known = sorted(types)
     errors = [
-        f"{_join(path, key)}: no such key{_did_you_mean(key, known)}; valid: {', '.join(known)}"
+        f"{_join(path, key)}: no such key{did_you_mean(key, known)}; valid: {', '.join(known)}"
         for key in map(str, cfg)
         if key not in known
     ]
@@ -208,7 +209,7 @@ def _join(path: str, key: object) -> str:
 def _check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> list[str]:
     keys = [key for key in node if key not in HYDRA_KEYS]
     errors = [
-        f"{_join(path, key)}: no such Hydra key{_did_you_mean(str(key), HYDRA_KEYS)}"
+        f"{_join(path, key)}: no such Hydra key{did_you_mean(str(key), HYDRA_KEYS)}"
         for key in keys
         if re.fullmatch(r"_\w+_", str(key)) and nearest(str(key), HYDRA_KEYS)
     ]
@@ -237,7 +238,7 @@ def _check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> li
         if key not in accepted:
             errors.append(
                 f"{_join(path, key)}: {target} has no parameter {str(key)!r}"
-                f"{_did_you_mean(str(key), accepted)}; accepted: {', '.join(accepted) or 'none'}"
+                f"{did_you_mean(str(key), accepted)}; accepted: {', '.join(accepted) or 'none'}"
             )
     return errors
 
@@ -285,7 +286,7 @@ def _import(parts: list[str]) -> Any:
             ]
             owner = ".".join(parts[: count - 1])
             reason = f"{owner} has no {part!r}" if owner else f"no module {part!r} is installed"
-            raise ValueError(f"cannot be imported: {reason}{_did_you_mean(part, names)}") from error
+            raise ValueError(f"cannot be imported: {reason}{did_you_mean(part, names)}") from error
     return found
 
 
@@ -301,86 +302,3 @@ def _check_logging(path: str, value: Any) -> list[str]:
             return []
         return [f"{path}={value}: is not allowed here; allowed: {', '.join(LOGGING_OBJECTS)}"]
     return []
-
-
-# --- names --------------------------------------------------------------------------------------
-
-
-def nearest(name: str, candidates: Iterable[str], n: int = 3) -> list[str]:
-    """Up to `n` candidates that `name` may have been meant to be, the nearest first."""
-    by_lower = {candidate.lower(): candidate for candidate in candidates}
-    close = difflib.get_close_matches(name.lower(), list(by_lower), n=n, cutoff=0.6)
-    return [by_lower[match] for match in close]
-
-
-def _did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    names = nearest(name, candidates)
-    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
-
-
-def explain_struct_error(
-    error: Exception, valid_names: Iterable[str] = (), groups: Iterable[str] = ()
-) -> str:
-    """One line for an error of Hydra's composition, with the names that were perhaps meant.
-
-    Args:
-        valid_names: keys of the config; those of the node in which a key was not found, and the
-            options of a group, are taken from the error itself.
-        groups: what stands left of = to choose an option, e.g. `reward`, `model@teacher`.
-    """
-    text = str(error)
-    cause = error.__cause__
-    options = getattr(error, "options", None)
-    if options is not None and (match := re.search(r"Could not find '([^']+)'", text)):
-        group, _, option = match[1].rpartition("/")
-        prefix = f"{group}={option}: no such option"
-        shown = [option for option in options if not option.startswith("_")]
-        return f"{prefix}{_did_you_mean(option, shown)}; available: {', '.join(shown)}"
-    not_mounted = r"Could not override '([^']+)'\.\s+(No match|Did you mean to override (.*)\?)"
-    if match := re.search(not_mounted, text):
-        return _place(text) + _no_such_group(match[1], list(groups), match[3])
-    patterns = (
-        r"Key '([^']+)' (?:is not in struct|not in )",
-        r"Could not override '([^']+)'",
-        r"Could not delete from config\. '([^']+)'",
-        r"Could not find '([^']+)'",
-    )
-    for message in (str(cause) if cause else "", text):
-        for pattern in patterns:
-            if match := re.search(pattern, message):
-                full = re.search(r"full_key: (\S+)", message)
-                name = full[1] if full else match[1]
-                near = _siblings(cause or error.__context__ or error)
-                if "." not in name:
-                    near = [*valid_names, *groups, *near]
-                hint = _did_you_mean(match[1], dict.fromkeys(near))
-                return f"{_place(text)}no such key {name!r}{hint}"
-    return " ".join((text if cause is None else f"{text}: {cause}").split())
-
-
-def _siblings(error: BaseException) -> list[str]:
-    """Names that stand, or may stand, where omegaconf did not find one."""
-    parent, schema = getattr(error, "parent_node", None), getattr(error, "object_type", None)
-    names = [str(key) for key in parent if key != "hydra"] if isinstance(parent, DictConfig) else []
-    return names + ([f.name for f in fields(schema)] if is_dataclass(schema) else [])
-
-
-def _place(text: str) -> str:
-    """The file that Hydra blames, if it does."""
-    place = re.search(r"In '([^']+)'", text)
-    return f"{place[1]}: " if place else ""
-
-
-def _no_such_group(group: str, groups: list[str], suggested: str | None) -> str:
-    """An option was chosen for a part that this config does not have.
-
-    Args:
-        suggested: parts that take options of the same group, as Hydra writes them.
-    """
-    problem = f"{group}: this config has no such part"
-    if suggested is not None:
-        names = sorted(suggested.removeprefix("one of ").split(", "))
-        return f"{problem}; did you mean {' or '.join(names)}?"
-    whole = [name for name in groups if "." not in name]  # not a part of a part
-    has = f"; it has: {', '.join(sorted(whole))}" if whole else ""
-    return f"{problem}{_did_you_mean(group, groups)}{has}"

@@ -157,7 +157,7 @@ def _loader(options: Namespace) -> ConfigLoaderImpl:
 
 def _explain(error: Exception, arguments: list[str]) -> str:
     """What is wrong, with the names that were perhaps meant."""
-    from rlt.checks import explain_struct_error
+    from rlt.names import explain_struct_error
 
     if isinstance(error, InstantiationException):  # a nested node refused its values
         where = str(error).partition("full_key: ")[2]

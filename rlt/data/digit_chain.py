@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlt.data.records import content_hash
-from rlt.data.rows import RawRow, did_you_mean
+from rlt.data.rows import RawRow
+from rlt.names import did_you_mean
 
 MODULUS = 10
 FILLER = "."

@@ -25,10 +25,10 @@ from rlt.data.rows import (
     RawRow,
     RowFault,
     check_columns,
-    did_you_mean,
     excerpt,
     map_columns,
 )
+from rlt.names import did_you_mean
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 CELL_LIMIT_CHARS = 2**30  # the csv module's own 131,072 is less than a long explanation

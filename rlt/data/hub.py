@@ -18,10 +18,10 @@ from rlt.data.rows import (
     RawRow,
     RowFault,
     check_columns,
-    did_you_mean,
     excerpt,
     map_columns,
 )
+from rlt.names import did_you_mean
 
 
 class HubDataset:

@@ -21,7 +21,8 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from rlt.data.records import content_hash
-from rlt.data.rows import RawRow, did_you_mean
+from rlt.data.rows import RawRow
+from rlt.names import did_you_mean
 
 FINAL_LINE = re.compile(r"\s*^####[^\n]*\s*\Z", re.MULTILINE)
 TUPLE_KEY = "__tuple__"

@@ -6,7 +6,6 @@ callable, the forbidden tags are those of the prompt style. Text is kept exactly
 The paper has no counterpart; used by every stage that reads problems (`rlt stage=teacher_rl …`).
 """
 
-import difflib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlt.data.records import Problem, make_problem
+from rlt.names import did_you_mean
 
 TEXT_FIELDS = ("question", "solution", "explanation", "system")
 REQUIRED_FIELDS = ("question", "solution")
@@ -107,12 +107,6 @@ class BadRowsError(ValueError):
 def count_reasons(bad_rows: Iterable[BadRow]) -> dict[str, int]:
     """Number of rows per reason, most frequent first."""
     return dict(Counter(bad.reason for bad in bad_rows).most_common())
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """`; nearest: 'x'` if a known name looks like the one given, else nothing."""
-    found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    return "; nearest: " + ", ".join(repr(each) for each in found) if found else ""
 
 
 def check_columns(columns: Mapping[str, str | None]) -> dict[str, str]:

@@ -19,8 +19,8 @@ from rlt.data.rows import (
     WRONG_TYPE,
     RawRow,
     RowFault,
-    did_you_mean,
 )
+from rlt.names import did_you_mean
 
 _QUESTION = "Question"
 _CHOICES = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")

@@ -29,6 +29,8 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
 
     from rlt.report import print_result, write_result
 
+    if cfg.hardware.threads is not None:
+        torch.set_num_threads(cfg.hardware.threads)
     run = RunFolder(run_dir, cfg, key)
     if run.status == "finished":
         log.info("already finished, nothing to do")
@@ -38,8 +40,6 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
         return run.metrics
     if run.status == "resumed":
         log.info("%s: going on where it stopped", run_dir)
-    if cfg.hardware.threads is not None:
-        torch.set_num_threads(cfg.hardware.threads)
     L.seed_everything(cfg.seed, verbose=False)
     try:
         metrics = importlib.import_module(f"rlt.stages.{cfg.stage}").run(cfg, run)

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlt.checks import nearest
+from rlt.names import nearest
 from rlt.runtime import build, config_key
 from rlt.schema import STAGES
 

@@ -18,7 +18,7 @@ LIMIT_SECONDS = 240
 
 # What steps have in common, and each stage's own knobs: as they are for a stage by itself, under
 # the stage's name for a pipeline.
-SHARED = ["hardware.threads=2"]
+SHARED = ["hardware.threads=1"]
 DATA = ["data.source.count=48", "data.max_train=16", "data.max_validation=4"]
 BENCHMARK = ["benchmark.max_questions=8"]
 RECIPES = {

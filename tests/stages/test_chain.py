@@ -41,7 +41,7 @@ def test_manifest_says_what_ran_on_what(chain: Path, name: str) -> None:
     assert manifest["stage"] == name
     assert f"stage={name}" in manifest["command"]
     assert manifest["packages"]["torch"] == torch.__version__
-    assert manifest["hardware"]["torch_threads"] == 2
+    assert manifest["hardware"]["torch_threads"] == 1
     data = manifest["data"]
     assert data["read"] == data["kept"] + data["duplicates"]
     assert re.fullmatch(r"[0-9a-f]{16}", data["fingerprint"])

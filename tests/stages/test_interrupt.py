@@ -29,8 +29,12 @@ def assert_same_training(run: Path, whole: Path) -> None:
 def test_teacher_rl_goes_on_from_its_checkpoint(chain: Path) -> None:
     folder = chain / "rl_cut"
     command = [*RL, "output_dir=rl_cut"]
-    checkpoint = folder / "checkpoints" / "step=00000002.ckpt"
-    output = interrupt(command, chain, checkpoint.is_file)
+    samples = folder / "samples.jsonl"
+    # Two samples a step: the third step is under way, and its samples will be written again.
+    output = interrupt(
+        command, chain, lambda: samples.is_file() and samples.read_text().count("\n") >= 6
+    )
+    assert "Training was interrupted. Checkpoints: the newest is of step " in output
     assert f"The same command with output_dir={folder} goes on" in output
     assert not (folder / "model").exists()
     assert read(folder / "manifest.json")["status"] == "running"

@@ -7,7 +7,7 @@ from tests.stages.cli import read, results, rlt, weights
 
 def test_rewards_by_seeds(base: Path, tmp_path: Path) -> None:
     (tmp_path / "base").symlink_to(base)
-    tiny = ["debug=teacher_rl", "data.source.count=48", "hardware.threads=2"]
+    tiny = ["debug=teacher_rl", "data.source.count=48", "hardware.threads=1"]
     command = ["-m", "stage=teacher_rl", *tiny, "teacher_path=base", "output_dir=sweep"]
     rlt([*command, "reward=rlt,solution_only", "seed=0,1"], tmp_path)
     runs = {}

@@ -18,10 +18,9 @@ from rlt.checks import (
     check_hydra_node,
     check_schema_keys,
     check_targets,
-    explain_struct_error,
-    nearest,
     raise_if_any,
 )
+from rlt.names import explain_struct_error, nearest
 
 ALGORITHM = "rlt.algorithms.Algorithm"
 
@@ -136,7 +135,7 @@ def test_references_in_a_circle_end() -> None:
         ("lightning.pytorch.callbacks.model_checkpoint.os.system", "it is really posix.system"),
         ("torch.optim.sgd.torch.load", "it is really torch.serialization.load"),
         ("torch.optim.lr_scheduler.partial", "it is really functools.partial"),
-        ("rlt.checks.nearest.__globals__", "names that start with _ are refused"),
+        ("rlt.checks.check_targets.__globals__", "names that start with _ are refused"),
         ("rlt.checks._import", "names that start with _ are refused"),
         ("transformers.get_scheduler.mro", "cannot be imported: transformers.get_scheduler has no"),
         ("rlt.checks", "is a module, not a class or a function"),

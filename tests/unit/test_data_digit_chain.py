@@ -125,7 +125,7 @@ def test_mixtures_in_their_shares() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="nearest: 'vague'"):
+    with pytest.raises(ValueError, match="did you mean 'vague'"):
         DigitChain(1, 0, lengths={7: 1}, behaviours={"vage": 1})
     with pytest.raises(ValueError, match="from 1 to width=7"):
         DigitChain(1, 0, lengths={8: 1}, behaviours={"step": 1})

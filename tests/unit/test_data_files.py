@@ -133,7 +133,7 @@ def test_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
 
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").touch()
-    with pytest.raises(FileNotFoundError, match=r"no 'trian\.jsonl'; nearest: 'train\.jsonl'"):
+    with pytest.raises(FileNotFoundError, match=r"no 'trian\.jsonl'; did you mean 'train\.jsonl'"):
         expand_files(str(tmp_path / "trian.jsonl"))
     with pytest.raises(FileNotFoundError, match=r"has no 'nodir'"):
         expand_files(str(tmp_path / "nodir" / "deep" / "*.csv"))
@@ -146,7 +146,7 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
 def test_missing_relative_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no 'dta'; nearest: 'data'"):
+    with pytest.raises(FileNotFoundError, match=r"no 'dta'; did you mean 'data'"):
         expand_files("dta/x.jsonl")
 
 
@@ -156,7 +156,7 @@ def test_format(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'\.txt' is none of"):
         list(TableFiles(str(path), COLUMNS).rows())
     assert len(list(TableFiles(str(path), COLUMNS, format="jsonl").rows())) == 1
-    with pytest.raises(ValueError, match="nearest: 'parquet'"):
+    with pytest.raises(ValueError, match="did you mean 'parquet'"):
         TableFiles(str(path), COLUMNS, format="parqet")
 
 

@@ -36,7 +36,7 @@ def test_folders(tmp_path: Path) -> None:
     assert solutions(HubDataset(str(tmp_path / "one"), "train", COLUMNS)) == ["2", "4"]
     assert solutions(HubDataset(str(tmp_path / "splits"), "test", COLUMNS)) == ["4"]
     assert solutions(HubDataset(str(tmp_path / "files"), "train", COLUMNS)) == ["2", "4"]
-    with pytest.raises(ValueError, match="holds train, test; nearest: 'train'"):
+    with pytest.raises(ValueError, match="holds train, test; did you mean 'train'"):
         solutions(HubDataset(str(tmp_path / "splits"), "trian", COLUMNS))
 
 
@@ -82,7 +82,7 @@ def test_fingerprint_depends_on_content(tmp_path: Path) -> None:
 
 def test_missing_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stratos").mkdir()
-    with pytest.raises(FileNotFoundError, match="nearest: 'stratos'"):
+    with pytest.raises(FileNotFoundError, match="did you mean 'stratos'"):
         solutions(HubDataset(str(tmp_path / "strato"), "train", COLUMNS))
 
     def no_hub(*args: object, **kwargs: object) -> None:

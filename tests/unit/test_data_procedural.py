@@ -61,9 +61,9 @@ def test_options_reach_the_task() -> None:
 
 
 def test_errors_name_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"no such task; nearest: 'gsm_symbolic'"):
+    with pytest.raises(ValueError, match=r"no such task; did you mean 'gsm_symbolic'"):
         ReasoningGym("gsm_symbolc", 5, 0)
-    with pytest.raises(ValueError, match=r"options\.min_term:.*nearest: 'min_terms'"):
+    with pytest.raises(ValueError, match=r"options\.min_term:.*did you mean 'min_terms'"):
         ReasoningGym("chain_sum", 5, 0, {"min_term": 2})
     with pytest.raises(ValueError, match=r"options\.seed"):
         ReasoningGym("chain_sum", 5, 0, {"seed": 2})

@@ -143,9 +143,9 @@ def test_columns() -> None:
     broken = map_columns(RawRow("f", 3, {"q": "?", "answer": 1}), {"solution": "answr"}, True)
     assert broken.fault is not None
     assert str(broken.fault) == (
-        "missing column: no 'answr' (for solution) among: q, answer; nearest: 'answer'"
+        "missing column: no 'answr' (for solution) among: q, answer; did you mean 'answer'?"
     )
-    with pytest.raises(ValueError, match="nearest: 'solution'"):
+    with pytest.raises(ValueError, match="did you mean 'solution'"):
         check_columns({"question": "q", "soluton": "a"})
     with pytest.raises(ValueError, match="no column for solution"):
         check_columns({"question": "q", "solution": None})

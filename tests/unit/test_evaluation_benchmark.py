@@ -308,4 +308,4 @@ def test_gpqa_names_broken_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         (4, "missing column"),
         (5, "wrong type"),
     ]
-    assert "nearest: 'Correct answer'" in caught.value.bad_rows[2].detail
+    assert "did you mean 'Correct answer'" in caught.value.bad_rows[2].detail
