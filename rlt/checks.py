@@ -60,8 +60,6 @@ ALLOWED = (
     ),
     Allowed("transformers.get_*", ("transformers.optimization",), classes_only=False),
     Allowed("transformers.Adafactor", ("transformers.optimization",)),
-    Allowed("transformers.BitsAndBytesConfig", ("transformers.utils.quantization_config",)),
-    Allowed("peft.LoraConfig", ("peft.tuners.lora",)),
 )
 ALLOWED_IN_HYDRA = (
     *ALLOWED,

@@ -5,7 +5,9 @@ rlt stage=teacher_rl reward=rlt check=true
 rlt -m stage=teacher_rl reward=rlt,solution_only seed=0,1
 """
 
+import hashlib
 import os
+import re
 import socket
 import sys
 from argparse import Namespace
@@ -30,6 +32,7 @@ from rlt import schema
 
 # Errors that say what to change; their message is enough, unless HYDRA_FULL_ERROR=1.
 _USER_ERRORS = (ValueError, FileNotFoundError, InstantiationException)
+_MAX_FOLDER_NAME = 120
 _IN_FULL = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -39,11 +42,20 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
 
+def _sweep_folder(overrides: str) -> str:
+    """One folder name for a job: its overrides, shortened to what a file system takes."""
+    name = re.sub(r"[^\w=.,+@-]+", "_", overrides)
+    if len(name) <= _MAX_FOLDER_NAME:
+        return name
+    return f"{name[:_MAX_FOLDER_NAME]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+
+
 def _register() -> None:
     schema.register()
     OmegaConf.register_new_resolver(
         "run_dir", lambda chosen, default: chosen or default, replace=True
     )
+    OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
 
 
 _register()

@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from rlt import __version__
 
 # What does not change a result: where it is put, how it is watched.
-_NOT_IN_KEY = ("output_dir", "check", "tags", "logger", "callbacks", "store_dir")
+_NOT_IN_KEY = ("output_dir", "check", "logger", "store_dir")
+_CALLBACKS_NOT_IN_KEY = ("checkpoint", "progress")
 _PACKAGES = (
     "torch", "lightning", "transformers", "datasets", "hydra-core", "omegaconf", "tokenizers",
     "reasoning-gym", "math-verify",
@@ -54,6 +55,8 @@ def config_key(cfg: DictConfig, inputs: Mapping[str, str] | None = None) -> str:
     assert isinstance(content, dict)
     for key in _NOT_IN_KEY:
         content.pop(key, None)
+    for key in _CALLBACKS_NOT_IN_KEY:
+        (content.get("callbacks") or {}).pop(key, None)
     content |= dict(inputs or {})
     text = json.dumps([__version__, content], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -84,9 +87,9 @@ class RunFolder:
         ValueError: the folder holds another config's run, or files that are no run at all.
     """
 
-    def __init__(self, folder: Path, cfg: DictConfig, key: str | None = None) -> None:
+    def __init__(self, folder: Path, cfg: DictConfig, key: str) -> None:
         self.folder = folder
-        self.key = key or config_key(cfg)
+        self.key = key
         manifest = folder / "manifest.json"
         if manifest.is_file():
             self.manifest: dict[str, Any] = read_json(manifest)
@@ -96,7 +99,9 @@ class RunFolder:
                     f"({_difference(folder / 'config.yaml', cfg)}); choose another output_dir, or "
                     "run with that folder's config.yaml to go on with it"
                 )
-            self.status = "finished" if self.manifest["status"] == "finished" else "resumed"
+            # A pipeline is walked through again: its steps know best what is still good.
+            done = self.manifest["status"] == "finished" and cfg.stage != "pipeline"
+            self.status = "finished" if done else "resumed"
         else:
             strangers = [p.name for p in folder.iterdir()] if folder.is_dir() else []
             if strangers:

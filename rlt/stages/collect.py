@@ -1,14 +1,17 @@
 """`rlt stage=collect`: the teacher explains every training problem; the best of n become traces.
 
-A trace that a student cannot learn from is left out: one whose text, seen by the student, is longer
-than its context, and one in which the teacher wrote a tag of its own (a row with a tag inside would
-be refused as training data). Both shares are reported.
+Left out are explanations that a student cannot learn from: longer, as the student sees them, than
+its context; with a tag inside, which would be refused as training data; never closed, unless
+`keep_unclosed`. The best of n is sought among the others, and the shares of problems without any
+are reported.
 """
 
+from collections import Counter
 from typing import Any
 
 from omegaconf import DictConfig
 
+from rlt.data.prompts import Explanation
 from rlt.data.records import Problem
 from rlt.logprobs import row_log_probs
 from rlt.models import context_tokens, fingerprint, freeze
@@ -57,6 +60,8 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     }
     run.record(data=split.report, models={k: provenance[k] for k in ("teacher", "student")})
 
+    limit = cfg.max_student_tokens or context_tokens(student)
+
     def explain(problems: list[Problem]) -> list[dict[str, Any]]:
         prompts = [views.teacher_prompt(problem) for problem in problems]
         groups = rollout.sample(teacher, views.tokenizer, prompts, cfg.best_of, views.stop)
@@ -75,65 +80,77 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         ]
         table = scorer(scored, teacher=teacher)
         rows = []
-        for p, problem in enumerate(problems):
-            mine = range(p * cfg.best_of, (p + 1) * cfg.best_of)
-            best = max(mine, key=lambda n: table.rewards[n])
-            explanation = scored[best].explanation
-            text = views.student_text(problem, explanation.ids)
+        for n, row in enumerate(scored):
+            text = views.student_text(row.problem, row.explanation.ids)
+            tokens = len(text.prompt) + len(text.continuation)
             rows.append(
                 {
-                    "problem_id": problem.id,
-                    "question": problem.question,
-                    "solution": problem.solution,
-                    "explanation": explanation.text,
-                    "system": problem.system,
-                    "finish": completions[best].finish,
-                    "end_tag_found": explanation.end_tag_found,
-                    "teacher_tokens": len(completions[best].ids),
-                    "student_tokens": len(text.prompt) + len(text.continuation),
-                    "reward": table.rewards[best],
-                    "reward_terms": {name: v[best] for name, v in table.terms.items()},
-                    "reward_mean_of_n": sum(table.rewards[n] for n in mine) / cfg.best_of,
+                    "problem_id": row.problem.id,
+                    "question": row.problem.question,
+                    "solution": row.problem.solution,
+                    "explanation": row.explanation.text,
+                    "system": row.problem.system,
+                    "finish": completions[n].finish,
+                    "end_tag_found": row.explanation.end_tag_found,
+                    "teacher_tokens": len(completions[n].ids),
+                    "student_tokens": tokens,
+                    "reward": table.rewards[n],
+                    "reward_terms": {name: v[n] for name, v in table.terms.items()},
+                    "left_out": why_left_out(row.explanation, tokens),
                     **provenance,
                 }
             )
-        return rows
+        groups_of_rows = [rows[i : i + cfg.best_of] for i in range(0, len(rows), cfg.best_of)]
+        return [best_of(group) for group in groups_of_rows]
+
+    def why_left_out(explanation: Explanation, student_tokens: int) -> str | None:
+        if student_tokens > limit:
+            return "cut"
+        if any(tag in explanation.text for tag in views.forbidden):
+            return "tag_inside"
+        return None if explanation.end_tag_found or cfg.keep_unclosed else "unclosed"
 
     problems = split.train[: cfg.max_problems]
     rows = in_batches(
         problems, cfg.problems_per_batch, run.folder / "traces.partial", cfg.seed, "collecting",
         explain,
     )  # fmt: skip
-    limit = cfg.max_student_tokens or context_tokens(student)
-    fitting = [row for row in rows if row["student_tokens"] <= limit]
-    kept = [r for r in fitting if not any(tag in r["explanation"] for tag in views.forbidden)]
+    kept = [
+        {key: value for key, value in row.items() if key != "left_out"}
+        for row in rows
+        if row["left_out"] is None
+    ]
     if not kept:
+        counts = Counter(row["left_out"] for row in rows)
         raise ValueError(
-            f"no trace is left of {len(rows)}: {len(rows) - len(fitting)} are longer than {limit} "
-            f"tokens (raise max_student_tokens or lower rollout.max_new_tokens), {len(fitting)} "
-            "have a tag inside the explanation (train the teacher for longer)"
+            f"no trace is left of {len(rows)}: {counts['cut']} are longer than {limit} tokens "
+            "(raise max_student_tokens or lower rollout.max_new_tokens), "
+            f"{counts['tag_inside']} have a tag inside the explanation, {counts['unclosed']} were "
+            "never closed (train the teacher for longer, or set keep_unclosed=true)"
         )
     write_traces(kept, run.folder, cfg.format)
     (run.folder / "traces.partial").unlink()
-    metrics = summarise(rows, fitting, kept)
+    metrics = summarise(rows, kept)
     log_scalars(cfg, run.folder, metrics)
     return metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}
 
 
-def summarise(
-    rows: list[dict[str, Any]], fitting: list[dict[str, Any]], kept: list[dict[str, Any]]
-) -> dict[str, float]:
-    """Means over the traces that were kept, and the shares of all that were not.
+def best_of(group: list[dict[str, Any]]) -> dict[str, Any]:
+    """The best completion of a problem by reward, among those fit to be a trace if any are."""
+    fit = [row for row in group if row["left_out"] is None] or group
+    best = max(fit, key=lambda row: float(row["reward"]))
+    return best | {"reward_mean_of_n": sum(row["reward"] for row in group) / len(group)}
 
-    Args:
-        fitting: those of `rows` that the student's context holds; `kept` have no tag inside either.
-    """
+
+def summarise(rows: list[dict[str, Any]], kept: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the traces that were kept, and the shares of problems left without one."""
     metrics = {
         "collect/traces": float(len(kept)),
-        "collect/cut_share": 1 - len(fitting) / len(rows),
-        "collect/tag_inside_share": (len(fitting) - len(kept)) / len(rows),
         "collect/reward_mean_of_n": sum(row["reward_mean_of_n"] for row in rows) / len(rows),
     }
+    for reason in ("cut", "tag_inside", "unclosed"):
+        share = sum(row["left_out"] == reason for row in rows) / len(rows)
+        metrics[f"collect/{reason}_share"] = share
     for name in ("reward", "teacher_tokens", "student_tokens"):
         metrics[f"collect/{name}"] = sum(row[name] for row in kept) / len(kept)
     metrics["collect/end_tag_share"] = sum(row["end_tag_found"] for row in kept) / len(kept)

@@ -29,9 +29,10 @@ log = logging.getLogger(__name__)
 
 def device_of(cfg: DictConfig) -> torch.device:
     """The device that stages without a Trainer run on."""
-    if cfg.hardware.accelerator in ("gpu", "cuda"):
+    accelerator = cfg.hardware.accelerator
+    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
         return torch.device("cuda")
-    return torch.device("mps" if cfg.hardware.accelerator == "mps" else "cpu")
+    return torch.device("mps" if accelerator == "mps" else "cpu")
 
 
 def source_of(cfg: DictConfig, role: str) -> Any:
@@ -99,6 +100,12 @@ def fit_sft(
         cfg.datamodule, train=train_examples, validation=validation_examples, seed=cfg.seed
     )
     language_model = load_model(cfg, role)
+    longest = max(len(e.prompt) + len(e.target) for e in train_examples + validation_examples)
+    if longest > context_tokens(language_model.model):
+        raise ValueError(
+            f"the longest example has {longest} tokens, the model's context holds "
+            f"{context_tokens(language_model.model)}; lower data.max_tokens"
+        )
     module = build(
         cfg.module,
         policy=language_model.model,
@@ -124,6 +131,11 @@ def train(
     from rlt.callbacks import Checkpoint, latest_checkpoint
 
     folder = run.folder
+    if str(cfg.hardware.precision).startswith("16"):
+        raise ValueError(
+            f"hardware.precision={cfg.hardware.precision}: float16 needs loss scaling, which the "
+            "modules do not do; choose bf16-mixed, bf16-true or 32-true"
+        )
     callbacks = [build(node) for node in (cfg.callbacks or {}).values() if node]
     interval = min(cfg.trainer.val_check_interval, datamodule.steps)
     node = cfg.trainer.copy()
@@ -131,6 +143,12 @@ def train(
     if not datamodule.validation:
         node.limit_val_batches = 0  # Lightning warns of a loader without batches
     trainer = build(node, default_root_dir=str(folder), logger=logger or False, callbacks=callbacks)
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"hardware.devices={cfg.hardware.devices}, num_nodes={cfg.hardware.num_nodes}: "
+            "training on several devices is not supported yet, as nothing divides a batch among "
+            "them; choose a hardware profile of one device"
+        )
     start_file = folder / "start.json"
 
     def validate() -> dict[str, float]:
@@ -220,7 +238,3 @@ def progress() -> Progress:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
     )  # fmt: skip
-
-
-def fits(tokens: int, limit: int | None, model: Any) -> bool:
-    return tokens <= (context_tokens(model) if limit is None else limit)

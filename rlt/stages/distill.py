@@ -7,13 +7,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlt.data.dataset import ProblemData
+from rlt.data.dataset import ProblemData, split_problems
 from rlt.data.prompts import Views
 from rlt.data.records import Problem
 from rlt.evaluation.answers import extract_answer
 from rlt.runtime import RunFolder, build
 from rlt.stages.common import fit_sft, load_data, load_views
-from rlt.stages.examples import student_examples
+from rlt.stages.examples import require_explanations, student_examples
 from rlt.traces import trace_source
 
 EXPLANATIONS = ("traces", "data", "none")
@@ -28,17 +28,18 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     train, validation = split.train, split.validation
     if cfg.explanations == "traces":
         traces = ProblemData(
-            trace_source(cfg.traces),
-            on_bad_row=data.on_bad_row,
-            validation_share=data.validation_share,
-        )
-        trace_split = traces.load(views.forbidden)
-        train, validation = trace_split.train, trace_split.validation
-        report["traces"] = trace_split.report
+            trace_source(cfg.traces), on_bad_row=data.on_bad_row, validation_share=0
+        ).load(views.forbidden)
+        # Traces are of training questions already: another split of them needs other numbers.
+        train, validation = split_problems(traces.train, cfg.validation_share, "traces")
+        counts = {"train": len(train), "validation": len(validation)}
+        report["traces"] = traces.report | counts
     bare = cfg.explanations == "none"
     run.record(**report)
+    if not bare:
+        require_explanations(train)
     train_examples = student_examples(train[: cfg.max_examples], views, bare)
-    validation_examples = student_examples(validation, views, bare) if validation else []
+    validation_examples = student_examples(validation, views, bare)
     questions = split.validation[: cfg.validation_answers]
     accuracy = answer_accuracy(cfg, views, data.grader, questions) if questions else None
     return fit_sft(cfg, run, "student", views, train_examples, validation_examples, accuracy)

@@ -7,44 +7,44 @@ from rlt.data.records import Problem
 from rlt.modules import Example
 
 
+def require_explanations(problems: Sequence[Problem]) -> None:
+    """Raises ValueError when no problem carries an explanation."""
+    if all(p.explanation is None for p in problems):
+        raise ValueError(
+            "no problem of this data set carries an explanation: map a column to "
+            "data.source.columns.explanation; else start teacher RL from the model as it is, and "
+            "distill from traces or from solutions alone (explanations=none)"
+        )
+
+
+def without_explanation(problems: Sequence[Problem]) -> int:
+    return sum(p.explanation is None for p in problems)
+
+
 def teacher_examples(problems: Sequence[Problem], views: Views) -> list[Example]:
     """Warm-up targets: prompt with question and solution, target the explanation.
 
-    Raises:
-        ValueError: no problem carries an explanation.
+    Problems without an explanation are left out.
     """
-    found = [
+    return [
         Example(views.teacher_prompt(p), views.teacher_target(p.explanation))
         for p in problems
         if p.explanation is not None
     ]
-    if not found:
-        raise ValueError(
-            "no problem of this data set carries an explanation to warm up on: map a column to "
-            "data.source.columns.explanation, or start stage=teacher_rl from the model as it is"
-        )
-    return found
 
 
 def student_examples(
     problems: Sequence[Problem], views: Views, drop_explanations: bool = False
 ) -> list[Example]:
-    """Student targets: thought and solution. Without an explanation the thought is empty.
+    """Student targets: thought and solution.
 
-    Raises:
-        ValueError: explanations are wanted and no problem carries one.
+    Problems without an explanation are left out; with `drop_explanations` every thought is empty.
     """
-    if drop_explanations:
-        return [_student_example(p, views, "") for p in problems]
-    found = [
-        _student_example(p, views, p.explanation) for p in problems if p.explanation is not None
+    return [
+        _student_example(p, views, "" if drop_explanations else p.explanation or "")
+        for p in problems
+        if drop_explanations or p.explanation is not None
     ]
-    if not found:
-        raise ValueError(
-            "no problem carries an explanation: map data.source.columns.explanation, pass traces=…,"
-            " or train on solutions alone with explanations=none"
-        )
-    return found
 
 
 def _student_example(problem: Problem, views: Views, explanation: str) -> Example:

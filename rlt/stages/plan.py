@@ -1,26 +1,34 @@
 """`check=true`: build all that needs no weights, read the data, print what a run would do.
 
-Everything a bad config can get wrong is tried: targets and keys, values, files, batch arithmetic,
-token budgets. What lies on a hub that cannot be reached is named as not checked.
+Tried are targets and keys, the values of every part that needs no weights, files, tokenizers, batch
+arithmetic. What lies on a hub that cannot be reached is named as not checked; whether sequences fit
+a model's context is known when it is loaded.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from rlt.data.datamodule import total_steps
 from rlt.data.prompts import Views
+from rlt.data.records import Problem
 from rlt.runtime import build, config_key
+from rlt.stages.common import require_same_tokenizer, source_of
 from rlt.stages.distill import check_explanations
+from rlt.stages.examples import require_explanations
 from rlt.stages.pipeline import check_all
 from rlt.stages.teacher_rl import check_student_choice
 from rlt.traces import find_traces
 
 log = logging.getLogger(__name__)
+
+_EXPLAINED = ("pretrain", "teacher_sft")  # stages that learn from the data's own explanations
+Seen = dict[str, tuple[list[Problem] | None, str]]
 
 
 def print_plan(cfg: DictConfig, run_dir: Path) -> None:
@@ -31,12 +39,15 @@ def print_plan(cfg: DictConfig, run_dir: Path) -> None:
     """
     pipeline = cfg.stage == "pipeline"
     steps = check_all(cfg) if pipeline else {cfg.stage: cfg}
-    table = Table(title=f"plan of stage={cfg.stage}", show_lines=True)
+    table = Table(
+        title=f"plan of stage={cfg.stage}",
+    )
     for column in ("step", "stage", "reads", "does"):
         table.add_column(column, overflow="fold")
+    seen: Seen = {}
     for name, step in steps.items():
-        made_here = set(cfg.steps[name].needs) if pipeline else set()
-        facts = check_stage(step, made_here)
+        made_here = dict(cfg.steps[name].needs) if pipeline else {}
+        facts = check_stage(step, made_here, seen)
         table.add_row(name, step.stage, facts["reads"], facts["does"])
     console = Console(width=None)
     console.print(table)
@@ -46,11 +57,12 @@ def print_plan(cfg: DictConfig, run_dir: Path) -> None:
     )
 
 
-def check_stage(cfg: DictConfig, made_here: set[str]) -> dict[str, str]:
+def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> dict[str, str]:
     """Build a stage's parts without weights.
 
     Args:
-        made_here: path keys that an earlier step of the pipeline will make.
+        made_here: path key → earlier step of the pipeline that will make what lies there.
+        seen: data that other steps have read already.
     """
     reads, does = [], []
     for role in ("teacher", "student"):
@@ -68,16 +80,27 @@ def check_stage(cfg: DictConfig, made_here: set[str]) -> dict[str, str]:
         for key in ("prompt", "reward", "algorithm", "rollout")
         if cfg.get(key) is not None
     }
-    role = "teacher" if cfg.get("teacher") is not None else "student"
-    views, why = _views(cfg, role, parts["prompt"], made_here)
-    reads.append(f"{role}: {_model_name(cfg, role)}{why}")
-    train, counted = _problems(cfg, views)
+    if "reward" in parts and parts["reward"].correctness is not None and cfg.data.grader is None:
+        raise ValueError("this reward verifies answers: set data.grader (it is null)")
+    tokenizers = []
+    for role in ("teacher", "student"):
+        if cfg.get(role) is not None:
+            views, why = _views(cfg, role, parts["prompt"], made_here)
+            reads.append(f"{role}: {_model_name(cfg, role, made_here)}{why}")
+            tokenizers += [views.tokenizer] if views is not None else []
+    if len(tokenizers) == 2:
+        require_same_tokenizer(*tokenizers)
+    problems, counted = _problems(cfg, views, seen)
     reads.append(counted)
+    train = None if problems is None else len(problems)
+    reads_explanations = cfg.get("explanations") == "data" or cfg.stage in _EXPLAINED
+    if problems is not None and reads_explanations:
+        require_explanations(problems)
     if cfg.get("datamodule") is not None:
         does.append(_training(cfg, train, parts))
     if cfg.stage == "collect":
-        problems = "all" if cfg.max_problems is None else cfg.max_problems
-        does.append(f"best of {cfg.best_of} for {problems} problems, as {cfg.format}")
+        how_many = "all" if cfg.max_problems is None else cfg.max_problems
+        does.append(f"best of {cfg.best_of} for {how_many} problems, as {cfg.format}")
     if cfg.stage == "evaluate":
         does.append(f"{cfg.samples} answers to each of {train or '?'} questions")
     if "rollout" in parts:
@@ -86,16 +109,16 @@ def check_stage(cfg: DictConfig, made_here: set[str]) -> dict[str, str]:
     return {"reads": "\n".join(reads), "does": "\n".join(does)}
 
 
-def _model_name(cfg: DictConfig, role: str) -> str:
+def _model_name(cfg: DictConfig, role: str, made_here: Mapping[str, str]) -> str:
+    if f"{role}_path" in made_here:
+        return f"from {made_here[f'{role}_path']}"
     node = cfg[role]
     default = node.get("path") or node.get("package") or node["_target_"].rpartition(".")[2]
     return str(cfg.get(f"{role}_path") or default)
 
 
-def _views(cfg: DictConfig, role: str, style: Any, made_here: set[str]) -> tuple[Any, str]:
+def _views(cfg: DictConfig, role: str, style: Any, made_here: Mapping[str, str]) -> tuple[Any, str]:
     """Views with the role's tokenizer, or None and why there is none to look at."""
-    from rlt.stages.common import source_of
-
     source = source_of(cfg, role) if f"{role}_path" not in made_here else build(cfg[role])
     try:
         return Views(style, source.tokenizer()), ""
@@ -106,15 +129,22 @@ def _views(cfg: DictConfig, role: str, style: Any, made_here: set[str]) -> tuple
         return None, " (hub not reached: tokenizer not checked)"
 
 
-def _problems(cfg: DictConfig, views: Any) -> tuple[int | None, str]:
-    """Number of training problems (or questions), and a line about what was read."""
+def _problems(cfg: DictConfig, views: Any, seen: Seen) -> tuple[list[Problem] | None, str]:
+    """Training problems (or questions), and a line about what was read."""
+    node = OmegaConf.to_yaml(cfg.benchmark if cfg.stage == "evaluate" else cfg.data, resolve=True)
+    if node not in seen:
+        seen[node] = _read_problems(cfg, views)
+    return seen[node]
+
+
+def _read_problems(cfg: DictConfig, views: Any) -> tuple[list[Problem] | None, str]:
     forbidden = views.forbidden if views is not None else build(cfg.prompt).forbidden
     count = views.count_tokens if views is not None else len
     try:
         if cfg.stage == "evaluate":
             benchmark = build(cfg.benchmark)
             questions = benchmark.load(build(cfg.prompt).forbidden, count)
-            return len(questions), f"benchmark {benchmark.name}: {len(questions)} questions"
+            return questions, f"benchmark {benchmark.name}: {len(questions)} questions"
         split = build(cfg.data).load(forbidden, count)
     except ValueError as error:
         if not isinstance(error.__cause__, ConnectionError):
@@ -122,7 +152,7 @@ def _problems(cfg: DictConfig, views: Any) -> tuple[int | None, str]:
         name = f"benchmark {cfg.benchmark.name}" if cfg.stage == "evaluate" else "data"
         return None, f"{name}: hub not reached, not checked"
     bad = sum(split.report["bad"].values())
-    return len(split.train), (
+    return split.train, (
         f"data: {len(split.train)} training, {len(split.validation)} held out"
         + (f", {bad} broken rows skipped" if bad else "")
     )

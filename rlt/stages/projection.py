@@ -5,8 +5,9 @@ the step's own `set`, then the paths of what it `needs`. It is an ordinary stage
 the step's folder, it can be run by itself.
 """
 
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlt.data.records import content_hash
 from rlt.names import nearest
 from rlt.runtime import build, config_key
 from rlt.schema import STAGES
@@ -91,25 +93,49 @@ def step_config(cfg: DictConfig, name: str, folders: Mapping[str, Path]) -> Dict
 
 
 def step_key(cfg: DictConfig, step: DictConfig, keys: Mapping[str, str]) -> str:
-    """Key of a step's result: its config, with inputs in place of the paths they lie at.
+    """Key of a step's result: its config, what it reads, and the code that makes it.
 
     Args:
         cfg: the step's config.
         step: the step, whose needs are known by their own keys.
         keys: keys of the steps before it.
     """
-    inputs = {key: keys[other] for key, other in step.needs.items()}
-    for key in ARTEFACTS:
-        if cfg.get(key) is not None and key not in inputs:
-            inputs[key] = path_fingerprint(Path(cfg[key]))
+    needs = {key: keys[other] for key, other in step.needs.items()}
+    return config_key(cfg, {**input_fingerprints(cfg, set(needs)), **needs, "code": code_digest()})
+
+
+def input_fingerprints(cfg: DictConfig, leave_out: Collection[str] = ()) -> dict[str, str]:
+    """Config key → fingerprint of every file, folder or data set that a stage's config names.
+
+    Args:
+        leave_out: keys of paths that are known otherwise.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+    """
+    files = {key: cfg.get(key) for key in ARTEFACTS if key not in leave_out}
     for role in ("teacher", "student"):
-        path = (cfg.get(role) or {}).get("path")
-        if path is not None and cfg.get(f"{role}_path") is None and Path(path).is_dir():
-            inputs[f"{role}.path"] = path_fingerprint(Path(path))
-    node = cfg.get("data") or cfg.get("benchmark", {}).get("data")
+        model = cfg.get(role) or {}
+        if cfg.get(f"{role}_path") is None and Path(model.get("path") or "").is_dir():
+            files[f"{role}.path"] = model.get("path") or None
+        if Path(model.get("chat_template") or "").is_file():
+            files[f"{role}.chat_template"] = model.get("chat_template") or None
+    for name, value in (cfg.get("prompt") or {}).items():
+        if str(name).endswith("_file"):
+            files[f"prompt.{name}"] = value
+    found = {key: path_fingerprint(Path(file)) for key, file in files.items() if file is not None}
+    node = cfg.get("data") or (cfg.get("benchmark") or {}).get("data")
     if node is not None:
-        inputs["data.source"] = str(build(node).source.describe())
-    return config_key(cfg, inputs)
+        found["data.source"] = str(build(node).source.describe())
+    return found
+
+
+@functools.cache
+def code_digest() -> str:
+    """Digest of what this package computes with: edited code makes results anew."""
+    package = Path(__file__).parent.parent
+    files = sorted(f for f in package.rglob("*.py") if f.parent.name != "report")
+    return content_hash(*(f.read_text(encoding="utf-8") for f in files))
 
 
 def path_fingerprint(path: Path) -> str:

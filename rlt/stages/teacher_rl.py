@@ -12,6 +12,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from rlt.algorithms import Algorithm
+from rlt.data.prompts import Views
+from rlt.data.records import Problem
 from rlt.models import LanguageModel, context_tokens, fingerprint, freeze
 from rlt.report import SampleWriter
 from rlt.rewards import RewardScorer
@@ -43,8 +45,9 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         cfg.datamodule, train=split.train, validation=split.validation, seed=cfg.seed
     )
     teacher = load_model(cfg, "teacher")
-    check_context(teacher, views, split.train, rollout.max_new_tokens)
     reference, student = frozen_models(cfg, teacher, algorithm)
+    problems = split.train + split.validation
+    check_context(teacher, student, views, problems, rollout.max_new_tokens)
     run.record(
         models={
             "teacher": fingerprint(teacher.model),
@@ -93,17 +96,22 @@ def check_student_choice(cfg: DictConfig) -> None:
 
 
 def check_context(
-    teacher: LanguageModel, views: Any, problems: list[Any], max_new_tokens: int
+    teacher: LanguageModel, student: Any, views: Views, problems: list[Problem], new_tokens: int
 ) -> None:
-    """Raises ValueError when a prompt and its completion cannot fit the teacher's context."""
-    limit = context_tokens(teacher.model)
-    longest = max(problems, key=lambda p: len(p.question) + len(p.solution))
-    needed = len(views.teacher_prompt(longest)) + max_new_tokens
-    if needed > limit:
-        raise ValueError(
-            f"prompt and completion need {needed} tokens (problem {longest.id}), the teacher's "
-            f"context holds {limit}; lower rollout.max_new_tokens or data.max_tokens"
-        )
+    """Raises ValueError when prompt and explanation may outgrow a model's context."""
+    for role, model in {"teacher": teacher.model, "student": student}.items():
+        for problem in problems:
+            if role == "teacher":
+                needed = len(views.teacher_prompt(problem)) + new_tokens
+            else:
+                text = views.student_text(problem, [])
+                needed = len(text.prompt) + len(text.continuation) + new_tokens
+            if needed > context_tokens(model):
+                raise ValueError(
+                    f"problem {problem.id} with an explanation of {new_tokens} tokens needs "
+                    f"{needed} tokens, the {role}'s context holds {context_tokens(model)}; lower "
+                    "rollout.max_new_tokens or data.max_tokens"
+                )
 
 
 def frozen_models(

@@ -4,12 +4,13 @@ from omegaconf import DictConfig
 
 from rlt.runtime import RunFolder, build
 from rlt.stages.common import fit_sft, load_data, load_views
-from rlt.stages.examples import teacher_examples
+from rlt.stages.examples import require_explanations, teacher_examples, without_explanation
 
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     views = load_views(cfg, "teacher")
     split = load_data(build(cfg.data), views)
-    run.record(data=split.report)
-    validation = teacher_examples(split.validation, views) if split.validation else []
+    run.record(data=split.report | {"without_explanation": without_explanation(split.train)})
+    require_explanations(split.train)
+    validation = teacher_examples(split.validation, views)
     return fit_sft(cfg, run, "teacher", views, teacher_examples(split.train, views), validation)

@@ -44,7 +44,12 @@ RECIPES = {
         "callbacks.checkpoint.every_steps=2",
         "optim.lr=1e-3",
     ],
-    "collect": ["best_of=3", "problems_per_batch=2", "rollout.max_new_tokens=12"],
+    "collect": [
+        "best_of=3",
+        "keep_unclosed=true",
+        "problems_per_batch=2",
+        "rollout.max_new_tokens=12",
+    ],
     "distill": [
         "datamodule.batch_size=8",
         "datamodule.epochs=1",

@@ -7,12 +7,13 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlt.models import fingerprint
 from rlt.report import read_scalars
 from rlt.runtime import config_key
+from rlt.stages.projection import input_fingerprints
 from tests.metrics_doc import documented
 from tests.stages.cli import read, read_lines, results, rlt, stage
 
@@ -26,12 +27,16 @@ TRACE_FIELDS = {
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_config_is_resolved_and_makes_the_same_key(chain: Path, name: str) -> None:
+def test_config_is_resolved_and_makes_the_same_key(
+    chain: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(chain)  # paths are relative to where the command was given
     file = chain / name / "config.yaml"
     assert "${" not in file.read_text()
     cfg = OmegaConf.load(file)
     assert cfg.stage == name
-    assert config_key(cfg) == read(chain / name / "manifest.json")["key"]
+    assert isinstance(cfg, DictConfig)
+    assert config_key(cfg, input_fingerprints(cfg)) == read(chain / name / "manifest.json")["key"]
 
 
 @pytest.mark.parametrize("name", STAGES)

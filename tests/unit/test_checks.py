@@ -42,7 +42,6 @@ def test_a_correct_config_has_no_errors_though_arguments_are_absent() -> None:
             "schedule": {"_target_": "transformers.get_scheduler", "_partial_": True},
             "trainer": {"_target_": "lightning.pytorch.Trainer", "max_steps": 3},
             "callbacks": [{"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}],
-            "adapter": {"_target_": "peft.LoraConfig", "r": 8},
             "plain": {"anything": [1, {"at": "all"}], "null": None},
         }
     )

@@ -165,14 +165,11 @@ class Rows:
         return {"kind": "Rows"}
 
 
-def test_a_benchmark_keeps_order_and_drops_what_was_trained_on() -> None:
+def test_a_benchmark_keeps_order() -> None:
     data = ProblemData(Rows("a", "b", "c", "d"), validation_share=0, grader=ExactGrader())
     benchmark = Benchmark("own", data, max_questions=2)
     assert [p.question for p in benchmark.load()] == ["a", "b"]
-    assert [p.question for p in benchmark.load(training_questions=["a", "x"])] == ["b", "c"]
-    assert (benchmark.report["trained_on"], benchmark.report["questions"]) == (1, 2)
-    with pytest.raises(ValueError, match="all 4 questions were trained on"):
-        benchmark.load(training_questions="abcd")
+    assert benchmark.report["questions"] == 2
 
 
 def test_a_benchmark_that_cannot_work_is_refused() -> None:

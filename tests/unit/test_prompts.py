@@ -231,7 +231,7 @@ def test_a_template_without_system_turns(on_system: str, views_of: Viewer) -> No
 
 
 def test_the_rows_own_system_prompt(byte_tokenizer: Any, views_of: Viewer) -> None:
-    for style, taken in (("r1", True), ("compact", False)):
+    for style, taken in (("stratos", True), ("r1", False), ("compact", False)):
         views = views_of(style, byte_tokenizer)
         assert ("Row's own." in views.decode(views.student_prompt(PROBLEM))) is taken
         assert "Row's own." not in views.decode(views.teacher_prompt(PROBLEM))

@@ -142,7 +142,7 @@ def test_report_of_collect(tmp_path: Path) -> None:
         "3 traces kept, each the best of 4 by reward. Mean reward of the kept ones -1 "
         "(worst -1.5, best -0.5); of everything sampled -2." in text
     )
-    assert "25.0 % of all traces cut out" in text
+    assert "25.0 % of the problems cut out" in text
     assert "thought_kl/mean 0.5" in text  # (0.25 + 0.5 + 0.75) / 3
     assert text.index("explanation 1") < text.index("explanation 3")
     assert (run / "plots/traces.png").is_file()

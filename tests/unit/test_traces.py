@@ -56,8 +56,6 @@ def test_jsonl_keeps_every_value(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="format='csv': choose jsonl or parquet"):
         write_traces(ROWS, tmp_path, "csv")
-    with pytest.raises(ValueError, match="no trace was left"):
-        write_traces([], tmp_path, "jsonl")
     assert not list(tmp_path.iterdir())
 
 
