@@ -42,7 +42,9 @@ def words(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     missing = [w for w in ("<pad>", "<bos>", "<eos>", *TAGS) if w not in vocabulary]
     if missing or len(set(vocabulary)) != len(vocabulary):
         raise ValueError(f"vocabulary must be unique and hold {', '.join(missing) or 'no repeats'}")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}))
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    # An unknown word becomes padding, which no text holds: `Views.encode` refuses it.
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return _wrap(tokenizer)
 

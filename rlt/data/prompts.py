@@ -171,12 +171,20 @@ class Views:
         self._turn_end = self._encode_turn_end()
 
     def encode(self, text: str) -> list[int]:
+        """Token ids of a text. Raises ValueError for a word outside the vocabulary."""
         return list(self._encode(text))
 
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
         if self._backend is not None:  # the same ids as a call of the tokenizer, ten times as fast
-            return tuple(self._backend.encode(text, add_special_tokens=False).ids)
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            ids = tuple(self._backend.encode(text, add_special_tokens=False).ids)
+        else:
+            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if self.tokenizer.pad_token_id in ids and self.tokenizer.pad_token not in text:
+            raise ValueError(
+                f"{text[:80]!r} holds a word that the tokenizer does not know; choose a model that "
+                "reads any text, such as model@teacher=micro or model@student=micro"
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(

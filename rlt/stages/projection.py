@@ -19,6 +19,7 @@ from rlt.data.records import content_hash
 from rlt.names import nearest
 from rlt.runtime import build, config_key
 from rlt.schema import STAGES
+from rlt.traces import find_traces
 
 # What a stage leaves for later ones: config key of the later stage → artefact in the run folder.
 ARTEFACTS = {"teacher_path": "model", "student_path": "model", "traces": "traces"}
@@ -123,7 +124,9 @@ def input_fingerprints(cfg: DictConfig, leave_out: Collection[str] = ()) -> dict
     for name, value in (cfg.get("prompt") or {}).items():
         if str(name).endswith("_file"):
             files[f"prompt.{name}"] = value
-    found = {key: path_fingerprint(Path(file)) for key, file in files.items() if file is not None}
+    if files.get("traces"):
+        files["traces"] = str(find_traces(files["traces"]))
+    found = {key: path_fingerprint(key, Path(file)) for key, file in files.items() if file}
     node = cfg.get("data") or (cfg.get("benchmark") or {}).get("data")
     if node is not None:
         found["data.source"] = str(build(node).source.describe())
@@ -138,18 +141,17 @@ def code_digest() -> str:
     return content_hash(*(f.read_text(encoding="utf-8") for f in files))
 
 
-def path_fingerprint(path: Path) -> str:
+def path_fingerprint(key: str, path: Path) -> str:
     """Hex digest of length 16 over a file's bytes, or over those of all files below a folder.
 
     Raises:
-        FileNotFoundError: there is nothing at the path.
+        FileNotFoundError: there is nothing at the path, which the config gives under `key`.
     """
-    candidates = [path] if path.exists() else sorted(path.parent.glob(f"{path.name}.*"))
-    if not candidates:
-        raise FileNotFoundError(f"{path}: no such file or folder; give <run>/model or <run>/traces")
-    files = [f for c in candidates for f in (sorted(c.rglob("*")) if c.is_dir() else [c])]
+    if not path.exists():
+        hint = f"; give <run>/{ARTEFACTS[key]}" if key in ARTEFACTS else ""
+        raise FileNotFoundError(f"{key}={path}: no such file or folder{hint}")
     digest = hashlib.sha256()
-    for file in files:
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             digest.update(file.name.encode())
             with file.open("rb") as content:

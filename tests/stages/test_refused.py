@@ -132,7 +132,6 @@ def test_broken_rows_are_skipped_and_counted(
     assert data["bad_rows"][0].startswith("mine.jsonl, row 7: missing column")
 
 
-@pytest.mark.xfail(reason="the tokenizer's own error is shown, after the model was loaded")
 def test_text_outside_of_the_vocabulary(tmp_path: Path, refuse: Refuse) -> None:
     (tmp_path / "mine.jsonl").write_text('{"question": "1 plus 1", "solution": "2"}\n' * 2)
     files = ["data=jsonl", "data.source.files=mine.jsonl", "data.validation_share=0"]
