@@ -165,7 +165,6 @@ def train(
     checkpoint = latest_checkpoint(folder)
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint.name)
-    module.policy.train()
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     if held_out:

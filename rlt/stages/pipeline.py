@@ -13,9 +13,9 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from rlt.checks import check_targets, raise_if_any
 from rlt.runtime import RunFolder, write_json
-from rlt.stages.projection import check_steps, step_config, step_key
+from rlt.stages.plan import check_plan
+from rlt.stages.projection import step_config, step_key
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     from rlt.stages import run_stage
 
-    check_all(cfg)
+    check_plan(cfg)
     folders: dict[str, Path] = {}
     keys: dict[str, str] = {}
     done: list[dict[str, Any]] = []
@@ -57,13 +57,3 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         write_json(run.folder / "steps.json", done)
         metrics |= {f"{name}/{key}": value for key, value in result.items()}
     return metrics
-
-
-def check_all(cfg: DictConfig) -> dict[str, DictConfig]:
-    """Every step's config, checked before the first step runs; paths are those of the run to be."""
-    check_steps(cfg)
-    folders = {name: Path(cfg.store_dir) / name for name in cfg.steps}
-    configs = {str(name): step_config(cfg, str(name), folders) for name in cfg.steps}
-    errors = [f"step {name}: {e}" for name, c in configs.items() for e in check_targets(c)]
-    raise_if_any(errors)
-    return configs

@@ -21,7 +21,7 @@ from rlt.runtime import build, config_key
 from rlt.stages.common import require_same_tokenizer, source_of
 from rlt.stages.distill import check_explanations
 from rlt.stages.examples import require_explanations
-from rlt.stages.pipeline import check_all
+from rlt.stages.projection import check_all
 from rlt.stages.teacher_rl import check_student_choice
 from rlt.traces import find_traces
 
@@ -37,24 +37,31 @@ def print_plan(cfg: DictConfig, run_dir: Path) -> None:
     Raises:
         ValueError, FileNotFoundError: whatever the run itself would stumble over.
     """
-    pipeline = cfg.stage == "pipeline"
-    steps = check_all(cfg) if pipeline else {cfg.stage: cfg}
     table = Table(
         title=f"plan of stage={cfg.stage}",
     )
     for column in ("step", "stage", "reads", "does"):
         table.add_column(column, overflow="fold")
-    seen: Seen = {}
-    for name, step in steps.items():
-        made_here = dict(cfg.steps[name].needs) if pipeline else {}
-        facts = check_stage(step, made_here, seen)
-        table.add_row(name, step.stage, facts["reads"], facts["does"])
+    for row in check_plan(cfg):
+        table.add_row(*row)
     console = Console(width=None)
     console.print(table)
     console.print(
-        f"writes to {run_dir}" + (f" and {cfg.store_dir}" if pipeline else ""),
+        f"writes to {run_dir}" + (f" and {cfg.store_dir}" if cfg.stage == "pipeline" else ""),
         f"\nconfig {config_key(cfg)} is sound; nothing was loaded or written",
     )
+
+
+def check_plan(cfg: DictConfig) -> list[tuple[str, str, str, str]]:
+    """Check a stage, or every step of a pipeline: (step, stage, what it reads, what it does)."""
+    pipeline = cfg.stage == "pipeline"
+    rows = []
+    seen: Seen = {}
+    for name, step in (check_all(cfg) if pipeline else {cfg.stage: cfg}).items():
+        made_here = dict(cfg.steps[name].needs) if pipeline else {}
+        facts = check_stage(step, made_here, seen)
+        rows.append((name, step.stage, facts["reads"], facts["does"]))
+    return rows
 
 
 def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> dict[str, str]:

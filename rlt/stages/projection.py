@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlt.checks import check_targets, raise_if_any
 from rlt.data.records import content_hash
 from rlt.names import nearest
 from rlt.runtime import build, config_key
@@ -91,6 +92,16 @@ def step_config(cfg: DictConfig, name: str, folders: Mapping[str, Path]) -> Dict
         projected.student = projected.student_path = None
     projected.output_dir = None
     return projected
+
+
+def check_all(cfg: DictConfig) -> dict[str, DictConfig]:
+    """Every step's config, checked before the first step runs; paths are those of the run to be."""
+    check_steps(cfg)
+    folders = {name: Path(cfg.store_dir) / name for name in cfg.steps}
+    configs = {str(name): step_config(cfg, str(name), folders) for name in cfg.steps}
+    errors = [f"step {name}: {e}" for name, c in configs.items() for e in check_targets(c)]
+    raise_if_any(errors)
+    return configs
 
 
 def step_key(cfg: DictConfig, step: DictConfig, keys: Mapping[str, str]) -> str:
