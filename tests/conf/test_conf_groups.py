@@ -49,8 +49,6 @@ TO_SAY = {
     ("data", "stratos_files"): ("data.source.files=x.jsonl",),
     ("model", "pretrained"): ("{role}.path=some/model",),
 }
-# The recipes set AdamW's betas, which another optimizer chosen on the command line must drop.
-TO_DROP = {("optim", "sgd"): "~{place}.betas", ("optim", "adafactor"): "~{place}.betas"}
 DEBUG = {
     "training": ("pretrain", "teacher_sft", "teacher_rl", "distill"),
     "teacher_rl": ("teacher_rl",),
@@ -97,8 +95,6 @@ def test_each_file_composes(
 ) -> None:
     overrides = [f"stage={stage}"] + ([f"{key}={option}"] if group != "stage" else [])
     role = key.partition("@")[2]
-    if (group, option) in TO_DROP:
-        overrides.append(TO_DROP[group, option].format(place=role or key))
     to_say = [text.format(role=role) for text in TO_SAY.get((group, option), ())]
     if to_say:
         first = to_say[0].partition("=")[0]
