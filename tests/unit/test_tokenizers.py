@@ -9,9 +9,21 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from rlt.data.digit_chain import vocabulary
+from rlt.data.prompts import PromptStyle, Views
 from rlt.tokenizers import TAGS, digit_words, utf8_bytes, words
 
 BYTES = utf8_bytes()
+COMPACT = PromptStyle(
+    thought=["<think>", "</think>"],
+    solution=["<answer>", "</answer>"],
+    explanation=["<think>", "</think>"],
+    teacher_opening="{solution} {explanation_open}",
+    student_opening="? {thought_open}",
+    thought_text="{explanation}",
+    solution_text="{solution}",
+    student_bridge="{thought_close} {solution_open}",
+    student_closing="{solution_close}",
+)
 
 
 @given(st.text())
@@ -42,8 +54,10 @@ def test_words_are_tokens() -> None:
 
 
 def test_an_unknown_word_is_refused() -> None:
-    with pytest.raises(Exception, match="WordLevel error"):
-        digit_words()("hello", add_special_tokens=False)
+    views = Views(COMPACT, digit_words())
+    assert views.encode("3 5 <think>") == [vocabulary().index(w) for w in ("3", "5", "<think>")]
+    with pytest.raises(ValueError, match=r"'3 plus 5' holds a word .*model@teacher=micro"):
+        views.encode("3 plus 5")
 
 
 def test_vocabularies_that_cannot_work_are_refused() -> None:
