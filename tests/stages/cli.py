@@ -105,6 +105,7 @@ def interrupt(arguments: list[str], cwd: Path, when: Callable[[], bool]) -> str:
     process = subprocess.Popen(
         _command(arguments), cwd=cwd, env=_environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=_heed_interrupts,
     )  # fmt: skip
     end = time.monotonic() + LIMIT_SECONDS
     while not when() and process.poll() is None and time.monotonic() < end:
@@ -114,6 +115,11 @@ def interrupt(arguments: list[str], cwd: Path, when: Callable[[], bool]) -> str:
     assert process.returncode == 130, f"exit status {process.returncode}\n{output}"
     assert "Traceback" not in output, output
     return output
+
+
+def _heed_interrupts() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _command(arguments: list[str]) -> list[str]:
