@@ -55,6 +55,8 @@ class TeacherRL(PolicyModule):
         completions_per_problem: G, the group size; at least 2.
         samples_per_step: explanations handed to `on_samples` at each step (best and worst ones).
         on_samples: receives `(step, rows of text and reward terms)`.
+        on_held_out: receives `(optimizer steps so far, rows of problem_id and mean reward)` at
+            each validation.
         For the rest, see `PolicyModule`.
 
     Raises:
@@ -78,6 +80,7 @@ class TeacherRL(PolicyModule):
         samples_per_step: int = 2,
         gradient_checkpointing: bool = False,
         on_samples: Callable[[int, list[dict[str, Any]]], None] | None = None,
+        on_held_out: Callable[[int, list[dict[str, Any]]], None] | None = None,
     ) -> None:
         super().__init__(
             policy, views, optim, schedule, optimizer_steps, max_grad_norm,
@@ -98,6 +101,8 @@ class TeacherRL(PolicyModule):
         self.completions_per_problem = completions_per_problem
         self.samples_per_step = samples_per_step
         self.on_samples = on_samples
+        self.on_held_out = on_held_out
+        self._held_out: list[dict[str, Any]] = []
 
     @property
     def reference(self) -> nn.Module | None:
@@ -127,6 +132,15 @@ class TeacherRL(PolicyModule):
         experience = self.collect_experience(batch.items)
         rewards_PG = torch.tensor(experience.table.rewards).view(-1, self.completions_per_problem)
         self.log_experience("validation", experience, rewards_PG)
+        self._held_out += [
+            {"problem_id": problem.id, "reward": float(rewards_G.mean())}
+            for problem, rewards_G in zip(batch.items, rewards_PG, strict=True)
+        ]
+
+    def on_validation_epoch_end(self) -> None:
+        if self.on_held_out is not None:
+            self.on_held_out(self.global_step, self._held_out)
+        self._held_out = []
 
     @torch.no_grad()
     def collect_experience(self, problems: list[Problem]) -> Experience:

@@ -6,11 +6,13 @@ from rlt.report.events import read_scalars
 from rlt.report.folder import read_json_list
 from rlt.report.pipeline import write_pipeline_report
 from rlt.report.run import write_report
-from rlt.report.samples import SampleWriter, log_samples
+from rlt.report.samples import HELD_OUT_FILE, SampleWriter, StepRows, log_samples
 from rlt.report.table import print_run, print_table
 
 __all__ = [
+    "HELD_OUT_FILE",
     "SampleWriter",
+    "StepRows",
     "log_samples",
     "print_result",
     "print_run",

@@ -88,6 +88,14 @@ class Run:
         return read_jsonl(self.folder / "samples.jsonl")
 
     @cached_property
+    def held_out_rewards(self) -> dict[int, dict[str, float]]:
+        """Mean reward of each held-out problem, by step of the validation."""
+        steps: dict[int, dict[str, float]] = {}
+        for row in read_jsonl(self.folder / "held_out_rewards.jsonl"):
+            steps.setdefault(int(row["step"]), {})[row["problem_id"]] = float(row["reward"])
+        return steps
+
+    @cached_property
     def answers(self) -> list[AnswerRecord]:
         known = AnswerRecord.__dataclass_fields__
         return [

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
+from rlt.evaluation.statistics import Interval, paired_difference_interval
 from rlt.report.folder import Run
 from rlt.report.text import number, percent, reward_terms, signed
 
@@ -66,11 +67,14 @@ def _training_line(run: Run, name: str, what: str) -> list[str]:
 
 
 def _teacher_rl(run: Run) -> list[str]:
-    metrics, lines = run.metrics, []
+    metrics, lines, interval = run.metrics, [], None
     after, before = metrics.get("validation/reward"), metrics.get("start/validation/reward")
     if after is not None and before is not None:
+        interval = _held_out_change(run)
+        within = f" [{signed(interval.low)}, {signed(interval.high)}]" if interval else ""
         lines.append(
-            f"Held-out reward: {number(before)} → {number(after)} ({signed(after - before)})."
+            f"Held-out reward: {number(before)} → {number(after)} "
+            f"({signed(after - before)}{within})."
         )
         changes = [
             f"{name.removeprefix('validation/reward_terms/')} {_change(metrics, name)}"
@@ -92,11 +96,26 @@ def _teacher_rl(run: Run) -> list[str]:
     if shape:
         lines.append(f"Held-out completions: {'; '.join(shape)}.")
     if after is not None and before is not None:
+        problems = len(next(iter(run.held_out_rewards.values()), {}))
         lines.append(
-            "Before and after are one validation each, without an interval: small changes may be "
-            "sampling noise."
+            f"In brackets: 95 % interval of the change, paired over {problems} held-out problems."
+            if interval
+            else "Before and after are one validation each, without an interval: small changes "
+            "may be sampling noise."
         )
     return lines
+
+
+def _held_out_change(run: Run) -> Interval | None:
+    """Last minus first held-out reward over the same problems; None of fewer than two."""
+    steps = run.held_out_rewards
+    if len(steps) < 2:
+        return None
+    first, last = steps[min(steps)], steps[max(steps)]
+    both = sorted(first.keys() & last.keys())
+    if len(both) < 2:
+        return None
+    return paired_difference_interval([last[p] for p in both], [first[p] for p in both])
 
 
 def _sft(run: Run) -> list[str]:

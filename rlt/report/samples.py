@@ -1,4 +1,7 @@
-"""Sample explanations while teacher RL runs: to TensorBoard as text, to samples.jsonl as rows.
+"""What teacher RL writes down of single texts and problems while it runs.
+
+Sample explanations go to TensorBoard as text and to samples.jsonl as rows; the held-out reward of
+every problem goes to held_out_rewards.jsonl, for comparisons in pairs.
 
 `rlt stage=teacher_rl module.samples_per_step=4` writes more of them.
 """
@@ -12,6 +15,7 @@ from rlt.report.folder import read_jsonl
 from rlt.report.text import sample_text
 
 SAMPLES_FILE = "samples.jsonl"
+HELD_OUT_FILE = "held_out_rewards.jsonl"
 
 
 def log_samples(logger: Any, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -32,29 +36,23 @@ def samples_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-class SampleWriter:
-    """The `on_samples` of `TeacherRL`.
+class StepRows:
+    """Rows of ascending steps in a JSONL file.
 
-    Steps come in ascending order. The first call drops what an interrupted run wrote for its step
-    and later ones, so that a resumed run holds each step once.
-
-    Args:
-        run_dir: gets samples.jsonl.
-        logger: a Lightning TensorBoardLogger, or None.
+    The first call drops what an interrupted run wrote for its step and later ones, so that a
+    resumed run holds each step once.
     """
 
-    def __init__(self, run_dir: Path, logger: Any = None) -> None:
-        self.file = run_dir / SAMPLES_FILE
-        self.logger = logger
+    def __init__(self, file: Path) -> None:
+        self.file = file
         self._begun = False
 
-    def __call__(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def __call__(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         if not self._begun:
             self._drop_from(step)
             self._begun = True
         with self.file.open("a", encoding="utf-8") as out:
             out.writelines(_line({"step": step, **row}) for row in rows)
-        log_samples(self.logger, step, rows)
 
     def _drop_from(self, step: int) -> None:
         if not self.file.is_file():
@@ -63,6 +61,23 @@ class SampleWriter:
         temporary = self.file.with_name(self.file.name + ".tmp")
         temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
         temporary.replace(self.file)
+
+
+class SampleWriter:
+    """The `on_samples` of `TeacherRL`: samples.jsonl and TensorBoard.
+
+    Args:
+        run_dir: gets samples.jsonl.
+        logger: a Lightning TensorBoardLogger, or None.
+    """
+
+    def __init__(self, run_dir: Path, logger: Any = None) -> None:
+        self.write = StepRows(run_dir / SAMPLES_FILE)
+        self.logger = logger
+
+    def __call__(self, step: int, rows: list[dict[str, Any]]) -> None:
+        self.write(step, rows)
+        log_samples(self.logger, step, rows)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from rlt.algorithms import Algorithm
 from rlt.data.prompts import Views
 from rlt.data.records import Problem
 from rlt.models import LanguageModel, context_tokens, fingerprint, freeze
-from rlt.report import SampleWriter
+from rlt.report import HELD_OUT_FILE, SampleWriter, StepRows
 from rlt.rewards import RewardScorer
 from rlt.runtime import RunFolder, build, build_partial
 from rlt.stages.common import (
@@ -78,6 +78,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         optimizer_steps=datamodule.steps * algorithm.optimizer_steps_per_rollout,
         gradient_checkpointing=cfg.hardware.gradient_checkpointing,
         on_samples=SampleWriter(run.folder, logger),
+        on_held_out=StepRows(run.folder / HELD_OUT_FILE),
     )
     return train(cfg, run, module, datamodule, logger)
 

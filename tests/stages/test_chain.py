@@ -136,6 +136,18 @@ def test_rewards_of_sample_explanations_are_their_terms(chain: Path) -> None:
         assert row["reward"] == pytest.approx(rlt_reward(terms), rel=1e-4, abs=1e-4)
 
 
+def test_held_out_rewards_are_of_the_same_problems_at_every_validation(chain: Path) -> None:
+    rows = read_lines(chain / "teacher_rl" / "held_out_rewards.jsonl")
+    steps = {step: [r for r in rows if r["step"] == step] for step in (0, 2, 4, 6)}
+    assert len(rows) == sum(map(len, steps.values()))
+    problems = {row["problem_id"] for row in rows}
+    metrics = results(chain / "teacher_rl")
+    for step, name in ((0, "start/validation/reward"), (6, "validation/reward")):
+        assert {row["problem_id"] for row in steps[step]} == problems
+        mean = sum(row["reward"] for row in steps[step]) / len(problems)
+        assert mean == pytest.approx(metrics[name], rel=1e-5)
+
+
 def rlt_reward(terms: dict[str, float]) -> float:
     """The paper's: alpha = 0.01, lambda = 3."""
     return (

@@ -20,7 +20,8 @@ def go_on(arguments: list[str], chain: Path, folder: Path) -> str:
 def assert_same_training(run: Path, whole: Path) -> None:
     assert weights(run) == weights(whole)
     assert results(run) == results(whole)
-    assert read_lines(run / "samples.jsonl") == read_lines(whole / "samples.jsonl")
+    for name in ("samples.jsonl", "held_out_rewards.jsonl"):
+        assert read_lines(run / name) == read_lines(whole / name)
     scalars, expected = read_scalars(run), read_scalars(whole)
     for tag in ("train/reward", "policy/loss", "policy/lr"):
         assert scalars[tag] == expected[tag], tag

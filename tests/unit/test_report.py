@@ -13,7 +13,9 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from rlt.report import (
+    HELD_OUT_FILE,
     SampleWriter,
+    StepRows,
     log_samples,
     print_table,
     read_scalars,
@@ -213,6 +215,19 @@ def test_final_table(tmp_path: Path) -> None:
 
 def sample(reward: float) -> dict[str, Any]:
     return {"explanation": f"worth {reward}", "reward": reward, "thought_kl/mean": 0.25}
+
+
+def test_change_of_the_held_out_reward_is_paired_by_problem(tmp_path: Path) -> None:
+    folder = make_rl_run(tmp_path / "run")
+    assert "one validation each" in "\n".join(result_lines(Run(folder)))
+    write = StepRows(folder / HELD_OUT_FILE)
+    easy_and_hard = [{"problem_id": p, "reward": r} for p, r in (("a", -1.0), ("b", -5.0))]
+    write(0, easy_and_hard)
+    write(80, [{**row, "reward": row["reward"] + 2.5} for row in reversed(easy_and_hard)])
+    lines = result_lines(Run(folder))
+    # Both problems gain 2.5: however far apart they are, the change has no spread.
+    assert lines[0] == "Held-out reward: -3 → -0.5 (+2.5 [+2.5, +2.5])."
+    assert lines[-1].endswith("paired over 2 held-out problems.")
 
 
 def test_samples_of_a_resumed_run_are_not_doubled(tmp_path: Path) -> None:
