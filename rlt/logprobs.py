@@ -2,9 +2,11 @@
 
 A row is a `(prefix, continuation)` pair of token ids; only continuation tokens are scored. Rows
 are laid out as left-padded prefixes beside right-padded continuations, so that the hidden states
-that predict the continuation are one slice. The language-model head runs in chunks over just
-those positions, in float32, with and without gradient: `[B, T, V]` never exists. Batches are cut
-by a token budget from rows sorted by length and put back in order.
+that predict the continuation are one slice. Rows that begin alike, as the completions of one
+question do, run their prefix once; its cache is expanded to each of them, with and without
+gradient. The language-model head runs in chunks over the continuation alone, in float32:
+`[B, T, V]` never exists. Batches are cut by a token budget from rows sorted by length and put back
+in order.
 """
 
 import inspect
@@ -15,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 Row = tuple[Sequence[int], Sequence[int]]
 
@@ -24,45 +28,46 @@ _MAX_LOGITS = 2**25
 
 @dataclass(frozen=True)
 class PaddedRows:
-    """Rows of one micro-batch.
+    """B rows of one micro-batch that begin with Q different prefixes.
 
     Attributes:
-        ids_BT, attention_BT, positions_BT: model inputs, T = prefix + continuation.
+        prefix_ids_QP, prefix_mask_QP: prefixes, padded on the left.
+        owner_B: which prefix a row begins with.
         targets_BC: continuation tokens, padded on the right.
         mask_BC: True where `targets_BC` is a real token.
     """
 
-    ids_BT: Tensor
-    attention_BT: Tensor
-    positions_BT: Tensor
+    prefix_ids_QP: Tensor
+    prefix_mask_QP: Tensor
+    owner_B: Tensor
     targets_BC: Tensor
     mask_BC: Tensor
 
 
 def pad_rows(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> PaddedRows:
-    """Lay rows out for one forward pass.
+    """Lay rows out for a forward pass, rows of the same prefix around one copy of it.
 
     Raises:
         ValueError: a prefix is empty, so that nothing predicts the first continuation token.
     """
     if any(len(prefix) == 0 for prefix, _ in rows):
         raise ValueError("a row has an empty prefix: nothing would predict its first token")
-    P = max(len(prefix) for prefix, _ in rows)
+    owner_of: dict[tuple[int, ...], int] = {}
+    owners = [owner_of.setdefault(tuple(prefix), len(owner_of)) for prefix, _ in rows]
+    P = max(len(prefix) for prefix in owner_of)
     C = max(1, *(len(continuation) for _, continuation in rows))
-    ids_BT = torch.full((len(rows), P + C), pad_id, dtype=torch.long)
-    attention_BT = torch.zeros_like(ids_BT)
-    for b, (prefix, continuation) in enumerate(rows):
-        start, end = P - len(prefix), P + len(continuation)
-        ids_BT[b, start:end] = torch.tensor([*prefix, *continuation], dtype=torch.long)
-        attention_BT[b, start:end] = 1
-    positions_BT = (attention_BT.cumsum(-1) - 1).clamp(min=0)
-    return PaddedRows(
-        ids_BT=ids_BT.to(device),
-        attention_BT=attention_BT.to(device),
-        positions_BT=positions_BT.to(device),
-        targets_BC=ids_BT[:, P:].to(device),
-        mask_BC=attention_BT[:, P:].bool().to(device),
-    )
+    prefix_ids_QP = torch.full((len(owner_of), P), pad_id, dtype=torch.long)
+    prefix_mask_QP = torch.zeros(prefix_ids_QP.shape, dtype=torch.bool)
+    for q, prefix in enumerate(owner_of):
+        prefix_ids_QP[q, P - len(prefix) :] = torch.tensor(prefix)
+        prefix_mask_QP[q, P - len(prefix) :] = True
+    targets_BC = torch.full((len(rows), C), pad_id, dtype=torch.long)
+    mask_BC = torch.zeros(targets_BC.shape, dtype=torch.bool)
+    for b, (_, continuation) in enumerate(rows):
+        targets_BC[b, : len(continuation)] = torch.tensor(list(continuation), dtype=torch.long)
+        mask_BC[b, : len(continuation)] = True
+    tensors = (prefix_ids_QP, prefix_mask_QP, torch.tensor(owners), targets_BC, mask_BC)
+    return PaddedRows(*(tensor.to(device) for tensor in tensors))
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -73,40 +78,93 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     Raises:
         ValueError: the budget is not positive.
     """
-    return _cut([(length, 0) for length in lengths], token_budget)
+    return cut_rows([((), range(length)) for length in lengths], token_budget, shared=False)
 
 
-def cut_rows(rows: Sequence[Row], token_budget: int) -> list[list[int]]:
-    """The same for rows as `pad_rows` lays them out: longest prefix beside longest continuation."""
-    return _cut([(len(prefix), len(continuation)) for prefix, continuation in rows], token_budget)
+def cut_rows(rows: Sequence[Row], token_budget: int, shared: bool) -> list[list[int]]:
+    """The same for rows as `pad_rows` lays them out: longest prefix beside longest continuation.
 
+    Args:
+        shared: rows of the same prefix stay together, and each prefix of a batch counts once, as
+            it does for a model that `shares_prefixes`.
 
-def _cut(lengths: Sequence[tuple[int, int]], token_budget: int) -> list[list[int]]:
+    Raises:
+        ValueError: the budget is not positive.
+    """
     if token_budget < 1:
         raise ValueError(f"tokens_per_micro_batch={token_budget} must be at least 1")
+    prefixes = [tuple(prefix) if shared else (index,) for index, (prefix, _) in enumerate(rows)]
+    lengths = [(len(prefix), len(continuation)) for prefix, continuation in rows]
+    longest: dict[tuple[int, ...], int] = {}  # row of a prefix
+    for prefix, pair in zip(prefixes, lengths, strict=True):
+        longest[prefix] = max(longest.get(prefix, 0), sum(pair))
+    order = sorted(
+        range(len(rows)), key=lambda i: (-longest[prefixes[i]], prefixes[i], -lengths[i][1])
+    )
     batches: list[list[int]] = []
-    P = C = 0  # of the last batch
-    for index in sorted(range(len(lengths)), key=lambda i: -sum(lengths[i])):
+    P = C = 0  # longest of the last batch
+    held: set[tuple[int, ...]] = set()  # prefixes of the last batch
+    for index in order:
         p, c = lengths[index]
-        wider_P, wider_C = max(P, p), max(C, c)
-        if batches and (wider_P + wider_C) * (len(batches[-1]) + 1) <= token_budget:
+        wider_P, wider_C, more = max(P, p), max(C, c), held | {prefixes[index]}
+        if batches and len(more) * wider_P + (len(batches[-1]) + 1) * wider_C <= token_budget:
             batches[-1].append(index)
-            P, C = wider_P, wider_C
+            P, C, held = wider_P, wider_C, more
         else:
             batches.append([index])
-            P, C = p, c
+            P, C, held = p, c, {prefixes[index]}
     return batches
 
 
+def shares_prefixes(model: Any) -> bool:
+    """Whether a prefix can be run once and its cache expanded to the rows that begin with it.
+
+    It can where every layer's cache is plain keys and values. It cannot for sliding windows,
+    recurrent states and layers that share keys, nor in a training forward with gradient
+    checkpointing, which transformers runs without a cache; rows are then run whole.
+    """
+    if model.training and any(
+        getattr(module, "gradient_checkpointing", False) for module in model.modules()
+    ):
+        return False
+    if getattr(model, "_is_stateful", False):
+        return False
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
 def continuation_hidden(model: Any, batch: PaddedRows) -> Tensor:
-    """Hidden states `[N, D]` that predict the N real continuation tokens, row by row."""
+    """Hidden states `[N, D]` that predict the N real continuation tokens, row by row.
+
+    Rows of the same prefix run it once, and gradients flow back through its expanded cache.
+    """
+    owner_B, mask_BC = batch.owner_B, batch.mask_BC
+    shared = len(batch.prefix_ids_QP) < len(owner_B) and shares_prefixes(model)
+    if not shared:
+        ids_BT = torch.cat([batch.prefix_ids_QP[owner_B], batch.targets_BC], dim=1)
+        mask_BT = torch.cat([batch.prefix_mask_QP[owner_B], mask_BC], dim=1)
+        hidden_BTD = _decode(model, ids_BT, mask_BT)
+        return hidden_BTD[:, -mask_BC.shape[1] - 1 : -1][mask_BC]
+    cache = DynamicCache(config=model.config)
+    last_QD = _decode(model, batch.prefix_ids_QP, batch.prefix_mask_QP, cache)[:, -1]
+    hidden_BCD = last_QD[owner_B][:, None]
+    if mask_BC.shape[1] > 1:
+        cache.batch_select_indices(owner_B)
+        mask_BT = torch.cat([batch.prefix_mask_QP[owner_B], mask_BC[:, :-1]], dim=1)
+        rest_BCD = _decode(model, batch.targets_BC[:, :-1], mask_BT, cache)
+        hidden_BCD = torch.cat([hidden_BCD, rest_BCD], dim=1)
+    return hidden_BCD[mask_BC]
+
+
+def _decode(model: Any, ids_BT: Tensor, mask_BS: Tensor, cache: Any = None) -> Tensor:
+    """Hidden states `[B, T, D]` of the last T of S tokens; a cache holds those before."""
     decoder = model.base_model
-    inputs = {"input_ids": batch.ids_BT, "attention_mask": batch.attention_BT}
+    inputs = {"input_ids": ids_BT, "attention_mask": mask_BS.long()}
     if "position_ids" in inspect.signature(decoder.forward).parameters:
-        inputs["position_ids"] = batch.positions_BT
-    hidden_BTD = decoder(**inputs, use_cache=False).last_hidden_state
-    C = batch.targets_BC.shape[1]
-    return hidden_BTD[:, -C - 1 : -1][batch.mask_BC]
+        positions_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
+        inputs["position_ids"] = positions_BS[:, -ids_BT.shape[1] :]
+    if cache is None:
+        return decoder(**inputs, use_cache=False).last_hidden_state
+    return decoder(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
 
 
 def logits_of(model: Any, hidden_ND: Tensor, temperature: float) -> Tensor:
@@ -214,7 +272,7 @@ def row_log_probs(
             micro-batch, for what else is to be read off the same forward pass.
     """
     results: list[Tensor] = [torch.zeros(0)] * len(rows)
-    for indices in cut_rows(rows, token_budget):
+    for indices in cut_rows(rows, token_budget, shares_prefixes(model)):
         batch = pad_rows([rows[i] for i in indices], pad_id, model.device)
         hidden_ND = continuation_hidden(model, batch)
         values_N, _ = chunked_log_probs(

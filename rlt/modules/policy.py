@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from rlt.logprobs import Row, cut_rows
+from rlt.logprobs import Row, cut_rows, shares_prefixes
 
 
 class PolicyModule(L.LightningModule):
@@ -81,7 +81,8 @@ class PolicyModule(L.LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         total = 0.0
-        for indices in cut_rows(rows, self.tokens_per_micro_batch):
+        shared = shares_prefixes(self.policy)
+        for indices in cut_rows(rows, self.tokens_per_micro_batch, shared):
             loss = loss_of(indices)
             total += float(loss.detach())
             self.manual_backward(loss)

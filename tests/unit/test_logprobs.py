@@ -21,6 +21,7 @@ from rlt.logprobs import (
     micro_batches,
     pad_rows,
     row_log_probs,
+    shares_prefixes,
 )
 
 VOCAB = 40
@@ -37,6 +38,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gemma2": lambda: hf.Gemma2Config(
         **GROUPED, final_logit_softcapping=3.0, sliding_window=4, query_pre_attn_scalar=8
     ),
+    "gemma": lambda: hf.GemmaConfig(**GROUPED),
     "gpt_neox": lambda: hf.GPTNeoXConfig(**SMALL),
     "gpt2": lambda: hf.GPT2Config(
         vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.4,
@@ -143,12 +145,105 @@ def test_padding_is_zero_and_entropy_is_that_of_the_distribution() -> None:
 
 
 def test_layout_of_padded_rows() -> None:
-    batch = pad_rows([([1, 2], [3]), ([4], [5, 6])], 9, "cpu")
-    assert batch.ids_BT.tolist() == [[1, 2, 3, 9], [9, 4, 5, 6]]
-    assert batch.attention_BT.tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
-    assert batch.positions_BT.tolist() == [[0, 1, 2, 2], [0, 0, 1, 2]]
-    assert batch.targets_BC.tolist() == [[3, 9], [5, 6]]
-    assert batch.mask_BC.tolist() == [[True, False], [True, True]]
+    batch = pad_rows([([1, 2], [3]), ([4], [5, 6]), ((1, 2), [7, 8])], 9, "cpu")
+    assert batch.prefix_ids_QP.tolist() == [[1, 2], [9, 4]]
+    assert batch.prefix_mask_QP.tolist() == [[True, True], [False, True]]
+    assert batch.owner_B.tolist() == [0, 1, 0]
+    assert batch.targets_BC.tolist() == [[3, 9], [5, 6], [7, 8]]
+    assert batch.mask_BC.tolist() == [[True, False], [True, True], [True, True]]
+
+
+class TokensRun:
+    """Counts the places, padding included, that a model's forward passes run over."""
+
+    def __init__(self, model: Any) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        model.base_model.register_forward_pre_hook(
+            lambda module, args, kwargs: self.shapes.append(tuple(kwargs["input_ids"].shape)),
+            with_kwargs=True,
+        )
+
+
+# Two groups of one prefix each, of different lengths, and a row that stands alone.
+GROUPS: list[Row] = [
+    ([1, 5, 6, 7], [7, 8, 9, 10]),
+    ([1, 12], [13, 14]),
+    ([1, 5, 6, 7], [11]),
+    ([1, 5, 6, 7], []),
+    ([1, 12], [15, 16, 17, 18, 19]),
+    ([3], [20, 21]),
+]
+SHARING = {"llama", "qwen2", "qwen3", "gemma", "gpt_neox", "gpt2", "granite", "cohere"}
+
+
+@pytest.mark.parametrize("token_budget", [1, 24, 10_000])
+def test_a_shared_prefix_changes_no_log_prob(model: Any, token_budget: int) -> None:
+    with torch.no_grad():
+        expected = [naive(model, row, 0.7) for row in GROUPS]
+    found = row_log_probs(model, GROUPS, temperature=0.7, pad_id=0, token_budget=token_budget)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+def test_gradients_flow_through_a_shared_prefix(model: Any) -> None:
+    expected = gradient(model, weighted_sum([naive(model, row, 0.7) for row in GROUPS]))
+    batch = pad_rows(GROUPS, 0, "cpu")
+    log_probs_BC, _ = batch_log_probs(model, batch, 0.7)
+    per_row = [values[mask] for values, mask in zip(log_probs_BC, batch.mask_BC, strict=True)]
+    found = gradient(model, weighted_sum(per_row))
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_prefixes_run_once_where_the_cache_can_be_expanded(name: str) -> None:
+    model = make(name)
+    assert shares_prefixes(model) == (name in SHARING)
+    run = TokensRun(model)
+    continuation_hidden(model, pad_rows(GROUPS, 0, "cpu"))
+    assert run.shapes == ([(3, 4), (6, 4)] if name in SHARING else [(6, 9)])
+    # Nothing is shared: one pass, as two would only cost more.
+    run.shapes.clear()
+    continuation_hidden(model, pad_rows(ROWS, 0, "cpu"))
+    assert run.shapes == [(5, 16)]
+
+
+@pytest.mark.parametrize("continuations", [[[7], [8]], [[], [8]], [[], []]])
+def test_continuations_of_at_most_one_token_need_the_prefix_alone(
+    continuations: list[list[int]],
+) -> None:
+    model = make("llama")
+    rows: list[Row] = [([1, 5, 6], c) for c in continuations]
+    run = TokensRun(model)
+    found = row_log_probs(model, rows, temperature=1.0, pad_id=0, token_budget=100)
+    assert run.shapes == [(1, 3)]
+    for one, row in zip(found, rows, strict=True):
+        torch.testing.assert_close(one, naive(model, row, 1.0), rtol=0, atol=1e-4)
+
+
+def test_a_recurrent_state_is_not_shared() -> None:
+    config = hf.MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2)
+    assert not shares_prefixes(hf.AutoModelForCausalLM.from_config(config))
+    config = hf.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])
+    assert not shares_prefixes(hf.AutoModelForCausalLM.from_config(config))
+
+
+def test_gradient_checkpointing_runs_rows_whole_in_training_alone() -> None:
+    model = make("llama")
+    batch = pad_rows(GROUPS, 0, "cpu")
+    mask_BC = batch.mask_BC
+
+    def loss() -> Tensor:
+        return weighted_sum([batch_log_probs(model, batch, 0.7)[0][mask_BC]])
+
+    expected = gradient(model, loss())
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    assert shares_prefixes(model)  # scoring, in eval mode
+    model.train()
+    assert not shares_prefixes(model)
+    run = TokensRun(model)
+    found = gradient(model, loss())
+    assert run.shapes == [(6, 9)]
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_an_empty_prefix_is_refused() -> None:
@@ -195,7 +290,7 @@ def test_every_row_once_and_padded_area_within_the_budget(
     lengths: list[tuple[int, int]], token_budget: int
 ) -> None:
     rows: list[Row] = [([1] * p, [2] * c) for p, c in lengths]
-    batches = cut_rows(rows, token_budget)
+    batches = cut_rows(rows, token_budget, shared=False)
     assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
     totals = [sum(lengths[batch[0]]) for batch in batches]
     assert totals == sorted(totals, reverse=True)
@@ -204,12 +299,32 @@ def test_every_row_once_and_padded_area_within_the_budget(
         assert len(batch) == 1 or len(batch) * (P + C) <= token_budget
 
 
+@given(ROW_LENGTHS, st.integers(1, 200))
+def test_shared_prefixes_count_once(lengths: list[tuple[int, int]], token_budget: int) -> None:
+    rows: list[Row] = [([1] * (p % 3 + 1), [2] * c) for p, c in lengths]
+    batches = cut_rows(rows, token_budget, shared=True)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
+    for batch in batches:
+        prefixes = {len(rows[i][0]) for i in batch}
+        C = max(len(rows[i][1]) for i in batch)
+        assert len(batch) == 1 or len(prefixes) * max(prefixes) + len(batch) * C <= token_budget
+
+
+def test_rows_of_a_prefix_stay_together() -> None:
+    # Two prefixes of 4 and rows of 2: 4 + 3 × 2 = 10 for one group, 2 × 4 + 6 × 2 = 20 for both.
+    a, b = [1, 1, 1, 1], [2, 2, 2, 2]
+    rows: list[Row] = [(prefix, [9, 9]) for prefix in (a, b, a, b, a, b)]
+    assert cut_rows(rows, 10, shared=True) == [[0, 2, 4], [1, 3, 5]]
+    assert cut_rows(rows, 20, shared=True) == [[0, 2, 4, 1, 3, 5]]
+    assert cut_rows(rows, 20, shared=False) == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_micro_batches_by_hand() -> None:
     # Longest first: 5 takes 2 rows of 5 within 10; then 3 rows of 2; 20 is over the budget: alone.
     assert micro_batches([2, 5, 20, 4, 2, 1], 10) == [[2], [1, 3], [0, 4, 5]]
     # 6 + 1 and 1 + 6 tokens are 7 each, but side by side they are padded to 12.
-    assert cut_rows([([1] * 6, [1]), ([1], [1] * 6)], 20) == [[0], [1]]
-    assert cut_rows([([1] * 6, [1]), ([1], [1] * 6)], 24) == [[0, 1]]
+    assert cut_rows([([1] * 6, [1]), ([1], [1] * 6)], 20, shared=False) == [[0], [1]]
+    assert cut_rows([([1] * 6, [1]), ([1], [1] * 6)], 24, shared=False) == [[0, 1]]
     assert micro_batches([], 10) == []
     with pytest.raises(ValueError, match="tokens_per_micro_batch=0"):
         micro_batches([1], 0)
