@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlt.names import did_you_mean, nearest
 
+PARTS = ("callbacks", "terms")  # mappings of names to parts that are built, or null
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
@@ -104,6 +105,8 @@ def check_targets(cfg: DictConfig) -> list[str]:
     for path, value in _walk(cfg, "", errors):
         if isinstance(value, DictConfig):
             errors += _check_node(value, path, ALLOWED)
+            if path.rpartition(".")[2] in PARTS:
+                errors += _check_parts(value, path)
     return errors
 
 
@@ -239,6 +242,17 @@ def _check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> li
                 f"{did_you_mean(str(key), accepted)}; accepted: {', '.join(accepted) or 'none'}"
             )
     return errors
+
+
+def _check_parts(node: DictConfig, path: str) -> list[str]:
+    """Entries without a `_target_`: a misspelt name beside the part that it was meant to change."""
+    named = [str(key) for key in node if isinstance(node[key], DictConfig)]
+    parts = [key for key in named if "_target_" in node[key]]
+    return [
+        f"{_join(path, key)}: no such part{did_you_mean(key, parts)}; a new one needs a _target_"
+        for key in named
+        if key not in parts
+    ]
 
 
 def resolve_target(target: str, allowed: tuple[Allowed, ...] = ALLOWED) -> Callable[..., Any]:

@@ -50,12 +50,23 @@ def _sweep_folder(overrides: str) -> str:
     return f"{name[:_MAX_FOLDER_NAME]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
 
 
+def _config_groups() -> str:
+    """A line per group with its options, for `--help`; recipes are the stages' own."""
+    lines = []
+    for folder in sorted(p for p in config_dir().iterdir() if p.is_dir() and p.name != "recipe"):
+        names = sorted(p.stem for p in folder.glob("*.yaml") if not p.stem.startswith("_"))
+        group = "model@teacher, model@student" if folder.name == "model" else folder.name
+        lines.append(f"{group}: {', '.join(names)}")
+    return "\n".join(lines)
+
+
 def _register() -> None:
     schema.register()
     OmegaConf.register_new_resolver(
         "run_dir", lambda chosen, default: chosen or default, replace=True
     )
     OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
+    OmegaConf.register_new_resolver("config_groups", _config_groups, replace=True)
 
 
 _register()

@@ -33,10 +33,6 @@ class LanguageModel:
     model: Any
     tokenizer: Any
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that `AutoModelForCausalLM.from_pretrained` loads."""
-        save_model(self.model, self.tokenizer, folder)
-
 
 class ModelSource(Protocol):
     """Where a model comes from; `tokenizer` reads no weights."""

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlt import __version__
 
 # What does not change a result: where it is put, how it is watched.
-_NOT_IN_KEY = ("output_dir", "check", "logger", "store_dir")
+_NOT_IN_KEY = ("output_dir", "note", "check", "logger", "store_dir")
 _CALLBACKS_NOT_IN_KEY = ("checkpoint", "progress")
 _PACKAGES = (
     "torch", "lightning", "transformers", "datasets", "hydra-core", "omegaconf", "tokenizers",
@@ -83,6 +83,8 @@ class RunFolder:
     Attributes:
         status: `new`, `resumed` (it was begun and not finished) or `finished`.
 
+    A run that failed or was interrupted before it made anything gives its folder to the next.
+
     Raises:
         ValueError: the folder holds another config's run, or files that are no run at all.
     """
@@ -94,14 +96,16 @@ class RunFolder:
         if manifest.is_file():
             self.manifest: dict[str, Any] = read_json(manifest)
             if self.manifest["key"] != self.key:
-                raise ValueError(
-                    f"output_dir={folder} holds a run of another config "
-                    f"({_difference(folder / 'config.yaml', cfg)}); choose another output_dir, or "
-                    "run with that folder's config.yaml to go on with it"
-                )
+                if not self._made_nothing():
+                    raise ValueError(
+                        f"output_dir={folder} holds a run of another config "
+                        f"({_difference(folder / 'config.yaml', cfg)}); choose another "
+                        "output_dir, or repeat the command in its manifest.json to go on with it"
+                    )
+                self.manifest = {}
             # A pipeline is walked through again: its steps know best what is still good.
-            done = self.manifest["status"] == "finished" and cfg.stage != "pipeline"
-            self.status = "finished" if done else "resumed"
+            done = self.manifest.get("status") == "finished" and cfg.stage != "pipeline"
+            self.status = "finished" if done else "resumed" if self.manifest else "new"
         else:
             strangers = [p.name for p in folder.iterdir()] if folder.is_dir() else []
             if strangers:
@@ -115,9 +119,15 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
             self._begin(cfg)
 
+    def _made_nothing(self) -> bool:
+        """Whether the run that claimed the folder ended before it made anything to lose."""
+        ended = self.manifest["status"] in ("failed", "interrupted")
+        return ended and {p.name for p in self.folder.iterdir()} <= {"config.yaml", "manifest.json"}
+
     def _begin(self, cfg: DictConfig) -> None:
         OmegaConf.save(cfg, self.folder / "config.yaml", resolve=True)
         self.started = time.time()
+        self.manifest.pop("error", None)
         self.manifest |= {
             "key": self.key,
             "status": "running",

@@ -44,6 +44,7 @@ class Common:
     stage: str = MISSING
     seed: int = 0
     output_dir: str | None = None
+    note: str | None = None  # printed with the result: what its numbers are good for
     check: bool = False
     hardware: Hardware = field(default_factory=Hardware)
     logger: Node = None

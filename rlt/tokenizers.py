@@ -1,11 +1,13 @@
-"""Tokenizers for models trained from scratch, made without any download."""
+"""Tokenizers for models trained from scratch, made without any download; where a turn ends."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_MARK = "rlt-assistant-turn"  # stands for the text of a turn
 
 # A turn is its bare text: the prompts' own tags tell the roles apart.
 _CHAT_TEMPLATE = (
@@ -59,3 +61,19 @@ def utf8_bytes() -> PreTrainedTokenizerFast:
         [AddedToken(t, special=True) for t in ("<pad>", "<bos>", "<eos>", *TAGS)]
     )
     return _wrap(tokenizer)
+
+
+def turn_end_ids(tokenizer: Any) -> set[int]:
+    """Tokens after which an assistant's turn is over: EOS, and what the chat template ends it with.
+
+    They differ in some families: Gemma's turns end in `<end_of_turn>`, Phi's in `<|end|>`.
+    """
+    ids = {int(tokenizer.eos_token_id)}
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        _, found, after = text.rpartition(_MARK)
+        following = tokenizer(after, add_special_tokens=False)["input_ids"] if found else []
+        if following and following[0] in tokenizer.added_tokens_decoder:
+            ids.add(int(following[0]))
+    return ids

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt.data.records import Problem
+from rlt.tokenizers import turn_end_ids
 
 _SENTINEL = "rlt-assistant-turn"
 
@@ -35,9 +36,9 @@ class PromptStyle:
         solution_text: the scored solution span; names `{solution}`.
         student_bridge: text between the thought and the scored solution span.
         student_closing: text after the scored solution span.
+        system_from_data: let a row's own system prompt replace the student's.
         teacher_system, student_system: system prompts, or None for no system turn.
         teacher_system_file, student_system_file: text files that replace them.
-        system_from_data: let a row's own system prompt replace the student's.
 
     Raises:
         ValueError: a tag is empty, or a template does not name its value.
@@ -55,11 +56,11 @@ class PromptStyle:
         solution_text: str,
         student_bridge: str,
         student_closing: str,
+        system_from_data: bool,
         teacher_system: str | None = None,
         student_system: str | None = None,
         teacher_system_file: str | None = None,
         student_system_file: str | None = None,
-        system_from_data: bool = True,
     ) -> None:
         self.tags: dict[str, str] = {}
         for name, pair in {
@@ -162,7 +163,7 @@ class Views:
         self.style = style = style.for_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.stop = style.tags["explanation_close"]
-        self.eos_ids = {tokenizer.eos_token_id}
+        self.eos_ids = turn_end_ids(tokenizer)
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         if self._backend is not None:  # a saved tokenizer may carry settings of its training
             self._backend.no_truncation()
@@ -275,7 +276,7 @@ class Views:
         return str(self.tokenizer.apply_chat_template([user, *tail], **options))
 
     def _encode_turn_end(self) -> list[int]:
-        """Tokens that end an assistant turn, up to and including the first EOS."""
+        """Tokens that end an assistant turn, up to and including the first that ends a rollout."""
         _, found, after = self._chat(None, "?", _SENTINEL).rpartition(_SENTINEL)
         ids = self.encode(after) if found else []  # a template may leave the turn's text out
         for position, token in enumerate(ids):

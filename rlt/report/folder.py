@@ -104,6 +104,11 @@ class Run:
         ]
 
     @property
+    def note(self) -> str:
+        """What the config says of its numbers; empty if nothing."""
+        return str(self.config.get("note") or "")
+
+    @property
     def benchmark_name(self) -> str:
         node = self.config.get("benchmark")
         return str(node.get("name", "")) if isinstance(node, dict) else ""

@@ -32,7 +32,7 @@ def write_pipeline_report(run_dir: Path) -> Path:
     date = str(run.manifest.get("ended") or (run.manifest.get("began") or [""])[-1])
     title = heading("pipeline") + (f" · {date[:16].replace('T', ' ')}" if date else "")
     benchmarks = benchmarks_of(steps)
-    parts = [f"# {title}"]
+    parts = [f"# {title}", *([heading(run.note)] if run.note else [])]
     for number, benchmark in enumerate(benchmarks):
         parts.append(_benchmark_section(benchmark, run_dir, number))
     if not benchmarks:

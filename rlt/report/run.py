@@ -31,6 +31,7 @@ def write_report(run_dir: Path) -> Path:
     plots = draw_plots(run, run_dir / "plots")
     sections = [
         f"# {title}",
+        heading(run.note),
         "\n".join(f"- {line}" for line in result_lines(run)),
         _section("Curves", image_links(plots, run_dir)),
         _section("Metrics", metrics_table(run.metrics)),
@@ -66,9 +67,12 @@ def draw_plots(run: Run, folder: Path) -> list[Path]:
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:
-    """Final metrics by name; with the value before training where there is one."""
-    if not metrics:
-        return ""
+    header, rows = metric_rows(metrics)
+    return table(header, [[f"`{row[0]}`", *row[1:]] for row in rows]) if rows else ""
+
+
+def metric_rows(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of final metrics; with the value before training where there is one."""
     names = [name for name in sorted(metrics) if not name.startswith("start/")]
     only_before = [n for n in sorted(metrics) if n.startswith("start/") and n[6:] not in metrics]
 
@@ -76,10 +80,10 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
         return metric_value(name, metrics[key]) if key in metrics else ""
 
     if not any(f"start/{name}" in metrics for name in names):
-        return table(["metric", "value"], [[f"`{n}`", shown(n, n)] for n in names + only_before])
-    rows = [[f"`{name}`", shown(name, f"start/{name}"), shown(name, name)] for name in names]
-    rows += [[f"`{name[6:]}`", shown(name, name), ""] for name in only_before]
-    return table(["metric", "before", "after"], rows)
+        return ["metric", "value"], [[n, shown(n, n)] for n in names + only_before]
+    rows = [[name, shown(name, f"start/{name}"), shown(name, name)] for name in names]
+    rows += [[name[6:], shown(name, name), ""] for name in only_before]
+    return ["metric", "before", "after"], rows
 
 
 def samples_section(run: Run, each: int = 2, level: str = "###") -> str:

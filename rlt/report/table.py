@@ -1,4 +1,4 @@
-"""The last thing a pipeline prints: its evaluations, its steps, and where to look further."""
+"""The last thing a run prints: its result in numbers, and where to look further."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from rlt.report.comparison import (
 from rlt.report.folder import Run
 from rlt.report.pipeline import status
 from rlt.report.results import result_lines
-from rlt.report.run import REPORT_FILE
+from rlt.report.run import REPORT_FILE, metric_rows
 from rlt.report.text import duration, points
 
 
@@ -50,17 +50,36 @@ def print_table(
             table.add_row(*(escape(cell) for cell in [*row[:-1], *last]))
         console.print(table)
     console.print(_steps_table(found))
+    _print_note(Run(run_dir), console)
     console.print(f"report:      {run_dir / REPORT_FILE}", markup=False, soft_wrap=True)
     hint = f"tensorboard --logdir {_log_dir(found, run_dir)}"
     console.print(f"TensorBoard: {hint}", markup=False, soft_wrap=True)
 
 
 def print_run(run_dir: Path, console: Console | None = None) -> None:
-    """Print a stage's result in words and where its report is."""
+    """Print a stage's result in words, its metrics, and where its report is."""
     console = console or Console()
-    for line in result_lines(Run(run_dir)):
-        console.print(f"  {line}", markup=False)
-    console.print(f"  report: {run_dir / REPORT_FILE}", markup=False, soft_wrap=True)
+    run = Run(run_dir)
+    for line in result_lines(run):
+        console.print(line, markup=False)
+    header, rows = metric_rows(run.metrics)
+    if rows:
+        table = Table(title=escape(run.stage), title_justify="left")
+        table.add_column(header[0])
+        for name in header[1:]:
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+    _print_note(run, console)
+    console.print(f"report:      {run_dir / REPORT_FILE}", markup=False, soft_wrap=True)
+    hint = f"tensorboard --logdir {_log_dir([], run_dir)}"
+    console.print(f"TensorBoard: {hint}", markup=False, soft_wrap=True)
+
+
+def _print_note(run: Run, console: Console) -> None:
+    if run.note:
+        console.print(run.note, style="italic", markup=False)
 
 
 def _title(benchmark: Benchmark) -> str:

@@ -24,6 +24,7 @@ from transformers import (
 
 from rlt.logprobs import micro_batches
 from rlt.rollout.base import Completion
+from rlt.tokenizers import turn_end_ids
 
 
 class HFRollout:
@@ -90,7 +91,7 @@ class HFRollout:
         self, model: Any, tokenizer: Any, prompts: list[Sequence[int]], stop: str
     ) -> list[Completion]:
         P = max(len(p) for p in prompts)
-        pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+        pad, eos = tokenizer.pad_token_id, sorted(turn_end_ids(tokenizer))
         ids_BP = torch.tensor([[pad] * (P - len(p)) + list(p) for p in prompts])
         mask_BP = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts])
         recorder = _Recorder(self.temperature or 1.0)
@@ -197,11 +198,11 @@ class _Stop(StoppingCriteria):
         done = [at is not None for at in self.stopped_at]
         return torch.tensor(done, device=input_ids.device)
 
-    def ends(self, sequences: Tensor, eos: int) -> list[tuple[int, str]]:
+    def ends(self, sequences: Tensor, eos: list[int]) -> list[tuple[int, str]]:
         """(number of tokens, finish reason) of every row."""
         found = []
         for row, stopped in zip(sequences[:, self.prompt_tokens :], self.stopped_at, strict=True):
-            hits = (row == eos).nonzero()
+            hits = torch.isin(row.cpu(), torch.tensor(eos)).nonzero()
             at_eos = int(hits[0, 0]) + 1 if len(hits) else None
             if stopped is not None and (at_eos is None or stopped <= at_eos):
                 found.append((stopped, "stop"))

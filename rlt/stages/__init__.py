@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from rlt.runtime import RunFolder, config_key
 from rlt.stages.projection import input_fingerprints
+from rlt.stages.values import check_values, require_device
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,9 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
 
     if cfg.hardware.threads is not None:
         torch.set_num_threads(cfg.hardware.threads)
+    require_device(cfg)
     if key is None and cfg.stage != "pipeline":
+        check_values(cfg)
         key_used = config_key(cfg, input_fingerprints(cfg))
     else:
         key_used = key or config_key(cfg)
@@ -53,12 +56,16 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
     except (KeyboardInterrupt, SystemExit) as stop:
         if not _is_ctrl_c(stop):
             raise
+        run.record(status="interrupted")
         if key is None:
             print(
                 f"\nInterrupted. The same command with output_dir={run_dir} goes on from here.",
                 flush=True,
             )
         raise SystemExit(_INTERRUPTED) from stop
+    except Exception as error:
+        run.record(status="failed", error=f"{type(error).__name__}: {error}")
+        raise
     print_result(run_dir)
     return metrics
 

@@ -60,7 +60,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     }
     run.record(data=split.report, models={k: provenance[k] for k in ("teacher", "student")})
 
-    limit = cfg.max_student_tokens or context_tokens(student)
+    limit = min(cfg.max_student_tokens or 2**31, context_tokens(student))
 
     def explain(problems: list[Problem]) -> list[dict[str, Any]]:
         prompts = [views.teacher_prompt(problem) for problem in problems]
@@ -124,7 +124,8 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         counts = Counter(row["left_out"] for row in rows)
         raise ValueError(
             f"no trace is left of {len(rows)}: {counts['cut']} are longer than {limit} tokens "
-            "(raise max_student_tokens or lower rollout.max_new_tokens), "
+            "(raise max_student_tokens, up to the student's context, or lower "
+            "rollout.max_new_tokens), "
             f"{counts['tag_inside']} have a tag inside the explanation, {counts['unclosed']} were "
             "never closed (train the teacher for longer, or set keep_unclosed=true)"
         )

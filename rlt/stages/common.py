@@ -63,6 +63,13 @@ def load_views(cfg: DictConfig, role: str) -> Views:
 def load_data(data: ProblemData, views: Views) -> DataSplit:
     """Read, check and split the problems, before any weights are loaded."""
     split = data.load(forbidden=views.forbidden, count_tokens=views.count_tokens)
+    with_system = sum(problem.system is not None for problem in split.train)
+    if with_system and not views.style.system_from_data:
+        log.info(
+            "data: %d problems carry a system prompt of their own; it is not used "
+            "(prompt.system_from_data=false)",
+            with_system,
+        )
     log.info(
         "data: %d training and %d validation problems of %d rows read",
         len(split.train), len(split.validation), split.report["read"],
@@ -135,11 +142,6 @@ def train(
     from rlt.callbacks import Checkpoint, latest_checkpoint
 
     folder = run.folder
-    if str(cfg.hardware.precision).startswith("16"):
-        raise ValueError(
-            f"hardware.precision={cfg.hardware.precision}: float16 needs loss scaling, which the "
-            "modules do not do; choose bf16-mixed, bf16-true or 32-true"
-        )
     callbacks = [build(node) for node in (cfg.callbacks or {}).values() if node]
     interval = min(cfg.trainer.val_check_interval, datamodule.steps)
     node = cfg.trainer.copy()

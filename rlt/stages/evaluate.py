@@ -13,8 +13,6 @@ from rlt.stages.common import device_of, in_batches, load_model, load_views, log
 
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
-    if cfg.samples < 1:
-        raise ValueError(f"samples={cfg.samples} must be at least 1")
     views = load_views(cfg, "student")
     benchmark: Benchmark = build(cfg.benchmark)
     problems = benchmark.load(views.style.forbidden, views.count_tokens)

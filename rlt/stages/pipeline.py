@@ -6,6 +6,7 @@ Steps that two pipelines have in common (a base model, a warm-up) are therefore 
 """
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
                 ", reused" if reused else "",
             )  # fmt: skip
             result = run_stage(stage_cfg, folder, keys[name])
+        _link(run.folder / "steps" / name, folder)
         done.append(
             {
                 "name": name,
@@ -57,3 +59,13 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         write_json(run.folder / "steps.json", done)
         metrics |= {f"{name}/{key}": value for key, value in result.items()}
     return metrics
+
+
+def _link(link: Path, folder: Path) -> None:
+    """A step's result under the step's name, beside the pipeline's own report."""
+    link.parent.mkdir(exist_ok=True)
+    try:
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
+    except OSError as error:  # a file system without links
+        log.debug("%s: %s", link, error)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,7 @@ from rlt.stages.distill import check_explanations
 from rlt.stages.examples import require_explanations
 from rlt.stages.projection import check_all
 from rlt.stages.teacher_rl import check_student_choice
+from rlt.stages.values import check_values
 from rlt.traces import find_traces
 
 log = logging.getLogger(__name__)
@@ -82,11 +84,7 @@ def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> di
             find_traces(cfg.traces)
     if cfg.stage == "teacher_rl":
         check_student_choice(cfg)
-    parts = {
-        key: build(cfg[key])
-        for key in ("prompt", "reward", "algorithm", "rollout")
-        if cfg.get(key) is not None
-    }
+    parts = check_values(cfg)
     if "reward" in parts and parts["reward"].correctness is not None and cfg.data.grader is None:
         raise ValueError("this reward verifies answers: set data.grader (it is null)")
     tokenizers = []
@@ -132,8 +130,23 @@ def _views(cfg: DictConfig, role: str, style: Any, made_here: Mapping[str, str])
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not getattr(source, "path", "").count("/") == 1:
             raise
+        if (refusal := _refusal(error)) is not None:
+            raise ValueError(
+                f"{role}.path={source.path}: the hub has no such model ({refusal})"
+            ) from error
         log.debug("tokenizer: %s", error)
         return None, " (hub not reached: tokenizer not checked)"
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """What the hub answered, if it was reached and had no such repository, file or revision."""
+    while error is not None:
+        if isinstance(error, LocalEntryNotFoundError):
+            return None  # it was not reached: a subclass of the next
+        if isinstance(error, HfHubHTTPError | EntryNotFoundError):
+            return type(error).__name__
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _problems(cfg: DictConfig, views: Any, seen: Seen) -> tuple[list[Problem] | None, str]:

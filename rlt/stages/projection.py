@@ -1,13 +1,12 @@
 """From one pipeline config to the config of each of its steps, and to the keys of their results.
 
 A step's config is the shared groups its stage uses, with the stage's recipe laid over them, then
-the step's own `set`, then the paths of what it `needs`. It is an ordinary stage config: saved in
-the step's folder, it can be run by itself.
+the step's own `set`, then the paths of what it `needs`. It is an ordinary stage config.
 """
 
 import functools
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -132,9 +131,7 @@ def input_fingerprints(cfg: DictConfig, leave_out: Collection[str] = ()) -> dict
             files[f"{role}.path"] = model.get("path") or None
         if Path(model.get("chat_template") or "").is_file():
             files[f"{role}.chat_template"] = model.get("chat_template") or None
-    for name, value in (cfg.get("prompt") or {}).items():
-        if str(name).endswith("_file"):
-            files[f"prompt.{name}"] = value
+    files |= dict(_prompt_files(cfg.get("prompt"), "prompt"))
     if files.get("traces"):
         files["traces"] = str(find_traces(files["traces"]))
     found = {key: path_fingerprint(key, Path(file)) for key, file in files.items() if file}
@@ -142,6 +139,15 @@ def input_fingerprints(cfg: DictConfig, leave_out: Collection[str] = ()) -> dict
     if node is not None:
         found["data.source"] = str(build(node).source.describe())
     return found
+
+
+def _prompt_files(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(config key, file) of every prompt file, in styles within styles too."""
+    for name in map(str, node) if isinstance(node, DictConfig) else ():
+        if isinstance(node[name], DictConfig):
+            yield from _prompt_files(node[name], f"{path}.{name}")
+        elif name.endswith("_file") and node[name] is not None:
+            yield f"{path}.{name}", node[name]
 
 
 @functools.cache

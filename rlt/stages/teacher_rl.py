@@ -94,6 +94,11 @@ def check_student_choice(cfg: DictConfig) -> None:
             "model@student is set, but reward_student=reference does not use it; set "
             "reward_student=student, or leave model@student out"
         )
+    if cfg.reward_student == "reference" and cfg.student_path is not None:
+        raise ValueError(
+            f"student_path={cfg.student_path} is not used with reward_student=reference; set "
+            "reward_student=student and model@student, or leave it out"
+        )
 
 
 def check_context(

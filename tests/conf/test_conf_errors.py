@@ -90,6 +90,14 @@ def test_composition_errors_in_one_line(
         ),
         ("reward: {terms: {thought_kl: {clipp: 1}}}", "ThoughtKL has no parameter 'clipp'; did"),
         ("collect: {rollout: {temprature: 1}}", "HFRollout has no parameter 'temprature'; did"),
+        (
+            "reward: {terms: {thougt_kl: {estimator: k3}}}",
+            "reward.terms.thougt_kl: no such part; did you mean 'thought_kl'?",
+        ),
+        (
+            "distill: {callbacks: {chekpoint: {every_steps: 4}}}",
+            "distill.callbacks.chekpoint: no such part; did you mean 'checkpoint'?",
+        ),
     ],
 )
 def test_typos_in_an_experiment_file(
@@ -124,6 +132,44 @@ def test_keys_added_with_a_plus(
 def test_keys_added_inside_a_pipeline(composed: Composed, tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="typo: no such key"):
         main.run(composed(override), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "message"),
+    [
+        ("teacher_rl", "schedule.name=bogus", "schedule: bogus is not a valid SchedulerType"),
+        ("teacher_rl", "module.completions_per_problem=1", "completions_per_problem=1: must be"),
+        ("teacher_sft", "callbacks.checkpoint.every_steps=0", "every_steps=0: must be a whole"),
+        ("teacher_sft", "hardware.dtype=fp8", "hardware.dtype=fp8: choose float32, bfloat16"),
+        ("teacher_sft", "hardware.precision=16-mixed", "float16 needs loss scaling"),
+        ("teacher_sft", "hardware.precision=bf16mixed", "did you mean 'bf16-mixed'"),
+        ("distill", "optim.lr=high", "optim: a value is of the wrong type"),
+        ("collect", "rollout.temperature=hot", "rollout: a value is of the wrong type"),
+        ("collect", "rollout.top_p=2", "rollout.top_p=2 must lie in (0, 1]"),
+        ("collect", "format=xml", "format=xml: choose jsonl, parquet"),
+        ("collect", "best_of=0", "best_of=0: must be a whole number of at least 1"),
+        ("evaluate", "samples=0", "samples=0: must be a whole number of at least 1"),
+        ("collect", "prompt=r1 prompt.student_system_file=no.txt", "student_system_file=no.txt"),
+    ],
+)
+@pytest.mark.parametrize("check", ["true", "false"])
+def test_values_that_no_part_takes(
+    cli: Callable[..., str], stage: str, override: str, message: str, check: str
+) -> None:
+    """A check and the run itself say the same, before a folder is claimed."""
+    given = ["explanations=none"] if stage == "distill" else []
+    assert message in cli(f"stage={stage}", *override.split(), *given, f"check={check}")
+
+
+def test_all_refused_values_at_once(cli: Callable[..., str]) -> None:
+    written = cli("stage=collect", "best_of=0", "format=xml", "rollout.top_p=2")
+    assert written.startswith("rlt: ConfigError: the config has 3 errors:")
+
+
+def test_a_gpu_that_is_not_there(cli: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    message = cli("stage=teacher_sft", "hardware=gpu_8gb")
+    assert "hardware.accelerator=gpu: torch" in message and "choose hardware=cpu" in message
 
 
 def test_all_errors_at_once(composed: Composed, tmp_path: Path) -> None:
@@ -212,7 +258,7 @@ def test_a_sweep_needs_no_flag_and_names_folders_by_what_differs(tmp_path: Path)
 def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
     done = rlt("-m", "stage=teacher_rl", "check=true", "algorithm.beta=-1,0.1", folder=tmp_path)
     assert done.returncode == 2
-    assert "rlt: ValueError: algorithm.beta=-1, but" in done.stderr
+    assert "1. algorithm.beta=-1, but" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.count("is sound; nothing was loaded or written") == 1
 

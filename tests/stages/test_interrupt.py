@@ -38,7 +38,7 @@ def test_teacher_rl_goes_on_from_its_checkpoint(chain: Path) -> None:
     assert "Training was interrupted. Checkpoints: the newest is of step " in output
     assert f"The same command with output_dir={folder} goes on" in output
     assert not (folder / "model").exists()
-    assert read(folder / "manifest.json")["status"] == "running"
+    assert read(folder / "manifest.json")["status"] == "interrupted"
     assert "resuming from step=0000000" in go_on(command, chain, folder)
     assert_same_training(folder, chain / "teacher_rl")
 

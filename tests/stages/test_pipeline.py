@@ -94,9 +94,14 @@ def test_nothing_is_made_twice(base: Path, piped: Path, time: str) -> None:
     assert results(piped / "again") == results(piped / "first")
 
 
+def test_steps_are_found_by_their_names(piped: Path) -> None:
+    for name, step in steps_of(piped / "first").items():
+        assert (piped / "first" / "steps" / name).samefile(step["dir"])
+
+
 @pytest.mark.parametrize("key", ["warm_up", "teacher"])
-def test_steps_can_be_run_by_themselves(piped: Path, key: str) -> None:
-    """A step's config.yaml is a whole stage config: nothing of the pipeline is left in it."""
+def test_a_step_is_saved_as_a_config_of_its_stage(piped: Path, key: str) -> None:
+    """Nothing of the pipeline is left in it."""
     from omegaconf import OmegaConf
 
     from rlt.schema import STAGES

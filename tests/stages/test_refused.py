@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.cli import here, read, refused, stage
+from tests.stages.cli import here, read, refused, rlt, stage
 
 Refuse = Callable[..., str]
 
@@ -79,6 +79,11 @@ def test_student_that_is_not_used(refuse: Refuse) -> None:
     assert "reward_student=reference does not use it" in message
 
 
+def test_student_path_that_is_not_used(chain: Path, refuse: Refuse) -> None:
+    message = refuse(*stage("teacher_rl", f"student_path={chain / 'distill' / 'model'}"))
+    assert "is not used with reward_student=reference" in message
+
+
 def test_reward_for_a_stage_without_one(refuse: Refuse) -> None:
     assert "reward" in refuse(*stage("distill", "reward=rlt"))
 
@@ -117,6 +122,19 @@ def test_broken_rows_stop_the_run(tmp_path: Path) -> None:
     assert f"Rows per reason: {counts}" in message
     assert "data.on_bad_row=skip" in message
     assert "loading the" not in message
+
+
+def test_a_run_that_made_nothing_gives_its_folder_to_the_next(base: Path, tmp_path: Path) -> None:
+    """Broken rows are skipped, or repaired, with the same output_dir."""
+    command = [*write_rows(tmp_path), f"teacher_path={base}", "output_dir=run"]
+    refused(command, tmp_path)
+    manifest = read(tmp_path / "run" / "manifest.json")
+    assert manifest["status"] == "failed" and "5 of 11 rows" in manifest["error"]
+    rlt([*command, "data.on_bad_row=skip"], tmp_path)
+    manifest = read(tmp_path / "run" / "manifest.json")
+    assert manifest["status"] == "finished" and "error" not in manifest
+    assert len(manifest["began"]) == 1
+    assert "holds a run of another config" in refused(command, tmp_path)
 
 
 def test_broken_rows_are_skipped_and_counted(

@@ -41,7 +41,10 @@ def test_a_correct_config_has_no_errors_though_arguments_are_absent() -> None:
             "optim": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-3},
             "schedule": {"_target_": "transformers.get_scheduler", "_partial_": True},
             "trainer": {"_target_": "lightning.pytorch.Trainer", "max_steps": 3},
-            "callbacks": [{"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}],
+            "callbacks": {
+                "a": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"},
+                "b": None,
+            },
             "plain": {"anything": [1, {"at": "all"}], "null": None},
         }
     )

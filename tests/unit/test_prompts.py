@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlt.data.prompts import PromptStyle, Views
 from rlt.data.records import Problem, make_problem
-from rlt.tokenizers import utf8_bytes
+from rlt.tokenizers import turn_end_ids, utf8_bytes
 
 STYLES = ("r1", "stratos", "compact")
 TOKENIZERS = ("byte_tokenizer", "smollm2_tokenizer")
@@ -274,6 +274,21 @@ def test_how_a_turn_ends(assistant: str, ending: str, views_of: Viewer) -> None:
     assert views.decode(views.teacher_target("x")) == "x</think>" + ending
 
 
+def test_a_turn_that_ends_in_a_token_of_its_own(views_of: Viewer) -> None:
+    """As Gemma and Phi: the template closes a turn with a token that is not EOS."""
+    tokenizer = with_template(
+        "{% for m in messages %}<turn>{{ m['content'] }}<end_of_turn>\n{% endfor %}"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "<end_of_turn>"]})
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert turn_end_ids(tokenizer) == {tokenizer.eos_token_id, end}
+    views = views_of("compact", tokenizer)
+    assert views.decode(views.teacher_target("x")) == "x</think><end_of_turn>"
+    assert views.explanation([*views.encode("x"), end]).text == "x"
+    tokenizer.chat_template = None
+    assert turn_end_ids(tokenizer) == {tokenizer.eos_token_id}
+
+
 def test_turn_end_of_a_real_template(smollm2_tokenizer: Any, views_of: Viewer) -> None:
     views = views_of("r1", smollm2_tokenizer)
     assert views.decode(views.teacher_target("x")) == "\nx\n</explanation><|im_end|>"
@@ -332,6 +347,7 @@ STYLE: dict[str, Any] = {
     "thought": ("<t>", "</t>"), "solution": ("<s>", "</s>"), "explanation": ("<e>", "</e>"),
     "teacher_opening": "{solution}<e>", "student_opening": "<t>", "thought_text": "{explanation}",
     "solution_text": "{solution}", "student_bridge": "</t><s>", "student_closing": "</s>",
+    "system_from_data": False,
 }  # fmt: skip
 
 

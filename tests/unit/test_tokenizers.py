@@ -23,6 +23,7 @@ COMPACT = PromptStyle(
     solution_text="{solution}",
     student_bridge="{thought_close} {solution_open}",
     student_closing="{solution_close}",
+    system_from_data=False,
 )
 
 

@@ -1,0 +1,41 @@
+"""What a run reads besides its config is part of its key."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from omegaconf import DictConfig
+
+from rlt.stages.plan import _refusal
+from rlt.stages.projection import input_fingerprints
+
+Composed = Callable[..., DictConfig]
+
+
+@pytest.mark.parametrize(
+    "key", ["otherwise.teacher_system_file", "tags_are_tokens.student_system_file"]
+)
+def test_prompt_files_within_the_default_style(
+    composed: Composed, tmp_path: Path, key: str
+) -> None:
+    file = tmp_path / "system.txt"
+    file.write_text("Explain.")
+    cfg = composed("stage=teacher_sft", f"prompt.{key}={file}")
+    first = input_fingerprints(cfg)[f"prompt.{key}"]
+    file.write_text("Explain well.")
+    assert input_fingerprints(cfg)[f"prompt.{key}"] != first
+    assert len(input_fingerprints(composed("stage=teacher_sft"))) == 1  # the data alone
+
+
+def test_a_hub_that_refuses_is_told_from_one_that_is_not_reached() -> None:
+    def caused(by: Exception) -> OSError:
+        error = OSError("is not a valid model identifier")
+        error.__cause__ = by
+        return error
+
+    missing = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+    assert _refusal(caused(missing)) == "RepositoryNotFoundError"
+    offline = LocalEntryNotFoundError.__new__(LocalEntryNotFoundError)
+    assert _refusal(caused(offline)) is None
+    assert _refusal(caused(ConnectionError())) is None
