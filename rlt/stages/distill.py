@@ -2,6 +2,7 @@
 solutions alone. Held out: some of the traces for the loss, some of the questions for accuracy.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from rlt.runtime import RunFolder, build
 from rlt.stages.common import fit_sft, load_data, load_views
 from rlt.stages.examples import require_explanations, student_examples
 from rlt.traces import trace_source
+
+log = logging.getLogger(__name__)
 
 EXPLANATIONS = ("traces", "data", "none")
 
@@ -34,6 +37,14 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         train, validation = split_problems(traces.train, cfg.validation_share, "traces")
         counts = {"train": len(train), "validation": len(validation)}
         report["traces"] = traces.report | counts
+        known = {problem.id for problem in split.train}
+        if not any(problem.id in known for problem in traces.train):
+            log.warning(
+                "traces: none of their %d questions is among data's training problems; the "
+                "accuracy while training is measured on data's held-out questions, so choose "
+                "data=… as for collect, or validation_answers=0",
+                len(traces.train),
+            )
     bare = cfg.explanations == "none"
     run.record(**report)
     if not bare:
