@@ -142,20 +142,20 @@ def continuation_hidden(model: Any, batch: PaddedRows) -> Tensor:
     if not shared:
         ids_BT = torch.cat([batch.prefix_ids_QP[owner_B], batch.targets_BC], dim=1)
         mask_BT = torch.cat([batch.prefix_mask_QP[owner_B], mask_BC], dim=1)
-        hidden_BTD = _decode(model, ids_BT, mask_BT)
+        hidden_BTD = decode(model, ids_BT, mask_BT)
         return hidden_BTD[:, -mask_BC.shape[1] - 1 : -1][mask_BC]
     cache = DynamicCache(config=model.config)
-    last_QD = _decode(model, batch.prefix_ids_QP, batch.prefix_mask_QP, cache)[:, -1]
+    last_QD = decode(model, batch.prefix_ids_QP, batch.prefix_mask_QP, cache)[:, -1]
     hidden_BCD = last_QD[owner_B][:, None]
     if mask_BC.shape[1] > 1:
         cache.batch_select_indices(owner_B)
         mask_BT = torch.cat([batch.prefix_mask_QP[owner_B], mask_BC[:, :-1]], dim=1)
-        rest_BCD = _decode(model, batch.targets_BC[:, :-1], mask_BT, cache)
+        rest_BCD = decode(model, batch.targets_BC[:, :-1], mask_BT, cache)
         hidden_BCD = torch.cat([hidden_BCD, rest_BCD], dim=1)
     return hidden_BCD[mask_BC]
 
 
-def _decode(model: Any, ids_BT: Tensor, mask_BS: Tensor, cache: Any = None) -> Tensor:
+def decode(model: Any, ids_BT: Tensor, mask_BS: Tensor, cache: Any = None) -> Tensor:
     """Hidden states `[B, T, D]` of the last T of S tokens; a cache holds those before."""
     decoder = model.base_model
     inputs = {"input_ids": ids_BT, "attention_mask": mask_BS.long()}

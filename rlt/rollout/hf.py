@@ -24,6 +24,7 @@ from transformers import (
 
 from rlt.logprobs import micro_batches
 from rlt.rollout.base import Completion
+from rlt.rollout.cache import prompt_cache
 from rlt.tokenizers import turn_end_ids
 
 
@@ -107,6 +108,7 @@ class HFRollout:
             sequences = model.generate(
                 input_ids=ids_BP.to(model.device),
                 attention_mask=mask_BP.to(model.device),
+                past_key_values=prompt_cache(model, prompts, pad),
                 generation_config=GenerationConfig(
                     do_sample=self.temperature > 0,
                     temperature=1.0,  # the recorder has divided by it already

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from rlt.logprobs import Row, row_log_probs
 from rlt.models import LanguageModel
 from rlt.rollout import Completion, HFRollout
+from rlt.rollout.cache import BufferedLayer
 
 NEVER = "\x00\x01\x02"  # a stop string that does not come up
 
@@ -109,6 +111,43 @@ def test_prompts_keep_their_order_whatever_the_budget(
     whole = sample(teacher, HFRollout(0.0, max_new_tokens=8), 2)
     cut = sample(teacher, HFRollout(0.0, max_new_tokens=8, token_budget=token_budget), 2)
     assert [[c.ids for c in group] for group in cut] == [[c.ids for c in g] for g in whole]
+
+
+def test_prompts_of_a_group_run_once(teacher: LanguageModel) -> None:
+    shapes = []
+    hook = teacher.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    sample(teacher, HFRollout(0.0, max_new_tokens=3), 5)
+    hook.remove()
+    longest = max(map(len, prompts_of(teacher.tokenizer)))
+    # Four prompts but for their last tokens; then twenty rows, a token at a time.
+    assert shapes == [(4, longest - 1), (20, 1), (20, 1), (20, 1)]
+
+
+def test_a_model_that_shares_no_prefix_writes_the_same(
+    teacher: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = sample(teacher, HFRollout(0.7, max_new_tokens=16), 3)
+    monkeypatch.setattr("rlt.rollout.cache.shares_prefixes", lambda model: False)
+    alone = sample(teacher, HFRollout(0.7, max_new_tokens=16), 3)
+    assert [[c.ids for c in g] for g in shared] == [[c.ids for c in g] for g in alone]
+
+
+def test_buffers_hold_what_a_growing_cache_holds() -> None:
+    torch.manual_seed(0)
+    buffered, plain = BufferedLayer(), DynamicLayer()
+    for tokens in (5, 1, 1, 70, 1, 1):  # past the room ahead
+        new = torch.randn(3, 2, tokens, 4), torch.randn(3, 2, tokens, 4)
+        for one, other in zip(buffered.update(*new), plain.update(*new), strict=True):
+            assert torch.equal(one, other)
+    for layer in (buffered, plain):
+        layer.batch_select_indices(torch.tensor([2, 0]))
+    new = torch.randn(2, 2, 1, 4), torch.randn(2, 2, 1, 4)
+    for one, other in zip(buffered.update(*new), plain.update(*new), strict=True):
+        assert torch.equal(one, other) and one.shape == (2, 2, 80, 4)
+    assert buffered.get_seq_length() == plain.get_seq_length() == 80
 
 
 def test_samples_follow_the_distribution(teacher: LanguageModel) -> None:
