@@ -29,7 +29,7 @@ from rlt.data.records import Problem
 from rlt.logprobs import Row, batch_log_probs, pad_rows, row_log_probs
 from rlt.modules.policy import PolicyModule
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
-from rlt.rollout import Completion, Rollout
+from rlt.rollout import Completion, Rollout, known_log_probs
 
 
 @dataclass
@@ -144,7 +144,7 @@ class TeacherRL(PolicyModule):
 
     @torch.no_grad()
     def collect_experience(self, problems: list[Problem]) -> Experience:
-        """Roll out, take the policy's log-probs of what it wrote, and reward it."""
+        """Roll out, with the policy's log-probs of what it wrote, and reward it."""
         self.policy.eval()
         clock = [time.perf_counter()]
         prompts = [self.views.teacher_prompt(problem) for problem in problems]
@@ -156,7 +156,10 @@ class TeacherRL(PolicyModule):
         completions = [c for group in groups for c in group]
         owners = [p for p, group in enumerate(groups) for _ in group]
         rows: list[Row] = [(prompts[p], c.ids) for p, c in zip(owners, completions, strict=True)]
-        log_probs = rewarded = self.row_log_probs(self.policy, rows)
+        log_probs = known_log_probs(self.policy, completions)
+        if log_probs is None:
+            log_probs = self.row_log_probs(self.policy, rows)
+        rewarded = log_probs
         if self.scorer.temperature != (self.rollout.temperature or 1.0):  # reward.temperature
             rewarded = self.row_log_probs(self.policy, rows, self.scorer.temperature)
         scored = []

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Completion:
 
     Attributes:
         ids: sampled token ids, with the tokens of the stop string or the EOS they ended in.
-        log_probs: their log-probs at the sampling temperature, before top-p, top-k or min-p.
+        log_probs: their log-probs at the sampling temperature, before top-p, top-k or min-p; empty
+            if the engine computes otherwise than a forward pass of the model itself.
         finish: `stop` (stop string), `eos`, or `length` (cut at `max_new_tokens`).
     """
 
@@ -43,3 +45,17 @@ class Rollout(Protocol):
     ) -> list[list[Completion]]:
         """Sample `n` completions of every prompt, in the prompts' order."""
         ...
+
+
+def known_log_probs(model: nn.Module, completions: Sequence[Completion]) -> list[Tensor] | None:
+    """Log-probs `[T]` as they were when each completion was sampled, in place of another forward.
+
+    None unless they are those of a forward pass to float32 rounding: in lower precision, decoding
+    token by token rounds otherwise than a whole sequence does.
+    """
+    parameter = next(model.parameters())
+    if parameter.dtype != torch.float32 or torch.is_autocast_enabled(parameter.device.type):
+        return None
+    if any(len(c.log_probs) != len(c.ids) for c in completions):
+        return None
+    return [torch.tensor(c.log_probs, device=parameter.device) for c in completions]

@@ -16,6 +16,7 @@ from rlt.data.records import Problem
 from rlt.logprobs import row_log_probs
 from rlt.models import context_tokens, fingerprint, freeze
 from rlt.rewards import RewardScorer, ScoredExplanation
+from rlt.rollout import known_log_probs
 from rlt.runtime import RunFolder, build, peak_memory_bytes
 from rlt.stages.common import (
     device_of,
@@ -27,14 +28,10 @@ from rlt.stages.common import (
     require_same_tokenizer,
     source_of,
 )
-from rlt.traces import FORMATS, write_traces
+from rlt.traces import write_traces
 
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
-    if cfg.best_of < 1:
-        raise ValueError(f"best_of={cfg.best_of} must be at least 1")
-    if cfg.format not in FORMATS:
-        raise ValueError(f"format={cfg.format!r}: choose {' or '.join(FORMATS)}")
     views = load_views(cfg, "teacher")
     require_same_tokenizer(views.tokenizer, source_of(cfg, "student").tokenizer())
     data = build(cfg.data)
@@ -67,13 +64,17 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         groups = rollout.sample(teacher, views.tokenizer, prompts, cfg.best_of, views.stop)
         owners = [p for p, group in enumerate(groups) for _ in group]
         completions = [c for group in groups for c in group]
-        log_probs = row_log_probs(
-            teacher,
-            [(prompts[p], c.ids) for p, c in zip(owners, completions, strict=True)],
-            temperature=scorer.temperature,
-            pad_id=views.tokenizer.pad_token_id,
-            token_budget=cfg.hardware.tokens_per_micro_batch,
-        )
+        log_probs = None
+        if scorer.temperature == (rollout.temperature or 1.0):
+            log_probs = known_log_probs(teacher, completions)
+        if log_probs is None:
+            log_probs = row_log_probs(
+                teacher,
+                [(prompts[p], c.ids) for p, c in zip(owners, completions, strict=True)],
+                temperature=scorer.temperature,
+                pad_id=views.tokenizer.pad_token_id,
+                token_budget=cfg.hardware.tokens_per_micro_batch,
+            )
         scored = [
             ScoredExplanation(problems[p], views.explanation(c.ids), prompts[p], values)
             for p, c, values in zip(owners, completions, log_probs, strict=True)

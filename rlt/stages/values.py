@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlt.checks import raise_if_any
 from rlt.names import did_you_mean
 from rlt.runtime import build, build_partial
+from rlt.traces import FORMATS
 
 # Smallest whole number that each of these may be; null, where the key takes it, is no number.
 _AT_LEAST = {
@@ -38,7 +39,7 @@ _AT_LEAST = {
     "validation_answers": 0,
 }
 _CHOICES = {
-    "format": ("jsonl", "parquet"),
+    "format": FORMATS,
     "hardware.dtype": ("float32", "bfloat16", "float16", "auto"),
     "hardware.precision": (
         *("32-true", "32", "bf16-mixed", "bf16-true", "bf16", "64-true", "64"),

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from rlt.logprobs import Row, row_log_probs
 from rlt.models import LanguageModel
-from rlt.rollout import Completion, HFRollout
+from rlt.rollout import Completion, HFRollout, known_log_probs
 from rlt.rollout.cache import BufferedLayer
 
 NEVER = "\x00\x01\x02"  # a stop string that does not come up
@@ -286,3 +286,17 @@ def test_a_tag_that_merges_with_its_neighbours(smollm2_tokenizer: Any) -> None:
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"rollout.{name}={value}"):
         HFRollout(**{name: value})  # type: ignore[arg-type]
+
+
+def test_log_probs_are_taken_over_only_where_they_are_exact(
+    tiny: Callable[..., LanguageModel],
+) -> None:
+    language_model = tiny(3)
+    completions = [c for group in sample(language_model, HFRollout(0.7, 6), 2) for c in group]
+    found = known_log_probs(language_model.model, completions)
+    assert found is not None
+    assert [v.tolist() for v in found] == [pytest.approx(c.log_probs) for c in completions]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert known_log_probs(language_model.model, completions) is None
+    assert known_log_probs(language_model.model, [Completion([1], [], "stop")]) is None
+    assert known_log_probs(language_model.model.to(torch.bfloat16), completions) is None
