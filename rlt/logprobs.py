@@ -116,6 +116,18 @@ def cut_rows(rows: Sequence[Row], token_budget: int, shared: bool) -> list[list[
     return batches
 
 
+def padding_share(rows: Sequence[Row], batches: Sequence[Sequence[int]], shared: bool) -> float:
+    """Share of the places of `cut_rows`' batches, as `pad_rows` lays them out, that are padding."""
+    places = real = 0
+    for indices in batches:
+        prefixes = [tuple(rows[i][0]) for i in indices]
+        prefixes = list(dict.fromkeys(prefixes)) if shared else prefixes
+        lengths = [len(rows[i][1]) for i in indices]
+        places += len(prefixes) * max(map(len, prefixes)) + len(lengths) * max(lengths)
+        real += sum(map(len, prefixes)) + sum(lengths)
+    return 1 - real / places
+
+
 def shares_prefixes(model: Any) -> bool:
     """Whether a prefix can be run once and its cache expanded to the rows that begin with it.
 

@@ -4,6 +4,7 @@ Loss weights are computed over the whole optimizer batch before it is cut into m
 token budget; micro-batches then add up to the same gradient, whatever the cut.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from rlt.logprobs import Row, cut_rows, shares_prefixes
+from rlt.flops import forward_flops, matmul_flops_per_second
+from rlt.logprobs import Row, cut_rows, padding_share, shares_prefixes
 
 
 class PolicyModule(L.LightningModule):
@@ -77,12 +79,14 @@ class PolicyModule(L.LightningModule):
         Raises:
             ValueError: the loss or the gradient's norm is NaN or infinite; no step was taken.
         """
+        started = time.perf_counter()
         self.policy.train()
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         total = 0.0
         shared = shares_prefixes(self.policy)
-        for indices in cut_rows(rows, self.tokens_per_micro_batch, shared):
+        batches = cut_rows(rows, self.tokens_per_micro_batch, shared)
+        for indices in batches:
             loss = loss_of(indices)
             total += float(loss.detach())
             self.manual_backward(loss)
@@ -98,4 +102,18 @@ class PolicyModule(L.LightningModule):
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
         self.policy.eval()
-        return {"loss": total, "grad_norm": norm, "lr": lr}
+        flops = 3 * forward_flops(self.policy, rows, shared)  # forward, and twice that backward
+        seconds = time.perf_counter() - started
+        return {
+            "loss": total,
+            "grad_norm": norm,
+            "lr": lr,
+            "padding_share": padding_share(rows, batches, shared),
+            "mfu": flops / seconds / self.peak_flops_per_second,
+        }
+
+    @property
+    def peak_flops_per_second(self) -> float:
+        """Of a large matrix product in the precision that the policy computes in."""
+        dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else self.policy.dtype
+        return matmul_flops_per_second(self.device, dtype)

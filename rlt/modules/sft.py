@@ -4,6 +4,7 @@ The loss is the mean negative log-likelihood of the target tokens of the whole b
 none. Run by `rlt stage=pretrain`, `stage=teacher_sft` and `stage=distill`.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,17 +63,23 @@ class SFT(PolicyModule):
             entropy_sum += float(entropy_BC.sum())
             return -log_probs_BC.sum() / target_tokens
 
+        started = time.perf_counter()
         stats = self.optimizer_step_on(rows, loss_of)
+        seconds = time.perf_counter() - started
         self.log_dict(
             {
                 "train/grad_norm": stats["grad_norm"],
                 "train/lr": stats["lr"],
                 "train/entropy": entropy_sum / target_tokens,
                 "train/target_tokens": float(target_tokens),
+                "train/padding_share": stats["padding_share"],
+                "time/train_mfu": stats["mfu"],
             },
             batch_size=len(batch),
         )
         self.log("train/loss", stats["loss"], prog_bar=True, batch_size=len(batch))
+        tokens = sum(len(prompt) + len(target) for prompt, target in rows)
+        self.log("time/train_tokens_per_second", tokens / seconds, prog_bar=True, batch_size=1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         rows = rows_of(batch.items)

@@ -122,7 +122,11 @@ class TeacherRL(PolicyModule):
         stats = self.update(experience, advantages_PG.flatten())
         experience.seconds["update"] = time.perf_counter() - started
         self.log_experience("train", experience, rewards_PG)
+        self.log("time/train_mfu", stats.pop("mfu"))
         self.log_dict({f"policy/{name}": value for name, value in stats.items()}, batch_size=1)
+        written = sum(len(ids) for _, ids in experience.rows)
+        speed = written / sum(experience.seconds.values())
+        self.log("time/train_tokens_per_second", speed, prog_bar=True)
         self.log("policy/zero_advantage_share", (advantages_PG == 0).all(1).float().mean())
         if self.on_samples is not None and self.samples_per_step:
             self.on_samples(batch_idx, self.samples(experience))

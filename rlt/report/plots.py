@@ -65,7 +65,9 @@ def plot_curves(scalars: Scalars, folder: Path) -> list[Path]:
         ]
         if panels:
             drawn.append(_plot_panels(panels, scalars, folder / f"{name}.png"))
-    seconds = {n: v for n, v in scalars.items() if n.startswith("time/train_")}
+    seconds = {
+        n: v for n, v in scalars.items() if n.startswith("time/train_") and n.endswith("_seconds")
+    }
     if seconds and len(set.intersection(*map(_steps, seconds.values()))) > 1:
         drawn.append(_plot_time(seconds, folder / "time.png"))
     return drawn

@@ -6,6 +6,7 @@ code has it) or `model@student`. Weights that are the same are in memory once.
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -48,12 +49,17 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     reference, student = frozen_models(cfg, teacher, algorithm)
     problems = split.train + split.validation
     check_context(teacher, student, views, problems, rollout.max_new_tokens)
+    held = bytes_by_role({"teacher": teacher.model, "reference": reference, "student": student})
+    log.info(
+        "weights in memory: %s",
+        ", ".join(f"{roles} {size / 2**20:,.0f} MiB" for roles, size in held.items()),
+    )
     run.record(
         models={
             "teacher": fingerprint(teacher.model),
             "student": fingerprint(student),
             "parameters": sum(p.numel() for p in teacher.model.parameters()),
-            "copies_in_memory": len({id(teacher.model), id(reference or student), id(student)}),
+            "bytes_in_memory": held,
         }
     )
     scorer = RewardScorer(
@@ -135,3 +141,17 @@ def frozen_models(
         log.info("student and reference have the same weights: kept in memory once")
         return reference, reference
     return reference, student
+
+
+def bytes_by_role(models: Mapping[str, nn.Module | None]) -> dict[str, int]:
+    """Bytes of parameters in memory; roles that one object serves are named together."""
+    roles: dict[int, list[str]] = {}
+    for role, model in models.items():
+        if model is not None:
+            roles.setdefault(id(model), []).append(role)
+    named = {" and ".join(names): models[names[0]] for names in roles.values()}
+    return {
+        name: sum(p.numel() * p.element_size() for p in model.parameters())
+        for name, model in named.items()
+        if model is not None
+    }

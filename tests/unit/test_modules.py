@@ -50,6 +50,11 @@ def trainer(folder: Path, **options: Any) -> L.Trainer:
     )  # fmt: skip
 
 
+def apart_from_the_cut(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics that must not depend on the cut into micro-batches."""
+    return {k: v for k, v in metrics.items() if "time/" not in k and "padding" not in k}
+
+
 def weights(model: Any) -> Tensor:
     return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
 
@@ -138,7 +143,7 @@ def test_sft_1x8_equals_8x1(
     other = fit_sft(views, single, tmp_path, 1, gradient_checkpointing=gradient_checkpointing)
     assert (weights(whole.model) - before).abs().max() > 1e-3
     torch.testing.assert_close(weights(single.model), weights(whole.model), rtol=0, atol=1e-6)
-    assert other == pytest.approx(one, abs=1e-5)
+    assert apart_from_the_cut(other) == pytest.approx(apart_from_the_cut(one), abs=1e-5)
     assert one["train/target_tokens"] == 1 + 2 + 7 + 1 + 5 + 7 + 2 + 9
 
 
@@ -204,7 +209,7 @@ def test_rl_1x8_equals_8x1(
         metrics = fit_rl(module, 2, tmp_path).callback_metrics
         after = weights(made.model)
         assert (after - before).abs().max() > 1e-3
-        found.append((after, {k: float(v) for k, v in metrics.items() if "time/" not in k}))
+        found.append((after, apart_from_the_cut({k: float(v) for k, v in metrics.items()})))
     for after, metrics in found[1:]:
         torch.testing.assert_close(after, found[0][0], rtol=0, atol=1e-6)
         assert metrics == pytest.approx(found[0][1], rel=1e-5, abs=1e-4)

@@ -1,0 +1,54 @@
+"""How much arithmetic a forward pass is, and how much of the machine's it is.
+
+Model FLOPs utilisation as PaLM counts it (arXiv 2204.02311, appendix B): matrix products of the
+model over the tokens that the method needs, without what is computed again or for padding.
+"""
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from rlt.logprobs import Row
+
+_SIZE = 1024  # of the square matrices whose product is timed
+_SECONDS = 0.2
+
+
+def forward_flops(model: Any, rows: Sequence[Row], shared: bool) -> float:
+    """Floating-point operations of one forward pass; a backward pass takes twice as many.
+
+    Args:
+        shared: rows of the same prefix run it once (see `rlt.logprobs.shares_prefixes`).
+    """
+    prefixes = [len(p) for p in {tuple(prefix) for prefix, _ in rows}]
+    if not shared:
+        prefixes = [len(prefix) for prefix, _ in rows]
+    continuations = sum(len(continuation) for _, continuation in rows)
+    tokens = sum(prefixes) + continuations
+    embedding = model.get_input_embeddings().weight.numel()
+    head = model.get_output_embeddings().weight
+    tied = head is model.get_input_embeddings().weight
+    body = sum(p.numel() for p in model.parameters()) - embedding - (0 if tied else head.numel())
+    config = model.config.get_text_config()
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    pairs = sum(P * P / 2 for P in prefixes)  # a token attends to itself and those before
+    pairs += sum(len(c) * len(p) + len(c) * len(c) / 2 for p, c in rows)
+    attention = 4 * config.num_hidden_layers * width * pairs
+    return float(2 * body * tokens + 2 * head.numel() * continuations + attention)
+
+
+@functools.cache
+def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """The best rate of a large matrix product on this device, measured once."""
+    a, b = (torch.randn(_SIZE, _SIZE, device=device).to(dtype) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + _SECONDS
+    while best == float("inf") or time.perf_counter() < end:
+        started = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * _SIZE**3 / best

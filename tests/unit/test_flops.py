@@ -1,0 +1,39 @@
+"""FLOPs counted by hand on a model small enough."""
+
+import pytest
+import torch
+import transformers as hf
+
+from rlt.flops import forward_flops, matmul_flops_per_second
+from rlt.logprobs import padding_share
+
+SIZES = {
+    "vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "intermediate_size": 6,
+}  # fmt: skip
+# Per layer: q, k, v, o of 4 × 4, MLP of 3 × 4 × 6, two norms of 4; then the last norm.
+BODY = 3 * (4 * 16 + 3 * 24 + 2 * 4) + 4
+ROWS = [([1, 2, 3], [4, 5]), ([1, 2, 3], [6]), ([7], [8, 9, 5, 4])]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_flops_of_a_forward_pass(shared: bool, tied: bool) -> None:
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, tie_word_embeddings=tied))
+    tokens = 7 + 3 + 1 + (0 if shared else 3)  # continuations, and each prefix once or per row
+    prefix_pairs = 9 / 2 + 1 / 2 + (0 if shared else 9 / 2)
+    pairs = prefix_pairs + (2 * 3 + 4 / 2) + (1 * 3 + 1 / 2) + (4 * 1 + 16 / 2)
+    expected = 2 * BODY * tokens + 2 * 40 * 7 + 4 * 3 * 4 * pairs
+    assert forward_flops(model, ROWS, shared) == pytest.approx(expected)
+
+
+def test_padding_by_hand() -> None:
+    # One batch: prefixes of 3 and 1 take 2 × 3 places, continuations 3 × 4; real are 4 and 7.
+    assert padding_share(ROWS, [[0, 1, 2]], shared=True) == pytest.approx(1 - 11 / 18)
+    # Alone, the last row needs no padding: 2 × 3 + 2 × 2 places hold 6 and 3 real ones.
+    assert padding_share(ROWS, [[0, 1], [2]], shared=False) == pytest.approx(1 - 14 / 15)
+
+
+def test_the_rate_is_one_that_the_machine_reaches() -> None:
+    rate = matmul_flops_per_second(torch.device("cpu"), torch.float32)
+    assert 1e8 < rate < 1e15
