@@ -181,16 +181,20 @@ def decode(model: Any, ids_BT: Tensor, mask_BS: Tensor, cache: Any = None) -> Te
 
 def logits_of(model: Any, hidden_ND: Tensor, temperature: float) -> Tensor:
     """float32 logits `[N, V]` at a temperature, as the model's own forward would give them."""
-    logits_NV = model.get_output_embeddings()(hidden_ND).float()
     config = model.config
+    softcap = getattr(config, "final_logit_softcapping", None)
+    head = model.get_output_embeddings()
+    if not softcap and getattr(head, "bias", None) is None and hidden_ND.dtype == torch.float32:
+        # The head is linear: N × D divisions do for N × V, with and without gradient.
+        hidden_ND, temperature = hidden_ND / temperature, 1.0
+    logits_NV = head(hidden_ND).float()
     if getattr(config, "logits_scaling", None):  # Granite
         logits_NV = logits_NV / config.logits_scaling
     if getattr(config, "logit_scale", None):  # Cohere
         logits_NV = logits_NV * config.logit_scale
-    softcap = getattr(config, "final_logit_softcapping", None)
     if softcap:
         logits_NV = torch.tanh(logits_NV / softcap) * softcap
-    return logits_NV / temperature
+    return logits_NV if temperature == 1.0 else logits_NV / temperature
 
 
 def check_head(model: Any) -> None:

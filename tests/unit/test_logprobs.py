@@ -44,6 +44,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.4,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     ),
+    "phi": lambda: hf.PhiConfig(**SMALL),  # a head with a bias
     "granite": lambda: hf.GraniteConfig(**SMALL, logits_scaling=4.0, attention_multiplier=0.3),
     "cohere": lambda: hf.CohereConfig(**SMALL, logit_scale=0.25),
 }  # fmt: skip
@@ -173,7 +174,7 @@ GROUPS: list[Row] = [
     ([1, 12], [15, 16, 17, 18, 19]),
     ([3], [20, 21]),
 ]
-SHARING = {"llama", "qwen2", "qwen3", "gemma", "gpt_neox", "gpt2", "granite", "cohere"}
+SHARING = {"llama", "qwen2", "qwen3", "gemma", "gpt_neox", "gpt2", "phi", "granite", "cohere"}
 
 
 @pytest.mark.parametrize("token_budget", [1, 24, 10_000])
