@@ -251,3 +251,15 @@ def test_a_finished_run_is_not_run_again(chain: Path) -> None:
     done = rlt(stage("evaluate", "output_dir=evaluate", "student_path=distill/model"), chain)
     assert "already finished" in done.stdout + done.stderr
     assert (chain / "evaluate" / "answers.jsonl").stat().st_mtime_ns == before
+
+
+def test_progress_in_lines_where_there_is_no_terminal(chain: Path, tmp_path: Path) -> None:
+    done = rlt(
+        stage(
+            "teacher_sft", f"teacher_path={chain / 'pretrain' / 'model'}", "output_dir=run",
+            "callbacks.lines.every_seconds=0.001",
+        ),
+        tmp_path,
+    )  # fmt: skip
+    lines = re.findall(r"^step (\d) of 4, [\d.]+ s left, train/loss [\d.]+.*$", done.stdout, re.M)
+    assert lines == ["1", "2", "3", "4"]
