@@ -49,18 +49,22 @@ def _with_room(old: Tensor | None, new: Tensor, total: int) -> Tensor:
     return buffer
 
 
-def prompt_cache(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> DynamicCache | None:
-    """The cache of all prompts but for their last tokens, each different prompt run once.
+def run_prompts(
+    model: Any, prompts: Sequence[Sequence[int]], pad_id: int
+) -> tuple[Tensor, Tensor, DynamicCache]:
+    """Run prompts, padded on the left to the longest, each different one once where that can be.
 
-    Prompts are padded on the left to the longest. None for a model that does not share prefixes,
-    or if there is nothing before the last tokens.
+    Returns:
+        Hidden states `[B, D]` of the prompts' last tokens, mask `[B, P]`, and their cache.
     """
     batch = pad_rows([(prompt, ()) for prompt in prompts], pad_id, model.device)
-    if batch.prefix_ids_QP.shape[1] < 2 or not shares_prefixes(model):
-        return None
+    ids_QP, mask_QP, owner_B = batch.prefix_ids_QP, batch.prefix_mask_QP, batch.owner_B
     cache = DynamicCache(config=model.config)
+    if not shares_prefixes(model):
+        mask_BP = mask_QP[owner_B]
+        return decode(model, ids_QP[owner_B], mask_BP, cache)[:, -1], mask_BP, cache
     cache.layers = [BufferedLayer() for _ in cache.layers]
-    decode(model, batch.prefix_ids_QP[:, :-1], batch.prefix_mask_QP[:, :-1], cache)
-    if len(batch.prefix_ids_QP) < len(prompts):
-        cache.batch_select_indices(batch.owner_B)
-    return cache
+    hidden_QD = decode(model, ids_QP, mask_QP, cache)[:, -1]
+    if len(ids_QP) < len(owner_B):
+        cache.batch_select_indices(owner_B)
+    return hidden_QD[owner_B], mask_QP[owner_B], cache

@@ -1,35 +1,31 @@
-"""Rollouts with transformers' `generate`, in this process, on the model's own weights.
+"""Rollouts in this process, on the model's own weights, token by token.
 
 Log-probs are read from the raw logits at the sampling temperature, before any truncation, so they
-are those that the training forward gives for the same tokens. A row stops at EOS or as soon as its
-decoded tail holds the stop string, wherever token borders fall.
+are those that the training forward gives for the same tokens. A row stops at the end of its turn
+or as soon as its decoded tail holds the stop string, wherever token borders fall.
+
+Against transformers' `generate`: prompts of a group run once, keys and values are written in place
+(`rlt.rollout.cache`), and rows that have ended leave the batch.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from rlt.logprobs import micro_batches
+from rlt.logprobs import decode, logits_of, micro_batches
 from rlt.rollout.base import Completion
-from rlt.rollout.cache import prompt_cache
+from rlt.rollout.cache import run_prompts
 from rlt.tokenizers import turn_end_ids
+
+_KEPT_SHARE = 0.75  # rows leave the batch, at the cost of copying its cache, once no more are left
 
 
 class HFRollout:
-    """Samples with `model.generate`.
+    """Samples from a transformers model.
 
     Args:
         temperature: sampling temperature; 0 decodes greedily (log-probs are then at 1).
@@ -62,10 +58,14 @@ class HFRollout:
             raise ValueError(f"rollout.min_p={min_p} must lie in [0, 1); 0 switches it off")
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
-        self.top_p = top_p
-        self.top_k = top_k
-        self.min_p = min_p
         self.token_budget = token_budget
+        self._truncate = LogitsProcessorList()
+        if top_k:
+            self._truncate.append(TopKLogitsWarper(top_k))
+        if top_p < 1:
+            self._truncate.append(TopPLogitsWarper(top_p))
+        if min_p:
+            self._truncate.append(MinPLogitsWarper(min_p))
 
     @torch.no_grad()
     def sample(
@@ -91,125 +91,73 @@ class HFRollout:
     def _generate(
         self, model: Any, tokenizer: Any, prompts: list[Sequence[int]], stop: str
     ) -> list[Completion]:
-        P = max(len(p) for p in prompts)
-        pad, eos = tokenizer.pad_token_id, sorted(turn_end_ids(tokenizer))
-        ids_BP = torch.tensor([[pad] * (P - len(p)) + list(p) for p in prompts])
-        mask_BP = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts])
-        recorder = _Recorder(self.temperature or 1.0)
-        stopping = _Stop(tokenizer, stop, P, len(prompts))
-        warpers: list[LogitsProcessor] = [recorder]
-        if self.top_k:
-            warpers.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1:
-            warpers.append(TopPLogitsWarper(self.top_p))
-        if self.min_p:
-            warpers.append(MinPLogitsWarper(self.min_p))
-        with _no_generation_defaults(model):
-            sequences = model.generate(
-                input_ids=ids_BP.to(model.device),
-                attention_mask=mask_BP.to(model.device),
-                past_key_values=prompt_cache(model, prompts, pad),
-                generation_config=GenerationConfig(
-                    do_sample=self.temperature > 0,
-                    temperature=1.0,  # the recorder has divided by it already
-                    top_k=0,
-                    top_p=1.0,
-                    max_new_tokens=self.max_new_tokens,
-                    pad_token_id=pad,
-                    eos_token_id=eos,
-                    use_cache=True,
-                ),
-                logits_processor=LogitsProcessorList(warpers),
-                stopping_criteria=StoppingCriteriaList([stopping]),
-            )
-        log_probs_BT = recorder.log_probs(sequences).cpu()
-        return [
-            Completion(
-                ids=sequences[b, P : P + length].tolist(),
-                log_probs=log_probs_BT[b, :length].tolist(),
-                finish=finish,
-            )
-            for b, (length, finish) in enumerate(stopping.ends(sequences, eos))
-        ]
+        ends = _Ends(tokenizer, stop)
+        rows = [_Row() for _ in prompts]  # of the batch; those that ended leave it now and then
+        written = list(rows)
+        hidden_BD, mask_BS, cache = run_prompts(model, prompts, tokenizer.pad_token_id)
+        # A recurrent state cannot be cut by rows: there they stay to the end.
+        can_drop = all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+        for length in range(1, self.max_new_tokens + 1):
+            tokens_B, log_probs_B = self._draw(logits_of(model, hidden_BD, self.temperature or 1.0))
+            for row, token, log_prob in zip(
+                rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True
+            ):
+                if row.finish is None:
+                    row.ids.append(token)
+                    row.log_probs.append(log_prob)
+                    row.finish = ends.reason(row.ids)
+            going = [b for b, row in enumerate(rows) if row.finish is None]
+            if not going or length == self.max_new_tokens:
+                break
+            if can_drop and len(going) <= _KEPT_SHARE * len(rows):
+                kept_B = torch.tensor(going, device=tokens_B.device)
+                rows = [rows[b] for b in going]
+                tokens_B, mask_BS = tokens_B[kept_B], mask_BS[kept_B]
+                cache.batch_select_indices(kept_B)
+            mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(rows), 1)], dim=1)
+            hidden_BD = decode(model, tokens_B[:, None], mask_BS, cache)[:, -1]
+        return [Completion(row.ids, row.log_probs, row.finish or "length") for row in written]
+
+    def _draw(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """A token for each row, and its log-prob before truncation."""
+        log_probs_BV = logits_BV.log_softmax(-1)
+        no_ids: Any = None  # none of these looks at what was written
+        truncated_BV = self._truncate(no_ids, log_probs_BV)
+        if self.temperature == 0:
+            tokens_B = truncated_BV.argmax(-1)
+        else:
+            tokens_B = torch.multinomial(truncated_BV.softmax(-1), 1)[:, 0]
+        return tokens_B, log_probs_BV.gather(-1, tokens_B[:, None])[:, 0]
 
 
-@contextmanager
-def _no_generation_defaults(model: Any) -> Iterator[None]:
-    """Keep the model's own generation config out: `generate` fills what is unset from it.
+@dataclass
+class _Row:
+    """What a row has written so far; `finish` is None while it goes on."""
 
-    Qwen2.5-Instruct ships a repetition penalty of 1.05, for one, which would sample from other
-    log-probs than those that are trained on.
-    """
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    finish: str | None = None
 
 
-class _Recorder(LogitsProcessor):
-    """Divides by the temperature and keeps the log-prob of each token sampled from the result."""
+class _Ends:
+    """Tells whether a row has just ended, and why."""
 
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-        self._last_BV: Tensor | None = None
-        self._chosen: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._gather(input_ids)
-        scaled_BV = scores.float() / self.temperature
-        self._last_BV = scaled_BV.log_softmax(-1)
-        return scaled_BV
-
-    def log_probs(self, sequences: Tensor) -> Tensor:
-        """Log-probs `[B, T]` of the sampled tokens."""
-        self._gather(sequences)
-        return torch.stack(self._chosen, dim=1)
-
-    def _gather(self, ids: Tensor) -> None:
-        if self._last_BV is not None:
-            self._chosen.append(self._last_BV.gather(-1, ids[:, -1:])[:, 0])
-            self._last_BV = None
-
-
-class _Stop(StoppingCriteria):
-    """Stops a row once its decoded tail holds the stop string, and remembers where."""
-
-    def __init__(self, tokenizer: Any, stop: str, prompt_tokens: int, rows: int) -> None:
+    def __init__(self, tokenizer: Any, stop: str) -> None:
         self.tokenizer = tokenizer
         self.stop = stop
-        self.prompt_tokens = prompt_tokens
+        self.turn_ends = turn_end_ids(tokenizer)
         ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
         # A tag that is one token of its own is compared by id; any other by its characters.
         self.stop_id = ids[0] if len(ids) == 1 else None
         self.tail_tokens = len(stop.encode()) + 2  # at least one byte of the tag a token
-        self.stopped_at: list[int | None] = [None] * rows
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        length = input_ids.shape[1] - self.prompt_tokens
-        if self.stop_id is not None:
-            hits = (input_ids[:, -1] == self.stop_id).tolist()
-        else:
-            tail = input_ids[:, -min(length, self.tail_tokens) :].tolist()
-            texts = self.tokenizer.batch_decode(tail, clean_up_tokenization_spaces=False)
-            hits = [self.stop in text for text in texts]
-        for row, hit in enumerate(hits):
-            if hit and self.stopped_at[row] is None:
-                self.stopped_at[row] = length
-        done = [at is not None for at in self.stopped_at]
-        return torch.tensor(done, device=input_ids.device)
-
-    def ends(self, sequences: Tensor, eos: list[int]) -> list[tuple[int, str]]:
-        """(number of tokens, finish reason) of every row."""
-        found = []
-        for row, stopped in zip(sequences[:, self.prompt_tokens :], self.stopped_at, strict=True):
-            hits = torch.isin(row.cpu(), torch.tensor(eos)).nonzero()
-            at_eos = int(hits[0, 0]) + 1 if len(hits) else None
-            if stopped is not None and (at_eos is None or stopped <= at_eos):
-                found.append((stopped, "stop"))
-            elif at_eos is not None:
-                found.append((at_eos, "eos"))
-            else:
-                found.append((len(row), "length"))
-        return found
+    def reason(self, ids: list[int]) -> str | None:
+        if ids[-1] == self.stop_id:
+            return "stop"
+        if self.stop_id is None:
+            tail = self.tokenizer.decode(
+                ids[-self.tail_tokens :], clean_up_tokenization_spaces=False
+            )
+            if self.stop in tail:
+                return "stop"
+        return "eos" if ids[-1] in self.turn_ends else None

@@ -13,6 +13,7 @@ from rlt.logprobs import Row, row_log_probs
 from rlt.models import LanguageModel
 from rlt.rollout import Completion, HFRollout, known_log_probs
 from rlt.rollout.cache import BufferedLayer
+from tests.unit.test_logprobs import CONFIGS, make
 
 NEVER = "\x00\x01\x02"  # a stop string that does not come up
 
@@ -122,8 +123,22 @@ def test_prompts_of_a_group_run_once(teacher: LanguageModel) -> None:
     sample(teacher, HFRollout(0.0, max_new_tokens=3), 5)
     hook.remove()
     longest = max(map(len, prompts_of(teacher.tokenizer)))
-    # Four prompts but for their last tokens; then twenty rows, a token at a time.
-    assert shapes == [(4, longest - 1), (20, 1), (20, 1), (20, 1)]
+    # Four prompts, which give the first tokens; then twenty rows, a token at a time.
+    assert shapes == [(4, longest), (20, 1), (20, 1)]
+
+
+def test_rows_that_have_ended_leave_the_batch(byte_tokenizer: Any) -> None:
+    model = follow(byte_tokenizer, ids_of(byte_tokenizer, "abc<END>"), ids_of(byte_tokenizer, "xx"))
+    sizes: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    prompts = [ids_of(byte_tokenizer, text) for text in ("c", "a", "x", "x")]
+    groups = HFRollout(1.0, max_new_tokens=10).sample(model, byte_tokenizer, prompts, 1, "<END>")
+    texts = [byte_tokenizer.decode(group[0].ids) for group in groups]
+    assert texts == ["<END>", "bc<END>", "x" * 10, "x" * 10]
+    # The prompts (x once); four rows until the first is done at 5, three until the next at 7.
+    assert sizes == [3, 4, 4, 4, 4, 3, 3, 2, 2, 2]
 
 
 def test_a_model_that_shares_no_prefix_writes_the_same(
@@ -165,29 +180,29 @@ def test_samples_follow_the_distribution(teacher: LanguageModel) -> None:
     assert expected_V.max() > 0.02
 
 
-class Scripted(LlamaForCausalLM):
-    """The next token is a function of the last one: `follow` maps each to its successor."""
-
-    follow: dict[int, int]
-
-    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
-        out = super().forward(input_ids=input_ids, **kwargs)
-        keep = out.logits.shape[1]
-        following = [[self.follow.get(i, 0) for i in row] for row in input_ids[:, -keep:].tolist()]
-        logits = torch.zeros_like(out.logits)
-        out.logits = logits.scatter(2, torch.tensor(following)[:, :, None], 50.0)
-        return out
-
-
 def follow(tokenizer: Any, *chains: list[int]) -> Any:
-    """A model that goes along each chain of tokens."""
-    model = Scripted(
+    """A model that goes along each chain of tokens: the next one is a function of the last.
+
+    Its layer adds nothing; each token of a chain has a direction of its own, which the head maps to
+    the successor. All others have direction 0 and are followed by token 0.
+    """
+    successor = {a: b for chain in chains for a, b in itertools.pairwise(chain)}
+    size = 2 * (len(successor) // 2 + 1)
+    model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=4, num_hidden_layers=1, num_attention_heads=1,
-            intermediate_size=4, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer), hidden_size=size, num_hidden_layers=1,
+            num_attention_heads=1, intermediate_size=4, pad_token_id=tokenizer.pad_token_id,
         )
     ).eval()  # fmt: skip
-    model.follow = {a: b for chain in chains for a, b in itertools.pairwise(chain)}
+    for parameter in model.model.layers.parameters():
+        parameter.data.zero_()
+    embedding, head = model.model.embed_tokens.weight.data, model.lm_head.weight.data
+    embedding.zero_(), head.zero_()
+    embedding[:, 0] = 1.0
+    head[0, 0] = 50.0
+    for direction, (token, following) in enumerate(successor.items(), start=1):
+        embedding[token] = torch.nn.functional.one_hot(torch.tensor(direction), size)
+        head[following, direction] = 50.0
     return model
 
 
@@ -300,3 +315,27 @@ def test_log_probs_are_taken_over_only_where_they_are_exact(
         assert known_log_probs(language_model.model, completions) is None
     assert known_log_probs(language_model.model, [Completion([1], [], "stop")]) is None
     assert known_log_probs(language_model.model.to(torch.bfloat16), completions) is None
+
+
+class Numbers:
+    """A tokenizer of bare ids: 5 is the stop string, 2 ends a turn."""
+
+    pad_token_id, eos_token_id, chat_template = 0, 2, None
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [5]}
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_log_probs_of_every_architecture(name: str) -> None:
+    """Prompts beyond a sliding window, rows that leave the batch: as in the training forward."""
+    model = make(name)
+    prompts = [[1, 7, 8, 9, 10, 11, 12], [3, 4], [6]]
+    torch.manual_seed(0)
+    groups = HFRollout(0.7, max_new_tokens=20).sample(model, Numbers(), prompts, 4, "stop")
+    completions = [c for group in groups for c in group]
+    assert name != "llama" or {c.finish for c in completions} == {"stop", "eos", "length"}
+    rows = [(prompt, c.ids) for prompt, group in zip(prompts, groups, strict=True) for c in group]
+    expected = row_log_probs(model, rows, temperature=0.7, pad_id=0, token_budget=999)
+    for completion, values in zip(completions, expected, strict=True):
+        assert completion.log_probs == pytest.approx(values.tolist(), abs=1e-4)
