@@ -45,7 +45,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     ),
     "phi": lambda: hf.PhiConfig(**SMALL),  # a head with a bias
-    "lfm2": lambda: hf.Lfm2Config(**SMALL, num_key_value_heads=2, layer_types=["conv", "full_attention"]),  # a state
+    "lfm2": lambda: hf.Lfm2Config(  # a layer with a state
+        **SMALL, num_key_value_heads=2, layer_types=["conv", "full_attention"]
+    ),
     "granite": lambda: hf.GraniteConfig(**SMALL, logits_scaling=4.0, attention_multiplier=0.3),
     "cohere": lambda: hf.CohereConfig(**SMALL, logit_scale=0.25),
 }  # fmt: skip
