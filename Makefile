@@ -90,7 +90,7 @@ lock:
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find rlt tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find rlt tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf $(VENV)

@@ -1,0 +1,224 @@
+"""The work that benchmarks time: models, prompts of a length, completions, modules.
+
+Everything comes from the config that `rlt` itself composes, so `hardware=...` and other overrides
+mean what they mean there. Lengths are exact: completions are random ids, or are sampled with every
+end of a turn out of reach, so that each arm of a comparison has the same work.
+"""
+
+import contextlib
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import lightning as L
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from benchmarks.common import wait
+from rlt.data.datamodule import StepDataModule
+from rlt.data.prompts import Views
+from rlt.data.records import Problem, make_problem
+from rlt.logprobs import Row
+from rlt.main import config_dir
+from rlt.models import LanguageModel
+from rlt.modules import SFT, TeacherRL
+from rlt.modules.teacher_rl import Experience
+from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
+from rlt.rollout import Completion
+from rlt.runtime import build, build_partial
+from rlt.stages.common import device_of
+from rlt.stages.teacher_rl import frozen_models
+
+NEVER = "\u2402 never \u2402"  # a stop string that no model writes
+
+
+@dataclass
+class Work:
+    """A composed config with its model on its device."""
+
+    cfg: DictConfig
+    model: Any
+    views: Views
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.views.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+
+def compose_stage(stage: str, model: str, overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("config", [f"stage={stage}", f"model@teacher={model}", *overrides])
+
+
+def device_for(cfg: DictConfig) -> torch.device:
+    """The device that the config names.
+
+    Raises:
+        SystemExit: it is a GPU and there is none.
+    """
+    device = device_of(cfg)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device here: run this command on a machine that has one")
+    return device
+
+
+def load(stage: str, model: str, overrides: Sequence[str] = ()) -> Work:
+    """Compose a stage's config and load its teacher."""
+    cfg = compose_stage(stage, model, overrides)
+    device = device_for(cfg)
+    if cfg.hardware.threads:
+        torch.set_num_threads(cfg.hardware.threads)
+    torch.manual_seed(0)
+    made: LanguageModel = build(cfg.teacher).load()
+    views = Views(build(cfg.prompt), made.tokenizer)
+    views.stop = NEVER  # every completion is cut by its length
+    return Work(cfg, made.model.to(device), views)
+
+
+# --- prompts and completions ----------------------------------------------------------------------
+
+
+def problems_of(views: Views, count: int, prompt_tokens: int) -> list[Problem]:
+    """Problems whose teacher prompts are the first to reach a number of tokens."""
+    problems = []
+    for seed in range(count):
+        digits = random.Random(seed)
+        words = [str(digits.randrange(10))]
+        while True:
+            problem = make_problem(" ".join(words), "7")
+            missing = prompt_tokens - len(views.teacher_prompt(problem))
+            if missing <= 0:
+                break
+            words += [str(digits.randrange(10)) for _ in range(max(1, missing // 4))]
+        problems.append(problem)
+    return problems
+
+
+def random_ids(tokenizer: Any, count: int, tokens: int) -> list[list[int]]:
+    """Completions of ordinary tokens, the same ones in every run."""
+    special = set(tokenizer.all_special_ids)
+    ordinary = [i for i in range(len(tokenizer)) if i not in special]
+    return [random.Random(seed).choices(ordinary, k=tokens) for seed in range(count)]
+
+
+@dataclass(frozen=True)
+class Written:
+    """B completions of ordinary tokens, group after group, as teacher and student see them."""
+
+    problems: list[Problem]
+    rows: list[Row]
+    student_rows: list[Row]
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        return sorted({len(prompt) for prompt, _ in self.rows})
+
+
+def random_groups(
+    views: Views, questions: int, completions: int, prompt_tokens: int, new_tokens: int
+) -> Written:
+    problems = problems_of(views, questions, prompt_tokens)
+    owners = [problem for problem in problems for _ in range(completions)]
+    ids = random_ids(views.tokenizer, len(owners), new_tokens)
+    rows: list[Row] = [(views.teacher_prompt(p), i) for p, i in zip(owners, ids, strict=True)]
+    texts = [views.student_text(p, i) for p, i in zip(owners, ids, strict=True)]
+    return Written(owners, rows, [(text.prompt, text.continuation) for text in texts])
+
+
+def experience_of(module: TeacherRL, group: Written) -> Experience:
+    """What a rollout of these completions hands to reward and update."""
+    log_probs = module.row_log_probs(module.policy, group.rows)
+    scored = [
+        ScoredExplanation(problem, module.views.explanation(ids), prompt, values)
+        for problem, (prompt, ids), values in zip(
+            group.problems, group.rows, log_probs, strict=True
+        )
+    ]
+    written = [Completion(list(ids), [], "length") for _, ids in group.rows]
+    return Experience(group.rows, written, scored, log_probs, RewardTable([], {}), {})
+
+
+@contextlib.contextmanager
+def endless(tokenizer: Any) -> Iterator[int]:
+    """Let `HFRollout` run to its last token; gives the id that now stands for an end of turn."""
+    beyond = len(tokenizer) + 1000  # no token
+    with mock.patch("rlt.rollout.hf.turn_end_ids", lambda _: {beyond}):
+        yield beyond
+
+
+# --- modules --------------------------------------------------------------------------------------
+
+
+def teacher_rl(work: Work, steps: int) -> TeacherRL:
+    """The module of `stage=teacher_rl`, put together as the stage does."""
+    cfg, model = work.cfg, LanguageModel(work.model, work.tokenizer)
+    algorithm, rollout = build(cfg.algorithm), build(cfg.rollout)
+    reference, student = frozen_models(cfg, model, algorithm)
+    scorer = RewardScorer(
+        build(cfg.reward), student, work.views, temperature=rollout.temperature or 1.0,
+        token_budget=cfg.hardware.tokens_per_micro_batch,
+    )  # fmt: skip
+    module: TeacherRL = build(
+        cfg.module, policy=work.model, views=work.views, reference=reference, scorer=scorer,
+        rollout=rollout, algorithm=algorithm, optim=build_partial(cfg.optim),
+        schedule=build_partial(cfg.schedule), optimizer_steps=steps,
+        gradient_checkpointing=cfg.hardware.gradient_checkpointing,
+    )  # fmt: skip
+    return module
+
+
+def sft(work: Work, steps: int) -> SFT:
+    """The module of `stage=teacher_sft`."""
+    cfg = work.cfg
+    module: SFT = build(
+        cfg.module, policy=work.model, views=work.views, optim=build_partial(cfg.optim),
+        schedule=build_partial(cfg.schedule), optimizer_steps=steps,
+        gradient_checkpointing=cfg.hardware.gradient_checkpointing,
+    )  # fmt: skip
+    return module
+
+
+def fit(work: Work, module: Any, items: Sequence[Any], steps: int, callbacks: Any = ()) -> None:
+    """Train on all items at each step, with the config's trainer and nothing written."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build(
+            work.cfg.trainer, limit_val_batches=0, val_check_interval=1.0, logger=False,
+            enable_progress_bar=False, default_root_dir=folder, callbacks=list(callbacks),
+        )  # fmt: skip
+        trainer.fit(module, datamodule=StepDataModule(items, [], len(items), steps, None, 0))
+
+
+def inside_fit(work: Work, module: Any, run: Callable[[], None]) -> None:
+    """Call `run` once, in place of a training step, where optimizers and trainer are at hand."""
+    with mock.patch.object(type(module), "training_step", lambda *_: run()):
+        fit(work, module, [None], 1)
+
+
+class StepClock(L.Callback):
+    """Seconds of each training step, and of the phases that the module logs."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        wait()
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        wait()
+        seconds = time.perf_counter() - self.started
+        found = {
+            name.removeprefix("time/train_").removesuffix("_seconds"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("time/train_") and name.endswith("_seconds")
+        }
+        self.steps.append({"seconds": seconds, **found})
