@@ -32,10 +32,14 @@ def write_result(run_dir: Path) -> Path:
     return write_pipeline_report(run_dir) if is_pipeline else write_report(run_dir)
 
 
-def print_result(run_dir: Path) -> None:
-    """Print the result of a finished run, whichever kind it is."""
+def print_result(run_dir: Path, brief: bool = False) -> None:
+    """Print the result of a finished run, whichever kind it is.
+
+    Args:
+        brief: the result in words alone, as for a step of a pipeline.
+    """
     steps = run_dir / _STEPS_FILE
     if steps.is_file():
         print_table(read_json_list(steps), run_dir)
     else:
-        print_run(run_dir)
+        print_run(run_dir, brief=brief)

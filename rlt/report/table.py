@@ -56,12 +56,14 @@ def print_table(
     console.print(f"TensorBoard: {hint}", markup=False, soft_wrap=True)
 
 
-def print_run(run_dir: Path, console: Console | None = None) -> None:
-    """Print a stage's result in words, its metrics, and where its report is."""
+def print_run(run_dir: Path, console: Console | None = None, brief: bool = False) -> None:
+    """Print a stage's result in words, and unless `brief` its metrics and where its report is."""
     console = console or Console()
     run = Run(run_dir)
     for line in result_lines(run):
         console.print(line, markup=False)
+    if brief:
+        return
     header, rows = metric_rows(run.metrics)
     if rows:
         table = Table(title=escape(run.stage), title_justify="left")

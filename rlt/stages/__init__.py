@@ -44,7 +44,7 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
         log.info("already finished, nothing to do")
         if not (run_dir / "report.md").is_file():
             write_result(run_dir)  # the run ended between its last two lines
-        print_result(run_dir)
+        print_result(run_dir, brief=key is not None)
         return run.metrics
     if run.status == "resumed":
         log.info("%s: going on where it stopped", run_dir)
@@ -66,7 +66,7 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
     except Exception as error:
         run.record(status="failed", error=f"{type(error).__name__}: {error}")
         raise
-    print_result(run_dir)
+    print_result(run_dir, brief=key is not None)
     return metrics
 
 
