@@ -20,9 +20,9 @@ from rlt.evaluation.graders import NO_SOLUTION_BLOCK, Grader, Verdict
 from rlt.evaluation.statistics import (
     Interval,
     avg_at_k_per_question,
-    bootstrap_interval,
     paired_difference_interval,
     pass_at_k_per_question,
+    share_interval,
 )
 
 
@@ -211,7 +211,7 @@ def _accuracy_metrics(
     per_question |= {f"pass@{j}": pass_at_k_per_question(correct_PK, j) for j in [*powers, k]}
     metrics: dict[str, float] = {}
     for name, values_P in per_question.items():
-        interval = bootstrap_interval(values_P, np.mean, confidence, resamples, seed)
+        interval = share_interval(values_P, confidence, resamples, seed)
         metrics[f"eval/{name}"] = interval.mean
         metrics[f"eval/{name}_low"] = interval.low
         metrics[f"eval/{name}_high"] = interval.high

@@ -102,6 +102,24 @@ def bootstrap_interval(
     return Interval(float(statistic(values, axis=-1)), float(low), float(high))
 
 
+def share_interval(
+    shares_P: ArrayLike, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Interval of the mean of shares between 0 and 1, one a question.
+
+    Bootstrapped, unless all are 0 or all are 1: resampling those gives no width, so the ends are
+    then Clopper and Pearson's for as many questions (0 of n right: at most 1 - (α/2)^(1/n)).
+    """
+    interval = bootstrap_interval(shares_P, np.mean, confidence, resamples, seed)
+    shares = np.asarray(shares_P, dtype=np.float64)
+    reach = float(((1 - confidence) / 2) ** (1 / shares.size))
+    if (shares == 0).all():
+        return interval._replace(high=1 - reach)
+    if (shares == 1).all():
+        return interval._replace(low=reach)
+    return interval
+
+
 def paired_difference_interval(
     a_P: ArrayLike,
     b_P: ArrayLike,

@@ -95,7 +95,7 @@ def test_pass_at_k_of_a_k_that_is_no_power_of_two() -> None:
     assert found == {
         f"eval/{m}{end}" for m in ("avg@3", "pass@1", "pass@2", "pass@3") for end in ENDS
     }
-    assert {result.metrics[name] for name in found} == {1.0}
+    assert {result.metrics[name] for name in found if not name.endswith("_low")} == {1.0}
 
 
 def test_records_tell_what_was_graded() -> None:

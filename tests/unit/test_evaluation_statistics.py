@@ -12,6 +12,7 @@ from rlt.evaluation.statistics import (
     paired_difference_interval,
     pass_at_k,
     pass_at_k_per_question,
+    share_interval,
 )
 
 
@@ -122,3 +123,11 @@ def test_paired_interval_by_hand() -> None:
     assert paired_difference_interval([1, 0.5], [0.5, 0]) == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="same questions"):
         paired_difference_interval([1, 0], [1, 0, 1])
+
+
+def test_shares_that_all_agree_have_an_interval_all_the_same() -> None:
+    # No right answer to 32 questions: (1 - p)^32 = 0.025 at p = 0.1089.
+    assert share_interval([0.0] * 32) == (0.0, 0.0, pytest.approx(0.1089, abs=1e-4))
+    assert share_interval([1.0] * 32) == (1.0, pytest.approx(0.8911, abs=1e-4), 1.0)
+    mixed = [0.0, 0.5, 1.0, 1.0]
+    assert share_interval(mixed) == bootstrap_interval(mixed)
