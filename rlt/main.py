@@ -28,7 +28,7 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from rlt import schema
+from rlt import __version__, schema
 
 # Errors that say what to change; their message is enough, unless HYDRA_FULL_ERROR=1.
 _USER_ERRORS = (ValueError, FileNotFoundError, InstantiationException)
@@ -96,6 +96,8 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
 def _task(cfg: DictConfig) -> dict[str, float]:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    # Something to see before torch is imported.
+    print(f"rlt {__version__}: {'check of ' if cfg.check else ''}stage={cfg.stage}", flush=True)
     if cfg.check:
         _offline_unless_the_hub_answers()
     try:
@@ -128,6 +130,10 @@ def main() -> None:
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     try:
+        options = get_args_parser().parse_args()
+        if options.help:  # Hydra would copy every group again to list each, which takes seconds
+            print(OmegaConf.load(config_dir() / "config.yaml").hydra.help.template)
+            return
         _check_before_hydra_acts(sys.argv[1:])
         _task()
     except (*_USER_ERRORS, HydraException) as error:
@@ -156,7 +162,7 @@ def _check_before_hydra_acts(arguments: list[str]) -> None:
     from rlt.checks import check_hydra_node, raise_if_any
 
     options = get_args_parser().parse_args(arguments)
-    if not (options.help or options.hydra_help or options.shell_completion):
+    if not (options.hydra_help or options.shell_completion):
         name = options.config_name or "config"
         mode = RunMode.MULTIRUN  # leaves out what is swept over
         cfg = _loader(options).load_configuration(

@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from omegaconf import DictConfig
 
+from rlt import main
 from rlt.stages.plan import _refusal
 from rlt.stages.projection import input_fingerprints
 
@@ -39,3 +40,18 @@ def test_a_hub_that_refuses_is_told_from_one_that_is_not_reached() -> None:
     offline = LocalEntryNotFoundError.__new__(LocalEntryNotFoundError)
     assert _refusal(caused(offline)) is None
     assert _refusal(caused(ConnectionError())) is None
+
+
+def test_help_lists_every_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["rlt", "--help"])
+    main.main()
+    lines = capsys.readouterr().out.splitlines()
+    listed = {line.partition(":")[0]: line.partition(":")[2] for line in lines}
+    assert listed["algorithm"] == " bnpo, cispo, dapo, dr_grpo, grpo, gspo"
+    assert "smollm2_135m_packaged" in listed["model@teacher, model@student"]
+    folders = {p.name for p in main.config_dir().iterdir() if p.is_dir()} - {"recipe", "model"}
+    assert folders <= listed.keys()
+    assert not any("_benchmark" in line for line in lines)
+    assert any(line.startswith("rlt experiment=quickstart") for line in lines)
