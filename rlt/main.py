@@ -131,7 +131,9 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     try:
         options = get_args_parser().parse_args()
-        if options.help:  # Hydra would copy every group again to list each, which takes seconds
+        if (
+            options.help or len(sys.argv) == 1
+        ):  # Hydra would copy every group again to list each, which takes seconds
             print(OmegaConf.load(config_dir() / "config.yaml").hydra.help.template)
             return
         _check_before_hydra_acts(sys.argv[1:])

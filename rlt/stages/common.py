@@ -26,7 +26,7 @@ from rlt.runtime import RunFolder, build, build_partial, peak_memory_bytes, read
 
 log = logging.getLogger(__name__)
 
-_FIRST_LOOK = 64  # problems tokenised before any weights are loaded
+FIRST_LOOK = 64  # problems tokenised before any weights are loaded
 
 
 def device_of(cfg: DictConfig) -> torch.device:
@@ -74,7 +74,7 @@ def load_data(data: ProblemData, views: Views) -> DataSplit:
         "data: %d training and %d validation problems of %d rows read",
         len(split.train), len(split.validation), split.report["read"],
     )  # fmt: skip
-    for problem in split.train[:_FIRST_LOOK]:  # a tokenizer that cannot read them is told here
+    for problem in split.train[:FIRST_LOOK]:  # a tokenizer that cannot read them is told here
         views.teacher_prompt(problem)
     return split
 

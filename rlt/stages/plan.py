@@ -19,7 +19,7 @@ from rlt.data.datamodule import total_steps
 from rlt.data.prompts import Views
 from rlt.data.records import Problem
 from rlt.runtime import build, config_key
-from rlt.stages.common import require_same_tokenizer, source_of
+from rlt.stages.common import FIRST_LOOK, require_same_tokenizer, source_of
 from rlt.stages.distill import check_explanations
 from rlt.stages.examples import require_explanations
 from rlt.stages.projection import check_all
@@ -166,6 +166,8 @@ def _read_problems(cfg: DictConfig, views: Any) -> tuple[list[Problem] | None, s
             questions = benchmark.load(build(cfg.prompt).forbidden, count)
             return questions, f"benchmark {benchmark.name}: {len(questions)} questions"
         split = build(cfg.data).load(forbidden, count)
+        for problem in split.train[:FIRST_LOOK] if views is not None else ():
+            views.teacher_prompt(problem)  # a tokenizer that cannot read them is told here
     except ValueError as error:
         if not isinstance(error.__cause__, ConnectionError):
             raise

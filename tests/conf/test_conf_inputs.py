@@ -42,10 +42,11 @@ def test_a_hub_that_refuses_is_told_from_one_that_is_not_reached() -> None:
     assert _refusal(caused(ConnectionError())) is None
 
 
+@pytest.mark.parametrize("arguments", [["--help"], []])
 def test_help_lists_every_option(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["rlt", "--help"])
+    monkeypatch.setattr("sys.argv", ["rlt", *arguments])
     main.main()
     lines = capsys.readouterr().out.splitlines()
     listed = {line.partition(":")[0]: line.partition(":")[2] for line in lines}

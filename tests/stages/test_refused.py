@@ -150,6 +150,14 @@ def test_broken_rows_are_skipped_and_counted(
     assert data["bad_rows"][0].startswith("mine.jsonl, row 7: missing column")
 
 
+def test_text_outside_of_the_vocabulary_is_told_by_a_check(tmp_path: Path, refuse: Refuse) -> None:
+    row = {"question": "What is 2 plus 9?", "solution": "11"}
+    (tmp_path / "mine.jsonl").write_text((json.dumps(row) + "\n") * 2)
+    data = ["data=jsonl", "data.source.files=mine.jsonl", "data.validation_share=0"]
+    message = refuse("stage=teacher_rl", *data, "datamodule.batch_size=1", "check=true")
+    assert "a word that the tokenizer does not know" in message
+
+
 def test_text_outside_of_the_vocabulary(tmp_path: Path, refuse: Refuse) -> None:
     (tmp_path / "mine.jsonl").write_text('{"question": "1 plus 1", "solution": "2"}\n' * 2)
     files = ["data=jsonl", "data.source.files=mine.jsonl", "data.validation_share=0"]
