@@ -17,6 +17,7 @@ from rlt.stages.values import check_values, require_device
 log = logging.getLogger(__name__)
 
 _INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
+_TERMINATED = 143  # of one that SIGTERM ended
 
 
 def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[str, float]:
@@ -28,6 +29,7 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
     """
     import lightning as L
     import torch
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from rlt.report import print_result, write_result
 
@@ -54,7 +56,8 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
         run.finish(metrics)
         write_result(run_dir)
     except (KeyboardInterrupt, SystemExit) as stop:
-        if not _is_ctrl_c(stop):
+        terminated = isinstance(stop, SIGTERMException)
+        if not (terminated or _is_ctrl_c(stop)):
             raise
         run.record(status="interrupted")
         if key is None:
@@ -62,7 +65,7 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
                 f"\nInterrupted. The same command with output_dir={run_dir} goes on from here.",
                 flush=True,
             )
-        raise SystemExit(_INTERRUPTED) from stop
+        raise SystemExit(_TERMINATED if terminated else _INTERRUPTED) from stop
     except Exception as error:
         run.record(status="failed", error=f"{type(error).__name__}: {error}")
         raise

@@ -100,7 +100,9 @@ def here(arguments: list[str], cwd: Path, monkeypatch: pytest.MonkeyPatch) -> No
     main()
 
 
-def interrupt(arguments: list[str], cwd: Path, when: Callable[[], bool]) -> str:
+def interrupt(
+    arguments: list[str], cwd: Path, when: Callable[[], bool], how: signal.Signals = signal.SIGINT
+) -> str:
     """Press Ctrl-C as soon as `when` holds, and return what was written."""
     process = subprocess.Popen(
         _command(arguments), cwd=cwd, env=_environment(), text=True,
@@ -110,9 +112,9 @@ def interrupt(arguments: list[str], cwd: Path, when: Callable[[], bool]) -> str:
     end = time.monotonic() + LIMIT_SECONDS
     while not when() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     output, _ = process.communicate(timeout=LIMIT_SECONDS)
-    assert process.returncode == 130, f"exit status {process.returncode}\n{output}"
+    assert process.returncode == 128 + how, f"exit status {process.returncode}\n{output}"
     assert "Traceback" not in output, output
     return output
 

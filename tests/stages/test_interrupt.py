@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 from rlt.report import read_scalars
@@ -41,6 +42,16 @@ def test_teacher_rl_goes_on_from_its_checkpoint(chain: Path) -> None:
     assert read(folder / "manifest.json")["status"] == "interrupted"
     assert "resuming from step=0000000" in go_on(command, chain, folder)
     assert_same_training(folder, chain / "teacher_rl")
+
+
+def test_sigterm_is_told_from_a_run_that_has_finished(chain: Path) -> None:
+    folder = chain / "rl_terminated"
+    samples = folder / "samples.jsonl"
+    output = interrupt(
+        [*RL, "output_dir=rl_terminated"], chain, samples.is_file, how=signal.SIGTERM
+    )
+    assert f"The same command with output_dir={folder} goes on" in output
+    assert read(folder / "manifest.json")["status"] == "interrupted"
 
 
 def test_resumed_after_the_last_step(chain: Path) -> None:
