@@ -7,7 +7,7 @@ Used by every stage: `rlt stage=teacher_rl data=gsm_symbolic data.validation_sha
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rlt.data.records import Problem, content_hash
@@ -54,7 +54,7 @@ def split_problems(
 
 def fingerprint_problems(problems: Sequence[Problem]) -> str:
     """Hash over the full contents of the problems, in order."""
-    return content_hash(*(json.dumps(asdict(problem), sort_keys=True) for problem in problems))
+    return content_hash(*(json.dumps(vars(problem), sort_keys=True) for problem in problems))
 
 
 class ProblemData:

@@ -30,7 +30,7 @@ from rlt.traces import find_traces
 log = logging.getLogger(__name__)
 
 _EXPLAINED = ("pretrain", "teacher_sft")  # stages that learn from the data's own explanations
-Seen = dict[str, tuple[list[Problem] | None, str]]
+Seen = dict[str, Any]  # what other steps have read already: problems, tokenizers
 
 
 def print_plan(cfg: DictConfig, run_dir: Path) -> None:
@@ -90,7 +90,7 @@ def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> di
     tokenizers = []
     for role in ("teacher", "student"):
         if cfg.get(role) is not None:
-            views, why = _views(cfg, role, parts["prompt"], made_here)
+            views, why = _views(cfg, role, parts["prompt"], made_here, seen)
             reads.append(f"{role}: {_model_name(cfg, role, made_here)}{why}")
             tokenizers += [views.tokenizer] if views is not None else []
     if len(tokenizers) == 2:
@@ -122,11 +122,17 @@ def _model_name(cfg: DictConfig, role: str, made_here: Mapping[str, str]) -> str
     return str(cfg.get(f"{role}_path") or default)
 
 
-def _views(cfg: DictConfig, role: str, style: Any, made_here: Mapping[str, str]) -> tuple[Any, str]:
+def _views(
+    cfg: DictConfig, role: str, style: Any, made_here: Mapping[str, str], seen: Seen
+) -> tuple[Any, str]:
     """Views with the role's tokenizer, or None and why there is none to look at."""
     source = source_of(cfg, role) if f"{role}_path" not in made_here else build(cfg[role])
+    node = OmegaConf.to_yaml(cfg[role], resolve=True)
+    key = f"{node} at {cfg.get(f'{role}_path') if f'{role}_path' not in made_here else None}"
     try:
-        return Views(style, source.tokenizer()), ""
+        if key not in seen:
+            seen[key] = source.tokenizer()
+        return Views(style, seen[key]), ""
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not getattr(source, "path", "").count("/") == 1:
             raise
@@ -154,7 +160,8 @@ def _problems(cfg: DictConfig, views: Any, seen: Seen) -> tuple[list[Problem] | 
     node = OmegaConf.to_yaml(cfg.benchmark if cfg.stage == "evaluate" else cfg.data, resolve=True)
     if node not in seen:
         seen[node] = _read_problems(cfg, views)
-    return seen[node]
+    problems, counted = seen[node]
+    return problems, counted
 
 
 def _read_problems(cfg: DictConfig, views: Any) -> tuple[list[Problem] | None, str]:
