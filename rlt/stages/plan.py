@@ -10,7 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -39,9 +44,7 @@ def print_plan(cfg: DictConfig, run_dir: Path) -> None:
     Raises:
         ValueError, FileNotFoundError: whatever the run itself would stumble over.
     """
-    table = Table(
-        title=f"plan of stage={cfg.stage}",
-    )
+    table = Table(title=f"plan of stage={cfg.stage}")
     for column in ("step", "stage", "reads", "does"):
         table.add_column(column, overflow="fold")
     for row in check_plan(cfg):
@@ -146,10 +149,11 @@ def _views(
 
 def _refusal(error: BaseException | None) -> str | None:
     """What the hub answered, if it was reached and had no such repository, file or revision."""
+    missing = RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError
     while error is not None:
         if isinstance(error, LocalEntryNotFoundError):
             return None  # it was not reached: a subclass of the next
-        if isinstance(error, HfHubHTTPError | EntryNotFoundError):
+        if isinstance(error, missing):
             return type(error).__name__
         error = error.__cause__ or error.__context__
     return None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from omegaconf import DictConfig
 
 from rlt import main
@@ -40,6 +40,8 @@ def test_a_hub_that_refuses_is_told_from_one_that_is_not_reached() -> None:
     offline = LocalEntryNotFoundError.__new__(LocalEntryNotFoundError)
     assert _refusal(caused(offline)) is None
     assert _refusal(caused(ConnectionError())) is None
+    overloaded = HfHubHTTPError.__new__(HfHubHTTPError)  # a 503 says nothing of the model
+    assert _refusal(caused(overloaded)) is None
 
 
 @pytest.mark.parametrize("arguments", [["--help"], []])
