@@ -100,16 +100,27 @@ def arm_options(made: argparse.ArgumentParser) -> None:
     """Options of a benchmark whose arms are processes."""
     made.set_defaults(repeats=2)
     made.add_argument("--steps", type=int, default=2, help="timed steps of each process")
-    made.add_argument(
-        "--peer-checkpointing", action="store_true", help="trl checkpoints gradients, its default"
-    )
-    made.add_argument("--arm", choices=["rlt", "trl"], help="run this arm, in this process")
+    made.add_argument("--arm", help="run this arm, in this process")
     made.add_argument("--arm-file", type=Path, help="where it leaves its result")
 
 
-def run_arms(benchmark: str, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """What each process of each arm left, by arm; trl is left out where it is not installed."""
-    arms = ["rlt"] if peer_missing() else ["trl", "rlt"]
+def peer_options(made: argparse.ArgumentParser) -> None:
+    """Those, and the options of a comparison with trl."""
+    arm_options(made)
+    made.add_argument(
+        "--peer-checkpointing", action="store_true", help="trl checkpoints gradients, its default"
+    )
+
+
+def peer_and_rlt() -> list[str]:
+    """The arms of a comparison with trl, which is left out where it is not installed."""
+    return ["rlt"] if peer_missing() else ["trl", "rlt"]
+
+
+def run_arms(
+    benchmark: str, args: argparse.Namespace, arms: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """What each process of each arm left, by arm."""
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for _ in range(args.repeats):
         for arm in arms:

@@ -3,54 +3,112 @@
 The published way (`benchmarks.peers`) runs student and teacher on one completion after the other,
 with logits over the whole vocabulary at every place. rlt runs the student once per micro-batch,
 each prompt once, and the head where it is needed; the teacher's half comes with the rollout in
-float32 ("scorer"), and from one more forward in lower precision ("scorer and teacher").
+float32 ("scorer"), and from one more forward in lower precision ("scorer and teacher"). Both ways
+run in processes of their own, in turn, with one round to warm up and `--steps` timed ones.
 
     python -m benchmarks.reward_scoring
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from benchmarks.common import (
-    alternate,
+    arm_options,
+    leave,
     parse,
     parser,
     publish,
     ratio,
+    run_arms,
     run_from_command_line,
     timing,
+    wait,
 )
 from benchmarks.floor import scoring_floor
 from benchmarks.machine import machine_facts
 from benchmarks.peers import one_by_one_rewards
-from benchmarks.work import experience_of, load, random_groups, teacher_rl
+from benchmarks.work import (
+    compose_stage,
+    device_for,
+    experience_of,
+    load,
+    random_groups,
+    teacher_rl,
+)
 
+PEER = "one by one, full logits"
+OURS = ("scorer and teacher", "scorer")
 TOLERANCE = 1e-3
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(__doc__)
+    arm_options(made)
     made.add_argument("--questions", type=int, default=2)
     made.add_argument("--completions", type=int, default=4, help="per question")
     made.add_argument("--prompt-tokens", type=int, default=390)
     made.add_argument("--new-tokens", type=int, default=128, help="of an explanation")
     args = parse(made, argv)
-    work = load("teacher_rl", args.model, args.overrides)
-    machine = machine_facts(work.device, work.model.dtype)
+    if args.arm:
+        leave(args.arm_file, run_arm(args))
+        return {}
+    cfg = compose_stage("teacher_rl", args.model, args.overrides)
+    dtype = getattr(torch, cfg.hardware.dtype)
+    machine = machine_facts(device_for(cfg), dtype)
+    found = run_arms("reward_scoring", args, ["peer", "rlt"])
+    told = found["rlt"][0]
+    difference = largest_difference(found)
+    if dtype == torch.float32 and difference > TOLERANCE:
+        raise AssertionError(f"rewards differ by {difference:.3g}, more than {TOLERANCE}")
+    seconds = {
+        arm: [s for run in found["peer" if arm == PEER else "rlt"] for s in run["seconds"][arm]]
+        for arm in (PEER, *OURS)
+    }
+    N = args.questions * args.completions
+    rows = [timing(arm, values) for arm, values in seconds.items()]
+    rows = [row | {"seconds_per_completion": row["seconds"] / N} for row in rows]
+    least = told["flops"] / machine["matmul_flops_per_second"]
+    return publish(
+        "reward_scoring", args, machine, rows,
+        settings={
+            "steps": args.steps, "completions": N, "prompt_tokens": told["prompt_tokens"],
+            "new_tokens": args.new_tokens,
+        },
+        ratios={f"{arm} against one by one": ratio(seconds, PEER, arm) for arm in OURS},
+        floor_seconds=least,
+        flops_utilisation={"scorer": least / rows[-1]["seconds"]},
+        largest_difference_of_rewards=difference,
+    )  # fmt: skip
+
+
+def largest_difference(found: dict[str, list[dict[str, Any]]]) -> float:
+    [expected] = found["peer"][0]["rewards"].values()
+    return max(
+        abs(a - b)
+        for rewards in found["rlt"][0]["rewards"].values()
+        for a, b in zip(rewards, expected, strict=True)
+    )
+
+
+# --- the arms, each in its own process ------------------------------------------------------------
+
+
+def run_arm(args: Any) -> dict[str, Any]:
+    work = load("teacher_rl", args.model, args.overrides, prepared=args.arm == "rlt")
     module = teacher_rl(work, steps=1)
     group = random_groups(
         work.views, args.questions, args.completions, args.prompt_tokens, args.new_tokens
     )
     scored = experience_of(module, group).scored
-    completions = [ids for _, ids in group.rows]
 
     def published() -> list[float]:
         return one_by_one_rewards(
-            work.model, module.scorer.student, work.views, group.problems, completions,
-            module.scorer.temperature,
+            work.model, module.scorer.student, work.views, group.problems,
+            [ids for _, ids in group.rows], module.scorer.temperature,
         )  # fmt: skip
 
     def scorer() -> list[float]:
@@ -64,36 +122,25 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         ]
         return module.scorer(rows, teacher=work.model).rewards
 
-    expected = published()
-    difference = max(
-        abs(a - b)
-        for found in (scorer(), scorer_and_teacher())
-        for a, b in zip(found, expected, strict=True)
-    )
-    if work.model.dtype == torch.float32 and difference > TOLERANCE:
-        raise AssertionError(f"rewards differ by {difference:.3g}, more than {TOLERANCE}")
-    peer = "one by one, full logits"
-    arms = {peer: published, "scorer and teacher": scorer_and_teacher, "scorer": scorer}
-    seconds = alternate(arms, args.repeats)
-    rows = [timing(arm, values) for arm, values in seconds.items()]
-    for row in rows:
-        row["seconds_per_completion"] = row["seconds"] / len(scored)
-    floor = scoring_floor(module.scorer.student, group.student_rows)
-    least = floor.flops / machine["matmul_flops_per_second"]
-    return publish(
-        "reward_scoring", args, machine, rows,
-        settings={
-            "completions": len(scored), "prompt_tokens": group.prompt_tokens,
-            "new_tokens": args.new_tokens,
-        },
-        ratios={
-            "scorer against one by one": ratio(seconds, peer, "scorer"),
-            "scorer and teacher against one by one": ratio(seconds, peer, "scorer and teacher"),
-        },
-        floor_seconds=least,
-        flops_utilisation={"scorer": least / rows[-1]["seconds"]},
-        largest_difference_of_rewards=difference,
-    )  # fmt: skip
+    ways: dict[str, Callable[[], list[float]]] = {PEER: published}
+    if args.arm == "rlt":
+        ways = dict(zip(OURS, (scorer_and_teacher, scorer), strict=True))
+    seconds: dict[str, list[float]] = {}
+    rewards: dict[str, list[float]] = {}
+    for name, way in ways.items():
+        rewards[name] = way()
+        for _ in range(args.steps):
+            wait()
+            started = time.perf_counter()
+            way()
+            wait()
+            seconds.setdefault(name, []).append(time.perf_counter() - started)
+    return {
+        "seconds": seconds,
+        "rewards": rewards,
+        "prompt_tokens": group.prompt_tokens,
+        "flops": scoring_floor(module.scorer.student, group.student_rows).flops,
+    }
 
 
 if __name__ == "__main__":

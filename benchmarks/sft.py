@@ -14,11 +14,12 @@ import torch
 
 from benchmarks.common import (
     against_peer,
-    arm_options,
     leave,
     parse,
     parser,
     peer,
+    peer_and_rlt,
+    peer_options,
     publish,
     run_arms,
     run_from_command_line,
@@ -33,7 +34,7 @@ from rlt.modules import Example
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(__doc__)
-    arm_options(made)
+    peer_options(made)
     made.add_argument("--rows", type=int, default=8)
     made.add_argument("--prompt-tokens", type=int, default=100)
     made.add_argument("--target-tokens", type=int, default=130)
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return {}
     cfg = compose_stage("teacher_sft", args.model, args.overrides)
     machine = machine_facts(device_for(cfg), getattr(torch, cfg.hardware.dtype))
-    found = run_arms("sft", args)
+    found = run_arms("sft", args, peer_and_rlt())
     tokens = args.rows * (args.prompt_tokens + args.target_tokens)
     rows = []
     for arm, runs in found.items():
@@ -79,7 +80,7 @@ def run_rlt(args: Any) -> dict[str, Any]:
 
 def run_trl(args: Any) -> dict[str, Any]:
     checkpointing = ["hardware.gradient_checkpointing=true"] if args.peer_checkpointing else []
-    work = load("teacher_sft", args.model, [*args.overrides, *checkpointing])
+    work = load("teacher_sft", args.model, [*args.overrides, *checkpointing], prepared=False)
     return {"steps": sft_steps(work, examples_of(work, args), args.steps + 1)}
 
 

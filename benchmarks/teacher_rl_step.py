@@ -21,11 +21,12 @@ import torch
 
 from benchmarks.common import (
     against_peer,
-    arm_options,
     leave,
     parse,
     parser,
     peer,
+    peer_and_rlt,
+    peer_options,
     publish,
     run_arms,
     run_from_command_line,
@@ -52,7 +53,7 @@ PHASES = ("rollout", "reward", "update")
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made = parser(__doc__)
-    arm_options(made)
+    peer_options(made)
     made.add_argument("--questions", type=int, default=2)
     made.add_argument("--completions", type=int, default=4, help="per question")
     made.add_argument("--prompt-tokens", type=int, default=390)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return {}
     cfg = compose_stage("teacher_rl", args.model, args.overrides)
     machine = machine_facts(device_for(cfg), getattr(torch, cfg.hardware.dtype))
-    found = run_arms("teacher_rl_step", args)
+    found = run_arms("teacher_rl_step", args, peer_and_rlt())
     rows = [line(arm, runs) for arm, runs in found.items()]
     ours, told = rows[-1], found["rlt"][0]
     rates = machine["matmul_flops_per_second"], machine["read_bytes_per_second"]
@@ -97,12 +98,12 @@ def line(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 # --- the arms, each in its own process ------------------------------------------------------------
 
 
-def load_work(args: Any, *overrides: str) -> Work:
+def load_work(args: Any, *overrides: str, prepared: bool = True) -> Work:
     lengths = [
         f"rollout.max_new_tokens={args.new_tokens}",
         f"module.completions_per_problem={args.completions}",
     ]
-    return load("teacher_rl", args.model, [*lengths, *overrides, *args.overrides])
+    return load("teacher_rl", args.model, [*lengths, *overrides, *args.overrides], prepared)
 
 
 def run_rlt(args: Any) -> dict[str, Any]:
@@ -132,8 +133,8 @@ def run_rlt(args: Any) -> dict[str, Any]:
 def run_trl(args: Any) -> dict[str, Any]:
     checkpointing = ["hardware.gradient_checkpointing=true"] if args.peer_checkpointing else []
     steps = grpo_steps(
-        load_work(args, *checkpointing), args.questions, args.completions, args.prompt_tokens,
-        args.new_tokens, args.steps + 1,
+        load_work(args, *checkpointing, prepared=False), args.questions, args.completions,
+        args.prompt_tokens, args.new_tokens, args.steps + 1,
     )  # fmt: skip
     return {"steps": steps}
 

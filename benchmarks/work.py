@@ -20,10 +20,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from benchmarks.common import wait
+from rlt.batching import Row
 from rlt.data.datamodule import StepDataModule
 from rlt.data.prompts import Views
 from rlt.data.records import Problem, make_problem
-from rlt.logprobs import Row
+from rlt.hardware import device_of, prepare
 from rlt.main import config_dir
 from rlt.models import LanguageModel
 from rlt.modules import SFT, TeacherRL
@@ -31,7 +32,6 @@ from rlt.modules.teacher_rl import Experience
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
 from rlt.rollout import Completion
 from rlt.runtime import build, build_partial
-from rlt.stages.common import device_of
 from rlt.stages.teacher_rl import frozen_models
 
 NEVER = "\u2402 never \u2402"  # a stop string that no model writes
@@ -71,11 +71,18 @@ def device_for(cfg: DictConfig) -> torch.device:
     return device
 
 
-def load(stage: str, model: str, overrides: Sequence[str] = ()) -> Work:
-    """Compose a stage's config and load its teacher."""
+def load(stage: str, model: str, overrides: Sequence[str] = (), prepared: bool = True) -> Work:
+    """Compose a stage's config and load its teacher.
+
+    Args:
+        prepared: set the process up as rlt does (`rlt.hardware`); a peer runs as it comes, but for
+            the number of threads.
+    """
     cfg = compose_stage(stage, model, overrides)
     device = device_for(cfg)
-    if cfg.hardware.threads:
+    if prepared:
+        prepare(cfg)
+    elif cfg.hardware.threads:
         torch.set_num_threads(cfg.hardware.threads)
     torch.manual_seed(0)
     made: LanguageModel = build(cfg.teacher).load()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rlt.logprobs import Row
+from rlt.batching import Row
 
 _SIZE = 1024  # of the square matrices whose product is timed
 _SECONDS = 0.2

@@ -1,17 +1,14 @@
 """Log-probabilities of tokens: the only module that shifts, masks, gathers or chunks them.
 
-A row is a `(prefix, continuation)` pair of token ids; only continuation tokens are scored. Rows
-are laid out as left-padded prefixes beside right-padded continuations, so that the hidden states
-that predict the continuation are one slice. Rows that begin alike, as the completions of one
-question do, run their prefix once; its cache is expanded to each of them, with and without
-gradient. The language-model head runs in chunks over the continuation alone, in float32:
-`[B, T, V]` never exists. Batches are cut by a token budget from rows sorted by length and put back
-in order.
+Only continuation tokens of rows are scored (`rlt.batching` lays rows out: left-padded prefixes
+beside right-padded continuations, so that the hidden states that predict the continuation are one
+slice). Rows that begin alike run their prefix once; its cache is expanded to each of them, with and
+without gradient. The language-model head runs in chunks over the continuation alone, in float32:
+`[B, T, V]` never exists.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,112 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-Row = tuple[Sequence[int], Sequence[int]]
+from rlt.batching import PaddedRows, Row, cut_rows, pad_rows
 
 # Logits held at once: 2^25 float32 values are 128 MiB.
 _MAX_LOGITS = 2**25
-
-
-@dataclass(frozen=True)
-class PaddedRows:
-    """B rows of one micro-batch that begin with Q different prefixes.
-
-    Attributes:
-        prefix_ids_QP, prefix_mask_QP: prefixes, padded on the left.
-        owner_B: which prefix a row begins with.
-        targets_BC: continuation tokens, padded on the right.
-        mask_BC: True where `targets_BC` is a real token.
-    """
-
-    prefix_ids_QP: Tensor
-    prefix_mask_QP: Tensor
-    owner_B: Tensor
-    targets_BC: Tensor
-    mask_BC: Tensor
-
-
-def pad_rows(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> PaddedRows:
-    """Lay rows out for a forward pass, rows of the same prefix around one copy of it.
-
-    Raises:
-        ValueError: a prefix is empty, so that nothing predicts the first continuation token.
-    """
-    if any(len(prefix) == 0 for prefix, _ in rows):
-        raise ValueError("a row has an empty prefix: nothing would predict its first token")
-    owner_of: dict[tuple[int, ...], int] = {}
-    owners = [owner_of.setdefault(tuple(prefix), len(owner_of)) for prefix, _ in rows]
-    P = max(len(prefix) for prefix in owner_of)
-    C = max(1, *(len(continuation) for _, continuation in rows))
-    prefix_ids_QP = torch.full((len(owner_of), P), pad_id, dtype=torch.long)
-    prefix_mask_QP = torch.zeros(prefix_ids_QP.shape, dtype=torch.bool)
-    for q, prefix in enumerate(owner_of):
-        prefix_ids_QP[q, P - len(prefix) :] = torch.tensor(prefix)
-        prefix_mask_QP[q, P - len(prefix) :] = True
-    targets_BC = torch.full((len(rows), C), pad_id, dtype=torch.long)
-    mask_BC = torch.zeros(targets_BC.shape, dtype=torch.bool)
-    for b, (_, continuation) in enumerate(rows):
-        targets_BC[b, : len(continuation)] = torch.tensor(list(continuation), dtype=torch.long)
-        mask_BC[b, : len(continuation)] = True
-    tensors = (prefix_ids_QP, prefix_mask_QP, torch.tensor(owners), targets_BC, mask_BC)
-    return PaddedRows(*(tensor.to(device) for tensor in tensors))
-
-
-def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices of rows, longest first, cut so that rows × longest row stays within the budget.
-
-    A row longer than the budget gets a batch of its own.
-
-    Raises:
-        ValueError: the budget is not positive.
-    """
-    return cut_rows([((), range(length)) for length in lengths], token_budget, shared=False)
-
-
-def cut_rows(rows: Sequence[Row], token_budget: int, shared: bool) -> list[list[int]]:
-    """The same for rows as `pad_rows` lays them out: longest prefix beside longest continuation.
-
-    Args:
-        shared: rows of the same prefix stay together, and each prefix of a batch counts once, as
-            it does for a model that `shares_prefixes`.
-
-    Raises:
-        ValueError: the budget is not positive.
-    """
-    if token_budget < 1:
-        raise ValueError(f"tokens_per_micro_batch={token_budget} must be at least 1")
-    prefixes = [tuple(prefix) if shared else (index,) for index, (prefix, _) in enumerate(rows)]
-    lengths = [(len(prefix), len(continuation)) for prefix, continuation in rows]
-    longest: dict[tuple[int, ...], int] = {}  # row of a prefix
-    for prefix, pair in zip(prefixes, lengths, strict=True):
-        longest[prefix] = max(longest.get(prefix, 0), sum(pair))
-    order = sorted(
-        range(len(rows)), key=lambda i: (-longest[prefixes[i]], prefixes[i], -lengths[i][1])
-    )
-    batches: list[list[int]] = []
-    P = C = 0  # longest of the last batch
-    held: set[tuple[int, ...]] = set()  # prefixes of the last batch
-    for index in order:
-        p, c = lengths[index]
-        wider_P, wider_C, more = max(P, p), max(C, c), held | {prefixes[index]}
-        if batches and len(more) * wider_P + (len(batches[-1]) + 1) * wider_C <= token_budget:
-            batches[-1].append(index)
-            P, C, held = wider_P, wider_C, more
-        else:
-            batches.append([index])
-            P, C, held = p, c, {prefixes[index]}
-    return batches
-
-
-def padding_share(rows: Sequence[Row], batches: Sequence[Sequence[int]], shared: bool) -> float:
-    """Share of the places of `cut_rows`' batches, as `pad_rows` lays them out, that are padding."""
-    places = real = 0
-    for indices in batches:
-        prefixes = [tuple(rows[i][0]) for i in indices]
-        prefixes = list(dict.fromkeys(prefixes)) if shared else prefixes
-        lengths = [len(rows[i][1]) for i in indices]
-        places += len(prefixes) * max(map(len, prefixes)) + len(lengths) * max(lengths)
-        real += sum(map(len, prefixes)) + sum(lengths)
-    return 1 - real / places
 
 
 def shares_prefixes(model: Any) -> bool:
@@ -216,34 +111,59 @@ def check_head(model: Any) -> None:
         )
 
 
-def _chunks(model: Any, N: int) -> Iterator[slice]:
+def _chunks(model: Any, N: int) -> list[slice]:
     size = max(1, _MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
-    return (slice(start, start + size) for start in range(0, N, size))
+    return [slice(start, start + size) for start in range(0, N, size)]
 
 
-def chunked_log_probs(
+class _ChosenLogProbs(torch.autograd.Function):
+    """`log_softmax` and `gather` in one, so that the backward pass makes a single `[N, V]`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs_NV = logits_NV.log_softmax(-1)
+        entropy_N = -log_probs_NV.exp().mul_(log_probs_NV).sum(-1)
+        ctx.save_for_backward(log_probs_NV, targets_N)
+        ctx.mark_non_differentiable(entropy_N)
+        return log_probs_NV.gather(-1, targets_N[:, None])[:, 0], entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        log_probs_NV, targets_N = ctx.saved_tensors
+        grad_N1 = grads[0][:, None]
+        grad_NV = log_probs_NV.exp().mul_(-grad_N1)
+        return grad_NV.scatter_add_(-1, targets_N[:, None], grad_N1), None
+
+
+def log_probs_and_entropies(
     model: Any, hidden_ND: Tensor, targets_N: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probs `[N]` of the targets and entropies `[N]` (nats; no gradient) of their places."""
 
-    def one(hidden_nD: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs_nV = logits_of(model, hidden_nD, temperature).log_softmax(-1)
-        chosen_n = log_probs_nV.gather(-1, targets_n[:, None])[:, 0]
-        with torch.no_grad():
-            entropy_n = -(log_probs_nV.exp() * log_probs_nV).sum(-1)
-        return chosen_n, entropy_n
+    def one(hidden_nD: Tensor, targets_n: Tensor) -> Any:
+        return _ChosenLogProbs.apply(logits_of(model, hidden_nD, temperature), targets_n)
 
-    parts = []
-    for chunk in _chunks(model, len(targets_N)):
-        if torch.is_grad_enabled() and hidden_ND.requires_grad:
-            # The chunk's logits are made again in the backward pass instead of being kept.
-            parts.append(checkpoint(one, hidden_ND[chunk], targets_N[chunk], use_reentrant=False))
-        else:
-            parts.append(one(hidden_ND[chunk], targets_N[chunk]))
-    if not parts:
+    chunks = _chunks(model, len(targets_N))
+    if not chunks:
         empty = hidden_ND.new_zeros(0, dtype=torch.float32)
         return empty, empty
+    if len(chunks) == 1:
+        return one(hidden_ND, targets_N)
+    # A chunk's logits are made again in the backward pass instead of being kept.
+    parts = [checkpoint(one, hidden_ND[c], targets_N[c], use_reentrant=False) for c in chunks]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+@torch.no_grad()
+def chunked_log_probs(
+    model: Any, hidden_ND: Tensor, targets_N: Tensor, temperature: float
+) -> Tensor:
+    """Log-probs `[N]` of the targets, without gradient."""
+    parts = [hidden_ND.new_zeros(0, dtype=torch.float32)]
+    for chunk in _chunks(model, len(targets_N)):
+        log_probs_nV = logits_of(model, hidden_ND[chunk], temperature).log_softmax(-1)
+        parts.append(log_probs_nV.gather(-1, targets_N[chunk][:, None])[:, 0])
+    return torch.cat(parts)
 
 
 def chunked_exact_kl(
@@ -262,7 +182,7 @@ def chunked_exact_kl(
 
 def batch_log_probs(model: Any, batch: PaddedRows, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies `[B, C]` of a padded batch, zero where padded; with gradient."""
-    values_N, entropy_N = chunked_log_probs(
+    values_N, entropy_N = log_probs_and_entropies(
         model, continuation_hidden(model, batch), batch.targets_BC[batch.mask_BC], temperature
     )
     log_probs_BC = torch.zeros(batch.mask_BC.shape, device=values_N.device)
@@ -291,9 +211,7 @@ def row_log_probs(
     for indices in cut_rows(rows, token_budget, shares_prefixes(model)):
         batch = pad_rows([rows[i] for i in indices], pad_id, model.device)
         hidden_ND = continuation_hidden(model, batch)
-        values_N, _ = chunked_log_probs(
-            model, hidden_ND, batch.targets_BC[batch.mask_BC], temperature
-        )
+        values_N = chunked_log_probs(model, hidden_ND, batch.targets_BC[batch.mask_BC], temperature)
         lengths = [len(rows[i][1]) for i in indices]
         for index, values in zip(indices, values_N.split(lengths), strict=True):
             results[index] = values

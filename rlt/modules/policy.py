@@ -12,8 +12,9 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from rlt.batching import Row, cut_rows, padding_share
 from rlt.flops import forward_flops, matmul_flops_per_second
-from rlt.logprobs import Row, cut_rows, padding_share, shares_prefixes
+from rlt.logprobs import shares_prefixes
 
 
 class PolicyModule(L.LightningModule):

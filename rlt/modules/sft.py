@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlt.batching import Row, pad_rows
 from rlt.data.datamodule import Batch
-from rlt.logprobs import Row, batch_log_probs, pad_rows, row_log_probs
+from rlt.logprobs import batch_log_probs, row_log_probs
 from rlt.modules.policy import PolicyModule
 
 

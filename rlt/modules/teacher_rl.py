@@ -24,9 +24,10 @@ from rlt.algorithms import (
     token_sums,
     token_weights,
 )
+from rlt.batching import Row, pad_rows
 from rlt.data.datamodule import Batch
 from rlt.data.records import Problem
-from rlt.logprobs import Row, batch_log_probs, pad_rows, row_log_probs
+from rlt.logprobs import batch_log_probs, row_log_probs
 from rlt.modules.policy import PolicyModule
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
 from rlt.rollout import Completion, Rollout, known_log_probs

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlt.batching import PaddedRows, Row, pad_rows
 from rlt.data.prompts import Explanation, StudentText, Views
 from rlt.data.records import Problem
 from rlt.evaluation.answers import extract_answer
-from rlt.logprobs import PaddedRows, Row, chunked_exact_kl, continuation_hidden, pad_rows
+from rlt.logprobs import chunked_exact_kl, continuation_hidden
 from rlt.logprobs import row_log_probs as score_rows
 from rlt.rewards.reward import Reward, RewardTable, TokenScores
 from rlt.rewards.terms import Correctness

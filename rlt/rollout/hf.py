@@ -4,11 +4,12 @@ Log-probs are read from the raw logits at the sampling temperature, before any t
 are those that the training forward gives for the same tokens. A row stops at the end of its turn
 or as soon as its decoded tail holds the stop string, wherever token borders fall.
 
-Against transformers' `generate`: prompts of a group run once, keys and values are written in place
-(`rlt.rollout.cache`), and rows that have ended leave the batch.
+Against transformers' `generate`: a group's prompt runs once and is kept once, keys and values are
+written in place (`rlt.rollout.cache`), and rows that have ended leave the batch.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from rlt.logprobs import decode, logits_of, micro_batches
+from rlt.batching import micro_batches
+from rlt.logprobs import logits_of
 from rlt.rollout.base import Completion
-from rlt.rollout.cache import run_prompts
+from rlt.rollout.cache import RunningRows
 from rlt.tokenizers import turn_end_ids
 
 _KEPT_SHARE = 0.75  # rows leave the batch, at the cost of copying its cache, once no more are left
@@ -80,10 +82,11 @@ class HFRollout:
         rows = [p for p in range(len(prompts)) for _ in range(n)]
         lengths = [len(prompts[p]) + self.max_new_tokens for p in rows]
         completions: list[Completion | None] = [None] * len(rows)
-        for indices in micro_batches(lengths, self.token_budget):
-            batch = self._generate(model, tokenizer, [prompts[rows[i]] for i in indices], stop)
-            for index, completion in zip(indices, batch, strict=True):
-                completions[index] = completion
+        with _weights_cast_once():
+            for indices in micro_batches(lengths, self.token_budget):
+                batch = self._generate(model, tokenizer, [prompts[rows[i]] for i in indices], stop)
+                for index, completion in zip(indices, batch, strict=True):
+                    completions[index] = completion
         done = [c for c in completions if c is not None]
         assert len(done) == len(rows)
         return [done[p * n : (p + 1) * n] for p in range(len(prompts))]
@@ -94,11 +97,10 @@ class HFRollout:
         ends = _Ends(tokenizer, stop)
         rows = [_Row() for _ in prompts]  # of the batch; those that ended leave it now and then
         written = list(rows)
-        hidden_BD, mask_BS, cache = run_prompts(model, prompts, tokenizer.pad_token_id)
-        # A recurrent state cannot be cut by rows: there they stay to the end.
-        can_drop = all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+        running = RunningRows(model, prompts, tokenizer.pad_token_id)
         for length in range(1, self.max_new_tokens + 1):
-            tokens_B, log_probs_B = self._draw(logits_of(model, hidden_BD, self.temperature or 1.0))
+            logits_BV = logits_of(model, running.hidden_BD, self.temperature or 1.0)
+            tokens_B, log_probs_B = self._draw(logits_BV)
             for row, token, log_prob in zip(
                 rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True
             ):
@@ -109,13 +111,12 @@ class HFRollout:
             going = [b for b, row in enumerate(rows) if row.finish is None]
             if not going or length == self.max_new_tokens:
                 break
-            if can_drop and len(going) <= _KEPT_SHARE * len(rows):
+            if running.can_drop and len(going) <= _KEPT_SHARE * len(rows):
                 kept_B = torch.tensor(going, device=tokens_B.device)
                 rows = [rows[b] for b in going]
-                tokens_B, mask_BS = tokens_B[kept_B], mask_BS[kept_B]
-                cache.batch_select_indices(kept_B)
-            mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(rows), 1)], dim=1)
-            hidden_BD = decode(model, tokens_B[:, None], mask_BS, cache)[:, -1]
+                tokens_B = tokens_B[kept_B]
+                running.keep(kept_B)
+            running.append(tokens_B)
         return [Completion(row.ids, row.log_probs, row.finish or "length") for row in written]
 
     def _draw(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,8 +127,25 @@ class HFRollout:
         if self.temperature == 0:
             tokens_B = truncated_BV.argmax(-1)
         else:
-            tokens_B = torch.multinomial(truncated_BV.softmax(-1), 1)[:, 0]
+            # The inverse of the cumulative distribution: one random number a row, where
+            # `multinomial` draws one for every word of the vocabulary.
+            cumulative_BV = truncated_BV.softmax(-1).cumsum(-1, dtype=torch.float64)
+            uniform_B1 = torch.rand_like(cumulative_BV[:, :1]) * cumulative_BV[:, -1:]
+            tokens_B = torch.searchsorted(cumulative_BV, uniform_B1, right=True)[:, 0]
+            tokens_B = tokens_B.clamp(max=logits_BV.shape[1] - 1)  # the product may round up
         return tokens_B, log_probs_BV.gather(-1, tokens_B[:, None])[:, 0]
+
+
+@contextlib.contextmanager
+def _weights_cast_once() -> Iterator[None]:
+    """Under autocast, keep the weights as cast: Lightning has them cast anew for every token."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+        torch.clear_autocast_cache()
 
 
 @dataclass

@@ -28,14 +28,13 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
             config if None.
     """
     import lightning as L
-    import torch
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    from rlt.hardware import prepare
     from rlt.report import print_result, write_result
 
-    if cfg.hardware.threads is not None:
-        torch.set_num_threads(cfg.hardware.threads)
     require_device(cfg)
+    prepare(cfg)
     if key is None and cfg.stage != "pipeline":
         check_values(cfg)
         key_used = config_key(cfg, input_fingerprints(cfg))

@@ -13,13 +13,13 @@ from omegaconf import DictConfig
 
 from rlt.data.prompts import Explanation
 from rlt.data.records import Problem
+from rlt.hardware import device_of
 from rlt.logprobs import row_log_probs
 from rlt.models import context_tokens, fingerprint, freeze
 from rlt.rewards import RewardScorer, ScoredExplanation
 from rlt.rollout import known_log_probs
 from rlt.runtime import RunFolder, build, peak_memory_bytes
 from rlt.stages.common import (
-    device_of,
     in_batches,
     load_data,
     load_model,

@@ -29,14 +29,6 @@ log = logging.getLogger(__name__)
 FIRST_LOOK = 64  # problems tokenised before any weights are loaded
 
 
-def device_of(cfg: DictConfig) -> torch.device:
-    """The device that stages without a Trainer run on."""
-    accelerator = cfg.hardware.accelerator
-    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda")
-    return torch.device("mps" if accelerator == "mps" else "cpu")
-
-
 def source_of(cfg: DictConfig, role: str) -> Any:
     """The model source of `teacher` or `student`, at the path the config gives, if any.
 

@@ -7,9 +7,10 @@ from omegaconf import DictConfig
 
 from rlt.data.records import Problem
 from rlt.evaluation.benchmark import Benchmark, evaluate_answers
+from rlt.hardware import device_of
 from rlt.models import fingerprint, freeze
 from rlt.runtime import RunFolder, build, peak_memory_bytes
-from rlt.stages.common import device_of, in_batches, load_model, load_views, log_scalars
+from rlt.stages.common import in_batches, load_model, load_views, log_scalars
 
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:

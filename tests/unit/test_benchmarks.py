@@ -138,7 +138,7 @@ def test_peers_are_left_out_where_they_are_missing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(common, "_run_arm", lambda name, arm, args: ran.append(arm) or {"arm": arm})
     for installed in (None, "1.16.0"):
         monkeypatch.setattr(common, "installed", lambda package, found=installed: found)
-        common.run_arms("sft", Namespace(repeats=2))
+        common.run_arms("sft", Namespace(repeats=2), common.peer_and_rlt())
     assert ran == ["rlt", "rlt", "trl", "rlt", "trl", "rlt"]
 
 

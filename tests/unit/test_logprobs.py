@@ -11,15 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rlt.logprobs
+from rlt.batching import Row, cut_rows, micro_batches, pad_rows
 from rlt.logprobs import (
-    Row,
     batch_log_probs,
     check_head,
     chunked_exact_kl,
     continuation_hidden,
-    cut_rows,
-    micro_batches,
-    pad_rows,
     row_log_probs,
     shares_prefixes,
 )

@@ -381,6 +381,19 @@ def test_optimizer_steps_per_rollout(
         assert sorted(together) == list(range(8))
 
 
+def test_autocast_sees_the_weights_as_they_are_after_each_optimizer_step(
+    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+) -> None:
+    norms: dict[int, float] = {}
+    for passes in (1, 2):
+        optim = functools.partial(torch.optim.SGD, lr=2.0)
+        module = teacher_rl(views, tiny(0), passes=passes, optim=optim, beta=0.0)
+        made = fit_rl(module, 1, tmp_path, precision="bf16-mixed")
+        norms[passes] = float(made.callback_metrics["policy/grad_norm"])
+    # The second pass starts from other weights than the first: its gradient is another one.
+    assert norms[1] > 0 and abs(norms[2] / norms[1] - 1) > 0.01
+
+
 def test_more_minibatches_than_completions_are_refused(
     views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:

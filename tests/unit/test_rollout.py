@@ -1,18 +1,23 @@
-"""Sampling with transformers' generate, on a random model and on one that follows a script."""
+"""Sampling, on a random model and on one that follows a script."""
 
+import copy
 import itertools
+import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from rlt.logprobs import Row, row_log_probs
+from rlt.batching import Row, pad_rows
+from rlt.logprobs import continuation_hidden, row_log_probs
 from rlt.models import LanguageModel
 from rlt.rollout import Completion, HFRollout, known_log_probs
-from rlt.rollout.cache import BufferedLayer
+from rlt.rollout.cache import BufferedLayer, RunningRows
 from tests.unit.test_logprobs import CONFIGS, make
 
 NEVER = "\x00\x01\x02"  # a stop string that does not come up
@@ -45,8 +50,8 @@ def rows_of(language_model: LanguageModel, groups: list[list[Completion]]) -> li
 def test_log_probs_are_those_of_the_training_forward(
     teacher: LanguageModel, truncation: dict[str, Any]
 ) -> None:
-    # Stops at "e", so that rows end at different lengths beside each other.
-    groups = sample(teacher, HFRollout(0.7, max_new_tokens=24, **truncation), 3, stop="e")
+    # Stops at "a", so that rows end at different lengths beside each other.
+    groups = sample(teacher, HFRollout(0.7, max_new_tokens=24, **truncation), 3, stop="a")
     rows = rows_of(teacher, groups)
     expected = row_log_probs(
         teacher.model, rows, temperature=0.7, pad_id=teacher.tokenizer.pad_token_id, token_budget=99
@@ -141,13 +146,44 @@ def test_rows_that_have_ended_leave_the_batch(byte_tokenizer: Any) -> None:
     assert sizes == [3, 4, 4, 4, 4, 3, 3, 2, 2, 2]
 
 
-def test_a_model_that_shares_no_prefix_writes_the_same(
-    teacher: LanguageModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["shares_prefixes", "attends to shared prompts"])
+def test_a_model_that_shares_no_prompts_writes_the_same(
+    name: str, teacher: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = sample(teacher, HFRollout(0.7, max_new_tokens=16), 3)
-    monkeypatch.setattr("rlt.rollout.cache.shares_prefixes", lambda model: False)
-    alone = sample(teacher, HFRollout(0.7, max_new_tokens=16), 3)
+    # Stops at a character that comes up often, so that rows leave the batch.
+    rollout = HFRollout(0.3, max_new_tokens=40)
+    written = [c.ids for group in sample(teacher, rollout, 3) for c in group]
+    text = "".join(teacher.tokenizer.decode(ids) for ids in written)
+    stop = Counter(c for c in text if c.isalnum()).most_common(1)[0][0]
+    shared = sample(teacher, rollout, 3, stop=stop)
+    if name == "shares_prefixes":
+        monkeypatch.setattr("rlt.rollout.cache.shares_prefixes", lambda model: False)
+    else:
+        monkeypatch.setattr(type(teacher.model), "_can_set_attn_implementation", lambda _: False)
+    alone = sample(teacher, rollout, 3, stop=stop)
     assert [[c.ids for c in g] for g in shared] == [[c.ids for c in g] for g in alone]
+    assert sum(len(c.ids) < 40 for g in shared for c in g) >= 3  # of 12
+
+
+def test_rows_of_a_prompt_attend_to_one_copy_of_it(teacher: LanguageModel) -> None:
+    prompts = [p for p in prompts_of(teacher.tokenizer) for _ in range(3)]
+    attention = teacher.model.config._attn_implementation
+    with torch.no_grad():
+        running = RunningRows(teacher.model, prompts, teacher.tokenizer.pad_token_id)
+        for tokens in (12, 12):
+            running.append(torch.arange(tokens))
+        running.keep(torch.tensor([0, 7, 8, 9]))  # none of the second prompt
+        running.append(torch.arange(4))
+    longest = max(map(len, prompts))
+    for layer in running.cache.layers:
+        assert layer.prompt_keys.shape[0] == layer.prompt_values.shape[0] == 3
+        assert (layer.prompt_keys.shape[2], layer.keys.shape[2]) == (longest, 3)
+        assert layer.keys.shape[0] == 4 and layer.get_seq_length() == longest + 3
+    # Against the whole rows, run at once.
+    rows = [(prompts[b], [b, b, n, 99]) for n, b in enumerate([0, 7, 8, 9])]
+    hidden_ND = continuation_hidden(teacher.model, pad_rows(rows, 0, "cpu"))
+    torch.testing.assert_close(running.hidden_BD, hidden_ND[3::4], rtol=0, atol=1e-5)
+    assert teacher.model.config._attn_implementation == attention
 
 
 def test_buffers_hold_what_a_growing_cache_holds() -> None:
@@ -178,6 +214,43 @@ def test_samples_follow_the_distribution(teacher: LanguageModel) -> None:
     # The total variation distance of 4000 samples from their own distribution is below this.
     assert (counts / 4000 - expected_V).abs().sum() / 2 < 0.15
     assert expected_V.max() > 0.02
+
+
+def test_weights_are_cast_once_under_autocast_and_anew_when_they_have_changed(
+    tiny: Callable[..., LanguageModel],
+) -> None:
+    language_model = tiny(3)
+    rollout = HFRollout(0.0, max_new_tokens=8)
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):  # as Lightning has it
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as short:
+            sample(language_model, HFRollout(0.0, max_new_tokens=2), 1)
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as long:
+            before = sample(language_model, rollout, 1)
+        assert not torch.is_autocast_cache_enabled()
+        with torch.no_grad():
+            for parameter in language_model.model.parameters():
+                parameter.copy_(torch.randn_like(parameter))
+        changed = sample(language_model, rollout, 1)
+    again = LanguageModel(copy.deepcopy(language_model.model), language_model.tokenizer)
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        assert sample(again, rollout, 1) == changed != before
+    size = language_model.model.base_model.layers[0].mlp.gate_proj.weight.shape
+    casts = [
+        sum(e.name == "aten::_to_copy" and list(size) in e.input_shapes for e in events)
+        for events in (short.events(), long.events())
+    ]
+    assert casts[0] == casts[1] > 0
+
+
+def test_no_token_of_probability_zero_is_drawn() -> None:
+    torch.manual_seed(0)
+    logits_BV = torch.full((3000, 7), -torch.inf)
+    logits_BV[:, [2, 4]] = torch.tensor([0.0, -3.0])
+    tokens_B, log_probs_B = HFRollout(1.0)._draw(logits_BV)
+    counts = torch.bincount(tokens_B, minlength=7) / 3000
+    share = 1 / (1 + math.exp(-3.0))
+    assert counts[2] + counts[4] == 1 and float(counts[2]) == pytest.approx(share, abs=0.02)
+    assert log_probs_B.exp()[tokens_B == 2] == pytest.approx(share, abs=1e-6)
 
 
 def follow(tokenizer: Any, *chains: list[int]) -> Any:

@@ -1,0 +1,76 @@
+"""What a process is told about its machine."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from rlt.hardware import device_of, keep_freed_memory, prepare
+
+_GLIBC = platform.libc_ver()[0] == "glibc"
+
+# Pages that are mapped anew while a tensor of 64 MiB is made and freed ten times.
+_FAULTS = """
+import resource, sys, torch
+from rlt.hardware import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    command = [sys.executable, "-c", _FAULTS, how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not _GLIBC, reason="only glibc's malloc is told to")
+def test_freed_memory_is_used_again() -> None:
+    pages = 2**26 / resource.getpagesize()
+    assert faults("kept") <= 2 * pages and faults("as it comes") >= 9 * pages
+
+
+def test_whoever_has_set_malloc_up_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert not keep_freed_memory()
+
+
+def config(accelerator: str, threads: int | None = None) -> object:
+    return OmegaConf.create({"hardware": {"accelerator": accelerator, "threads": threads}})
+
+
+def test_the_cpu_alone_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr("rlt.hardware.keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "")
+    monkeypatch.delenv("TRANSFORMERS_SDPA_FORCE_GQA")
+    prepare(config("gpu"))
+    assert not kept and "TRANSFORMERS_SDPA_FORCE_GQA" not in os.environ
+    prepare(config("cpu"))
+    assert kept and os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] == "1"
+    monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "0")  # set by the user
+    prepare(config("cpu"))
+    assert os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] == "0"
+
+
+def test_threads_and_device() -> None:
+    before = torch.get_num_threads()
+    try:
+        prepare(config("cpu", threads=before + 1))
+        assert torch.get_num_threads() == before + 1
+        prepare(config("cpu"))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert device_of(config("gpu")).type == "cuda" and device_of(config("mps")).type == "mps"
