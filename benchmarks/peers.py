@@ -82,6 +82,14 @@ def _shared_options(work: Work, folder: str, steps: int, rows: int) -> dict[str,
     }
 
 
+def _hand_over(work: Work, folder: str) -> dict[str, Any]:
+    """Save the model for trl, which loads it itself; gives what it is to be loaded with."""
+    save_model(work.model, work.tokenizer, Path(folder))
+    dtype = str(work.model.dtype).removeprefix("torch.")
+    work.model = None
+    return {"dtype": dtype, "attn_implementation": work.cfg.hardware.attention}
+
+
 def step_clock() -> tuple[Any, list[float]]:
     """A callback of transformers' Trainer, and the seconds of each step that it notes."""
     from transformers import TrainerCallback
@@ -126,16 +134,14 @@ def grpo_steps(
         )  # fmt: skip
 
     with tempfile.TemporaryDirectory() as folder:
-        save_model(work.model, work.tokenizer, Path(folder))
         options = _shared_options(work, folder, steps, questions * completions)
-        dtype = str(work.model.dtype).removeprefix("torch.")
-        work.model = None  # trl loads the policy and the reference itself
+        loading = _hand_over(work, folder)
         trainer = GRPOTrainer(
             model=folder,
             reward_funcs=published_reward,
             args=GRPOConfig(
                 **options,
-                model_init_kwargs={"dtype": dtype, "attn_implementation": cfg.hardware.attention},
+                model_init_kwargs=loading,
                 num_generations=completions,
                 max_completion_length=new_tokens,
                 generation_kwargs={"min_new_tokens": new_tokens},
@@ -183,12 +189,11 @@ def sft_steps(work: Work, examples: Sequence[Example], steps: int) -> list[float
     }
     clock, seconds = step_clock()
     with tempfile.TemporaryDirectory() as folder:
+        options = _shared_options(work, folder, steps, len(examples))
+        loading = _hand_over(work, folder)
         trainer = SFTTrainer(
-            model=work.model,
-            args=SFTConfig(
-                **_shared_options(work, folder, steps, len(examples)),
-                max_length=None,
-            ),
+            model=folder,
+            args=SFTConfig(**options, model_init_kwargs=loading, max_length=None),
             train_dataset=Dataset.from_dict(columns),
             processing_class=work.tokenizer,
             callbacks=[clock],

@@ -38,6 +38,7 @@ from benchmarks.work import (
 )
 from rlt.data.digit_chain import vocabulary
 from rlt.data.prompts import Views
+from rlt.hardware import prepare
 from rlt.models import RandomLlama
 from rlt.runtime import build
 from rlt.tokenizers import words
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.model not in ("random", "nano"):
         made.error(f"--model={args.model}: choose random or nano, sizes are this benchmark's own")
     cfg = compose_stage("teacher_rl", "nano", [*args.overrides, "optim.lr=0", "prompt=compact"])
+    prepare(cfg)
     machine = machine_facts(device_for(cfg), getattr(torch, cfg.hardware.dtype))
     rate, rows = machine["matmul_flops_per_second"], []
     base, changes = (TINY, TINY_CHANGES) if args.model == "nano" else (BASE, CHANGES)
