@@ -1,7 +1,8 @@
 """Supervised fine-tuning: tokens per second and peak memory, rlt against trl's SFTTrainer.
 
-Both train on the same rows of random ids at every step, with loss on the targets alone and one
-micro-batch. Each arm runs in processes of its own, in turn, as in `benchmarks.teacher_rl_step`.
+Both train on the same rows of random ids at every step, with loss on the targets alone; trl takes
+them in one micro-batch, rlt by `hardware.tokens_per_micro_batch`. Each arm runs in processes of its
+own, in turn, as in `benchmarks.teacher_rl_step`.
 Tokens are all of a row's, prompt and target.
 
     python -m benchmarks.sft
