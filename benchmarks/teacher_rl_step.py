@@ -2,8 +2,8 @@
 
 Both train the same model on the same prompts with completions of the same length, the paper's
 reward, β = 0.04 and AdamW; trl's reward is scored the published way, one completion at a time, and
-its update takes all completions at once, rlt's by `hardware.tokens_per_micro_batch`. Each arm runs in
-processes of its own, in turn: `--repeats` processes an arm, each with one step to warm up and
+its update takes all completions at once, rlt's by `hardware.tokens_per_micro_batch`. Each arm runs
+in processes of its own, in turn: `--repeats` processes an arm, each with one step to warm up and
 `--steps` timed ones.
 
     python -m benchmarks.teacher_rl_step
