@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlt.batching import pad_rows
 from rlt.logprobs import decode, shares_prefixes
 
 _ROOM_TOKENS = 64  # places ahead of the newest token when a buffer is made
 _ATTENTION = "rlt_shared_prompts"  # its name among transformers' attention functions
+_NOT_DONE = ("softcap", "s_aux", "position_bias")  # what these may be asked for, too
 
 
 class RunningRows:
@@ -66,9 +68,19 @@ class RunningRows:
     def append(self, tokens_B: Tensor) -> None:
         """Run one more token of each row."""
         self._mask_BS = torch.cat([self._mask_BS, self._mask_BS.new_ones(len(tokens_B), 1)], dim=1)
+        try:
+            self.hidden_BD = self._run(tokens_B)
+        except _OtherAttention:  # told by the first layer at the first token: nothing was kept yet
+            assert self._groups is not None
+            self.cache.layers = [
+                layer.for_rows(self._groups.owner_B) for layer in self.cache.layers
+            ]
+            self._groups = None
+            self.hidden_BD = self._run(tokens_B)
+
+    def _run(self, tokens_B: Tensor) -> Tensor:
         with self._attention():
-            hidden_B1D = decode(self.model, tokens_B[:, None], self._mask_BS, self.cache)
-        self.hidden_BD = hidden_B1D[:, -1]
+            return decode(self.model, tokens_B[:, None], self._mask_BS, self.cache)[:, -1]
 
     @contextlib.contextmanager
     def _attention(self) -> Iterator[None]:
@@ -76,13 +88,18 @@ class RunningRows:
             yield
             return
         config = self.model.config.get_text_config()
-        usual = config._attn_implementation
-        AttentionInterface.register(_ATTENTION, partial(attend, self._groups, self.cache))
-        config._attn_implementation = _ATTENTION
+        usual = config._attn_implementation_internal
+        ALL_ATTENTION_FUNCTIONS[_ATTENTION] = partial(attend, self._groups, self.cache)
+        config._attn_implementation_internal = _ATTENTION
         try:
             yield
         finally:
-            config._attn_implementation = usual
+            config._attn_implementation_internal = usual
+            del ALL_ATTENTION_FUNCTIONS[_ATTENTION]  # it holds the cache
+
+
+class _OtherAttention(Exception):
+    """A model's attention is more than `attend` does."""
 
 
 class BufferedLayer(DynamicLayer):
@@ -133,6 +150,12 @@ class SharedLayer(BufferedLayer):
         if self.is_initialized:
             super().batch_select_indices(indices)
 
+    def for_rows(self, owner_B: Tensor) -> BufferedLayer:
+        """The prompts' keys and values, for each row its own."""
+        layer = BufferedLayer()
+        layer.update(self.prompt_keys[owner_B], self.prompt_values[owner_B])
+        return layer
+
     def keep_prompts(self, kept_Q: Tensor) -> None:
         if len(kept_Q) < len(self.prompt_keys):
             self.prompt_keys = self.prompt_keys[kept_Q]
@@ -143,6 +166,7 @@ class _Groups:
     """Which of B rows go on from which of Q prompts, as a table of Q × G places.
 
     Attributes:
+        owner_B: the prompt of each row.
         row_QG: the row at each place; a group smaller than the largest repeats a row.
         place_B: the (flat) place of each row.
         bias_Q11P: added to attention scores; -inf where a prompt is padded.
@@ -154,7 +178,7 @@ class _Groups:
         self._place(owner_B)
 
     def _place(self, owner_B: Tensor) -> None:
-        self._owner_B = owner_B
+        self.owner_B = owner_B
         members: list[list[int]] = [[] for _ in range(int(owner_B.max()) + 1)]
         for row, owner in enumerate(owner_B.tolist()):
             members[owner].append(row)
@@ -166,7 +190,7 @@ class _Groups:
 
     def keep(self, kept_B: Tensor) -> Tensor:
         """Drop rows; returns the prompts that still have one."""
-        kept_Q, owner_B = self._owner_B[kept_B].unique(return_inverse=True)
+        kept_Q, owner_B = self.owner_B[kept_B].unique(return_inverse=True)
         self.bias_Q11P = self.bias_Q11P[kept_Q]
         self._place(owner_B)
         return kept_Q
@@ -187,15 +211,20 @@ def attend(
     query_BH1D: Tensor,
     key_BKSD: Tensor,
     value_BKSD: Tensor,
-    attention_mask: None,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one new token a row to its prompt and to what its row has written since.
 
     One softmax over both parts, so that it is the attention of the whole row. H query heads share
     K key heads, R each. The signature is that of transformers' attention functions.
+
+    Raises:
+        _OtherAttention: the model masks tokens of its own accord, caps scores or adds to them.
     """
+    if attention_mask is not None or any(more.get(name) is not None for name in _NOT_DONE):
+        raise _OtherAttention
     layer: Any = cache.layers[module.layer_idx]
     K = key_BKSD.shape[1]
     query_BKRD = query_BH1D[:, :, 0].unflatten(1, (K, -1))

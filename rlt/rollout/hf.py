@@ -120,8 +120,17 @@ class HFRollout:
         return [Completion(row.ids, row.log_probs, row.finish or "length") for row in written]
 
     def _draw(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """A token for each row, and its log-prob before truncation."""
+        """A token for each row, and its log-prob before truncation.
+
+        Raises:
+            ValueError: a row's logits are NaN or infinite.
+        """
         log_probs_BV = logits_BV.log_softmax(-1)
+        if log_probs_BV[:, 0].isnan().any():
+            raise ValueError(
+                "the model's logits are NaN or infinite, nothing can be sampled: its weights are "
+                "broken (lower optim.lr), or their precision is too low (hardware.dtype)"
+            )
         no_ids: Any = None  # none of these looks at what was written
         truncated_BV = self._truncate(no_ids, log_probs_BV)
         if self.temperature == 0:
@@ -129,10 +138,12 @@ class HFRollout:
         else:
             # The inverse of the cumulative distribution: one random number a row, where
             # `multinomial` draws one for every word of the vocabulary.
-            cumulative_BV = truncated_BV.softmax(-1).cumsum(-1, dtype=torch.float64)
-            uniform_B1 = torch.rand_like(cumulative_BV[:, :1]) * cumulative_BV[:, -1:]
-            tokens_B = torch.searchsorted(cumulative_BV, uniform_B1, right=True)[:, 0]
-            tokens_B = tokens_B.clamp(max=logits_BV.shape[1] - 1)  # the product may round up
+            dtype = torch.float32 if logits_BV.device.type == "mps" else torch.float64
+            cumulative_BV = truncated_BV.softmax(-1).cumsum(-1, dtype=dtype)
+            total_B1 = cumulative_BV[:, -1:]
+            below_B1 = total_B1.nextafter(torch.zeros_like(total_B1))  # the product may round up
+            drawn_B1 = (torch.rand_like(total_B1) * total_B1).minimum(below_B1)
+            tokens_B = torch.searchsorted(cumulative_BV, drawn_B1, right=True)[:, 0]
         return tokens_B, log_probs_BV.gather(-1, tokens_B[:, None])[:, 0]
 
 

@@ -35,6 +35,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gemma2": lambda: hf.Gemma2Config(
         **GROUPED, final_logit_softcapping=3.0, sliding_window=4, query_pre_attn_scalar=8
     ),
+    "gemma2_full": lambda: hf.Gemma2Config(  # caps its attention scores
+        **GROUPED, attn_logit_softcapping=1.0, layer_types=["full_attention"] * 2,
+        query_pre_attn_scalar=8, attn_implementation="eager",
+    ),
     "gemma": lambda: hf.GemmaConfig(**GROUPED),
     "gpt_neox": lambda: hf.GPTNeoXConfig(**SMALL),
     "gpt2": lambda: hf.GPT2Config(
@@ -174,7 +178,18 @@ GROUPS: list[Row] = [
     ([1, 12], [15, 16, 17, 18, 19]),
     ([3], [20, 21]),
 ]
-SHARING = {"llama", "qwen2", "qwen3", "gemma", "gpt_neox", "gpt2", "phi", "granite", "cohere"}
+SHARING = {
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2_full",
+    "gpt_neox",
+    "gpt2",
+    "phi",
+    "granite",
+    "cohere",
+}
 
 
 @pytest.mark.parametrize("token_budget", [1, 24, 10_000])

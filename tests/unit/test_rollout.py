@@ -12,6 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlt.batching import Row, pad_rows
 from rlt.logprobs import continuation_hidden, row_log_probs
@@ -163,6 +164,31 @@ def test_a_model_that_shares_no_prompts_writes_the_same(
     alone = sample(teacher, rollout, 3, stop=stop)
     assert [[c.ids for c in g] for g in shared] == [[c.ids for c in g] for g in alone]
     assert sum(len(c.ids) < 40 for g in shared for c in g) >= 3  # of 12
+
+
+def test_a_failure_leaves_the_models_attention_as_it_was(teacher: LanguageModel) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    prompts = [p for p in prompts_of(teacher.tokenizer) for _ in range(3)]
+    attention = teacher.model.config._attn_implementation
+    with torch.no_grad():
+        running = RunningRows(teacher.model, prompts, teacher.tokenizer.pad_token_id)
+        running.append(torch.arange(12))
+        hook = teacher.model.base_model.layers[1].register_forward_pre_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            running.append(torch.arange(12))
+        hook.remove()
+    assert teacher.model.config._attn_implementation == attention
+    assert "rlt_shared_prompts" not in ALL_ATTENTION_FUNCTIONS  # which would hold the cache
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_broken_logits_are_refused(temperature: float) -> None:
+    logits_BV = torch.zeros(2, 5)
+    logits_BV[1, 3] = torch.nan
+    with pytest.raises(ValueError, match="logits are NaN or infinite"):
+        HFRollout(temperature)._draw(logits_BV)
 
 
 def test_rows_of_a_prompt_attend_to_one_copy_of_it(teacher: LanguageModel) -> None:
