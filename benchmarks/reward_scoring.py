@@ -9,14 +9,15 @@ run in processes of their own, in turn, with one round to warm up and `--steps` 
     python -m benchmarks.reward_scoring
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.common import (
+    alternate,
     arm_options,
     leave,
     parse,
@@ -26,7 +27,6 @@ from benchmarks.common import (
     run_arms,
     run_from_command_line,
     timing,
-    wait,
 )
 from benchmarks.floor import scoring_floor
 from benchmarks.machine import machine_facts
@@ -125,18 +125,13 @@ def run_arm(args: Any) -> dict[str, Any]:
     ways: dict[str, Callable[[], list[float]]] = {PEER: published}
     if args.arm == "rlt":
         ways = dict(zip(OURS, (scorer_and_teacher, scorer), strict=True))
-    seconds: dict[str, list[float]] = {}
     rewards: dict[str, list[float]] = {}
-    for name, way in ways.items():
-        rewards[name] = way()
-        for _ in range(args.steps):
-            wait()
-            started = time.perf_counter()
-            way()
-            wait()
-            seconds.setdefault(name, []).append(time.perf_counter() - started)
+
+    def run(name: str) -> None:
+        rewards[name] = ways[name]()
+
     return {
-        "seconds": seconds,
+        "seconds": alternate({name: partial(run, name) for name in ways}, args.steps),
         "rewards": rewards,
         "prompt_tokens": group.prompt_tokens,
         "flops": scoring_floor(module.scorer.student, group.student_rows).flops,

@@ -7,6 +7,7 @@ without gradient. The language-model head runs in chunks over the continuation a
 `[B, T, V]` never exists.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -66,12 +67,17 @@ def decode(model: Any, ids_BT: Tensor, mask_BS: Tensor, cache: Any = None) -> Te
     """Hidden states `[B, T, D]` of the last T of S tokens; a cache holds those before."""
     decoder = model.base_model
     inputs = {"input_ids": ids_BT, "attention_mask": mask_BS.long()}
-    if "position_ids" in inspect.signature(decoder.forward).parameters:
+    if _takes_positions(type(decoder).forward):
         positions_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
         inputs["position_ids"] = positions_BS[:, -ids_BT.shape[1] :]
     if cache is None:
         return decoder(**inputs, use_cache=False).last_hidden_state
     return decoder(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
+
+
+@functools.cache
+def _takes_positions(forward: Callable[..., Any]) -> bool:
+    return "position_ids" in inspect.signature(forward).parameters
 
 
 def logits_of(model: Any, hidden_ND: Tensor, temperature: float) -> Tensor:

@@ -31,7 +31,7 @@ class Hardware:
     precision: str = "32-true"
     dtype: str = "float32"
     attention: str = "sdpa"
-    tokens_per_micro_batch: int = 8192
+    tokens_per_micro_batch: int = 1024
     generation_token_budget: int = 65536
     gradient_checkpointing: bool = False
     threads: int | None = None
