@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -134,6 +135,7 @@ class RunFolder:
             "stage": cfg.stage,
             "seed": cfg.seed,
             "command": sys.argv[1:],
+            "overrides": _overrides(),
             "began": [*self.manifest.get("began", []), _now()],
             "rlt": __version__,
             "git": git_revision(),
@@ -182,6 +184,11 @@ def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
             for name, value in _flat(child, f"{prefix}.{key}" if prefix else str(key)).items()
         }
     return {prefix: content}
+
+
+def _overrides() -> list[str]:
+    """What this job was asked for: of a sweep, the values it was given."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _now() -> str:

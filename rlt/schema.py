@@ -167,12 +167,14 @@ class Step:
         stage: which stage.
         needs: config key that takes a path → the earlier step whose artefact it is.
         set: config key of the stage (dotted) → value, for this step alone.
+        expect: final metric → its smallest value, below which the pipeline stops here.
         label: name in tables and plots; the step's own name if null.
     """
 
     stage: str = MISSING
     needs: dict[str, str] = field(default_factory=dict)
     set: dict[str, Any] = field(default_factory=dict)
+    expect: dict[str, float] = field(default_factory=dict)
     label: str | None = None
 
 

@@ -8,7 +8,7 @@ Used by every stage: `rlt stage=teacher_rl data=gsm_symbolic data.validation_sha
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rlt.data.records import Problem, content_hash
 from rlt.data.rows import SHOWN_ROWS, ProblemSet, Source, collect_problems
@@ -57,6 +57,19 @@ def fingerprint_problems(problems: Sequence[Problem]) -> str:
     return content_hash(*(json.dumps(vars(problem), sort_keys=True) for problem in problems))
 
 
+class Behaviour(Protocol):
+    """Tells what an explanation does, so that it can be counted."""
+
+    names: tuple[str, ...]  # everything that it may say
+
+    def __call__(self, question: str, solution: str, explanation: str) -> str: ...
+
+
+def behaviour_shares(behaviours: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """`behaviour/<name>_share` of every name, over at least one explanation."""
+    return {f"behaviour/{n}_share": behaviours.count(n) / len(behaviours) for n in names}
+
+
 class ProblemData:
     """Loads problems from a source.
 
@@ -69,6 +82,7 @@ class ProblemData:
         max_tokens: limit on system + question + explanation + solution of a row; None: no limit.
         grader: judges answers to these problems; only kept for whoever asks.
         unique: drop repeated problems; False for plain pretraining text.
+        behaviour: names what an explanation does; None: teachers' behaviours are not counted.
     """
 
     def __init__(
@@ -81,6 +95,7 @@ class ProblemData:
         max_tokens: int | None = None,
         grader: Any = None,
         unique: bool = True,
+        behaviour: Behaviour | None = None,
     ) -> None:
         for name, value in (("max_train", max_train), ("max_validation", max_validation)):
             if value is not None and value < 1:
@@ -96,6 +111,7 @@ class ProblemData:
         self.max_tokens = max_tokens
         self.grader = grader
         self.unique = unique
+        self.behaviour = behaviour
 
     def load(
         self,

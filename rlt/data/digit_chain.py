@@ -111,6 +111,15 @@ def behaviour_of(question: str, solution: str, explanation: str) -> str:
     return "slip" if len(changes) == 1 else "other"
 
 
+class ChainBehaviour:
+    """`behaviour_of` as the `behaviour` of a data node (see `rlt.data.dataset.ProblemData`)."""
+
+    names = (*BEHAVIOURS, "wrong_leak", "other")
+
+    def __call__(self, question: str, solution: str, explanation: str) -> str:
+        return behaviour_of(question, solution, explanation)
+
+
 class DigitChain:
     """Digit chains with explanations.
 

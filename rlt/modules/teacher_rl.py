@@ -26,6 +26,7 @@ from rlt.algorithms import (
 )
 from rlt.batching import Row, pad_rows
 from rlt.data.datamodule import Batch
+from rlt.data.dataset import Behaviour, behaviour_shares
 from rlt.data.records import Problem
 from rlt.logprobs import batch_log_probs, row_log_probs
 from rlt.modules.policy import PolicyModule
@@ -56,6 +57,7 @@ class TeacherRL(PolicyModule):
         completions_per_problem: G, the group size; at least 2.
         samples_per_step: explanations handed to `on_samples` at each step (best and worst ones).
         on_samples: receives `(step, rows of text and reward terms)`.
+        behaviour: names what an explanation does; its shares are then logged.
         on_held_out: receives `(optimizer steps so far, rows of problem_id and mean reward)` at
             each validation.
         For the rest, see `PolicyModule`.
@@ -80,6 +82,7 @@ class TeacherRL(PolicyModule):
         tokens_per_micro_batch: int,
         samples_per_step: int = 2,
         gradient_checkpointing: bool = False,
+        behaviour: Behaviour | None = None,
         on_samples: Callable[[int, list[dict[str, Any]]], None] | None = None,
         on_held_out: Callable[[int, list[dict[str, Any]]], None] | None = None,
     ) -> None:
@@ -101,6 +104,7 @@ class TeacherRL(PolicyModule):
         self.algorithm = algorithm
         self.completions_per_problem = completions_per_problem
         self.samples_per_step = samples_per_step
+        self.behaviour = behaviour
         self.on_samples = on_samples
         self.on_held_out = on_held_out
         self._held_out: list[dict[str, Any]] = []
@@ -267,6 +271,13 @@ class TeacherRL(PolicyModule):
         }
         for name, column in experience.table.terms.items():
             values[f"{prefix}/reward_terms/{name}"] = sum(column) / N
+        if self.behaviour is not None:
+            told = [
+                self.behaviour(s.problem.question, s.problem.solution, s.explanation.text)
+                for s in experience.scored
+            ]
+            for name, share in behaviour_shares(told, self.behaviour.names).items():
+                values[f"{prefix}/{name}"] = share
         for name, seconds in experience.seconds.items():
             values[f"time/{prefix}_{name}_seconds"] = seconds
         self.log_dict(values, batch_size=N)

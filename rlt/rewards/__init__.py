@@ -2,11 +2,12 @@
 
 from rlt.rewards.reward import Reward, RewardTable, TokenScores
 from rlt.rewards.scorer import RewardScorer, ScoredExplanation
-from rlt.rewards.terms import Correctness, Length, SolutionLogProb, ThoughtKL
+from rlt.rewards.terms import Correctness, Length, Random, SolutionLogProb, ThoughtKL
 
 __all__ = [
     "Correctness",
     "Length",
+    "Random",
     "Reward",
     "RewardScorer",
     "RewardTable",

@@ -188,6 +188,21 @@ class Length:
 
 
 @dataclass
+class Random:
+    """Control: a number drawn from [0, 1) for each completion, whatever it says."""
+
+    coefficients: dict[str, float]
+    sign: float = field(default=1.0, init=False)
+    needs: frozenset[str] = field(default=frozenset(), init=False)
+
+    def __post_init__(self) -> None:
+        check_coefficients("Random", self.coefficients)
+
+    def values(self, scores: TokenScores) -> Tensor:
+        return torch.rand(1)
+
+
+@dataclass
 class Correctness:
     """Share of the student's answers, sampled after the teacher's thought, verified as right.
 

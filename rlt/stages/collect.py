@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rlt.data.dataset import ProblemData, behaviour_shares
 from rlt.data.prompts import Explanation
 from rlt.data.records import Problem
 from rlt.hardware import device_of
@@ -34,7 +35,7 @@ from rlt.traces import write_traces
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     views = load_views(cfg, "teacher")
     require_same_tokenizer(views.tokenizer, source_of(cfg, "student").tokenizer())
-    data = build(cfg.data)
+    data: ProblemData = build(cfg.data)
     split = load_data(data, views)
     rollout = build(cfg.rollout)
     device = device_of(cfg)
@@ -84,6 +85,9 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         for n, row in enumerate(scored):
             text = views.student_text(row.problem, row.explanation.ids)
             tokens = len(text.prompt) + len(text.continuation)
+            behaviour = data.behaviour and data.behaviour(
+                row.problem.question, row.problem.solution, row.explanation.text
+            )
             rows.append(
                 {
                     "problem_id": row.problem.id,
@@ -97,6 +101,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
                     "student_tokens": tokens,
                     "reward": table.rewards[n],
                     "reward_terms": {name: v[n] for name, v in table.terms.items()},
+                    **({"behaviour": behaviour} if behaviour is not None else {}),
                     "left_out": why_left_out(row.explanation, tokens),
                     **provenance,
                 }
@@ -133,6 +138,9 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     write_traces(kept, run.folder, cfg.format)
     (run.folder / "traces.partial").unlink()
     metrics = summarise(rows, kept)
+    if data.behaviour is not None:
+        shares = behaviour_shares([row["behaviour"] for row in kept], data.behaviour.names)
+        metrics |= {f"collect/{name}": share for name, share in shares.items()}
     log_scalars(cfg, run.folder, metrics)
     return metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}
 

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import DictConfig
 
+from rlt.names import did_you_mean
 from rlt.runtime import RunFolder, write_json
 from rlt.stages.plan import check_plan
 from rlt.stages.projection import step_config, step_key
@@ -58,7 +59,24 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         )
         write_json(run.folder / "steps.json", done)
         metrics |= {f"{name}/{key}": value for key, value in result.items()}
+        check_expected(name, step, result)
     return metrics
+
+
+def check_expected(name: str, step: DictConfig, metrics: dict[str, float]) -> None:
+    """Raises ValueError when a step fell short of what later ones are worth running for."""
+    for metric, least in step.expect.items():
+        if metric not in metrics:
+            raise ValueError(
+                f"steps.{name}.expect.{metric}: stage {step.stage} has no such metric"
+                f"{did_you_mean(metric, metrics)}; it has {', '.join(sorted(metrics))}"
+            )
+        if metrics[metric] < least:
+            raise ValueError(
+                f"steps.{name}: {metric} is {metrics[metric]:.4g}, less than the {least:.4g} of "
+                f"steps.{name}.expect: the steps after it would say nothing. Train what it "
+                "measures for longer, or lower the bar"
+            )
 
 
 def _link(link: Path, folder: Path) -> None:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from rlt.algorithms import Algorithm
+from rlt.data.dataset import ProblemData
 from rlt.data.prompts import Views
 from rlt.data.records import Problem
 from rlt.models import LanguageModel, context_tokens, fingerprint, freeze
@@ -38,7 +39,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     if cfg.reward_student == "student":
         require_same_tokenizer(views.tokenizer, source_of(cfg, "student").tokenizer())
     algorithm: Algorithm = build(cfg.algorithm)
-    data = build(cfg.data)
+    data: ProblemData = build(cfg.data)
     split = load_data(data, views)
     run.record(data=split.report)
     rollout = build(cfg.rollout)
@@ -83,6 +84,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         schedule=build_partial(cfg.schedule),
         optimizer_steps=datamodule.steps * algorithm.optimizer_steps_per_rollout,
         gradient_checkpointing=cfg.hardware.gradient_checkpointing,
+        behaviour=data.behaviour,
         on_samples=SampleWriter(run.folder, logger),
         on_held_out=StepRows(run.folder / HELD_OUT_FILE),
     )
