@@ -82,6 +82,7 @@ class TeacherRLRecipe(TrainingRecipe):
 class CollectRecipe:
     rollout: Node = MISSING
     best_of: int = 1
+    rank: int = 1
     max_problems: int | None = None
     max_student_tokens: int | None = None
     keep_unclosed: bool = False

@@ -133,8 +133,9 @@ def _sft(run: Run) -> list[str]:
 def _collect(run: Run) -> list[str]:
     metrics, traces = run.metrics, run.traces
     rewards = [float(row["reward"]) for row in traces if row.get("reward") is not None]
-    best_of = run.config.get("best_of")
-    how = f", each the best of {best_of} by reward" if best_of and best_of != 1 else ""
+    best_of, rank = run.config.get("best_of") or 1, run.config.get("rank") or 1
+    which = "the best" if rank == 1 else f"number {rank}"
+    how = f", each {which} of {best_of} by reward" if best_of != 1 else ""
     lines = [f"{len(traces):,} traces kept{how}."]
     if rewards:
         line = (

@@ -17,7 +17,8 @@ __all__ = ["Reward", "RewardTable", "TokenScores"]
 class RewardTable:
     """Rewards of N completions with every term, by reduction, unweighted.
 
-    `terms["solution_log_prob/mean"][n]` is the term's reduced value, before sign and coefficient.
+    `terms["solution_log_prob/mean"][n]` is the term's reduced value, before sign, weight and
+    coefficient.
     """
 
     rewards: list[float]
@@ -89,7 +90,7 @@ class Reward:
                             "look at the models' log-probs, or lower the learning rate"
                         )
                     columns.setdefault(f"{name}/{how}", []).append(reduced)
-                    total += term.sign * coefficient * reduced
+                    total += term.sign * term.weight * coefficient * reduced
             columns.setdefault("end_tag_penalty", []).append(penalty)
             rewards.append(total)
         return RewardTable(rewards, columns)

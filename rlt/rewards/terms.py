@@ -1,9 +1,10 @@
 """The terms of a teacher's reward (arXiv 2506.08388, section 3.2), as pure functions of one
 completion's scores, and the reductions that turn token values into numbers.
 
-A term gives token values, reduces them in one or more ways and weighs each: with
-`coefficients: {mean: 1, min: 0.01}` it contributes `mean + 0.01 * min`. To add a term, write a
-class with `needs`, `sign`, `coefficients` and `values`, and name it in a reward's YAML file.
+A term gives token values, reduces them in one or more ways and weighs them: with the paper's λ as
+`weight: 3` and its α in `coefficients: {mean: 1, max: 0.01}` it contributes `3 * (mean + 0.01 * max)`.
+To add a term, write a class with `needs`, `sign`, `weight`, `coefficients` and `values`, and name
+it in a reward's YAML file.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,6 +44,9 @@ class Term(Protocol):
 
     @property
     def sign(self) -> float: ...
+
+    @property
+    def weight(self) -> float: ...
 
     @property
     def coefficients(self) -> Mapping[str, float]: ...
@@ -104,14 +108,16 @@ class SolutionLogProb:
     """r_SS: does the explanation make the solution likely for the student?
 
     Args:
-        coefficients: reduction → weight.
+        coefficients: reduction → its share in the term.
         transform: `none` for log-probs, `exp` for probabilities.
         clip: log-probs below `-clip` count as `-clip`.
+        weight: of the term in the reward.
     """
 
     coefficients: dict[str, float]
     transform: str = "none"
     clip: float | None = None
+    weight: float = 1.0
     sign: float = field(default=1.0, init=False)
     needs: frozenset[str] = field(default=frozenset(), init=False)
 
@@ -132,16 +138,18 @@ class ThoughtKL:
     """r_KL: would the student have come to this thought by itself? (Counts against the reward.)
 
     Args:
-        coefficients: reduction → weight; positive weights penalise.
+        coefficients: reduction → its share in the term; what is positive counts against the reward.
         estimator: `k1`, `k3`, `cross_entropy` or `exact` (over the whole vocabulary).
         transform: `none`, or `one_minus_exp` for `1 - exp(-kl)`.
         clip: values above `clip` count as `clip`.
+        weight: of the term in the reward, the paper's λ.
     """
 
     coefficients: dict[str, float]
     estimator: str = "k1"
     transform: str = "none"
     clip: float | None = None
+    weight: float = 1.0
     sign: float = field(default=-1.0, init=False)
 
     def __post_init__(self) -> None:
@@ -177,6 +185,7 @@ class Length:
     """Control: one point per explanation token, whatever it says. `sum` counts tokens."""
 
     coefficients: dict[str, float]
+    weight: float = 1.0
     sign: float = field(default=1.0, init=False)
     needs: frozenset[str] = field(default=frozenset(), init=False)
 
@@ -192,6 +201,7 @@ class Random:
     """Control: a number drawn from [0, 1) for each completion, whatever it says."""
 
     coefficients: dict[str, float]
+    weight: float = 1.0
     sign: float = field(default=1.0, init=False)
     needs: frozenset[str] = field(default=frozenset(), init=False)
 
@@ -207,7 +217,8 @@ class Correctness:
     """Share of the student's answers, sampled after the teacher's thought, verified as right.
 
     Args:
-        coefficients: reduction → weight (one value, so every reduction is the same).
+        coefficients: reduction → its share (one value, so every reduction is the same).
+        weight: of the term in the reward.
         samples: answers sampled per explanation.
         rollout: how the student samples them (a `rollout` node).
     """
@@ -215,6 +226,7 @@ class Correctness:
     coefficients: dict[str, float]
     samples: int
     rollout: Any
+    weight: float = 1.0
     sign: float = field(default=1.0, init=False)
     needs: frozenset[str] = field(default=frozenset({"correct_share"}), init=False)
 

@@ -2,8 +2,8 @@
 
 Left out are explanations that a student cannot learn from: longer, as the student sees them, than
 its context; with a tag inside, which would be refused as training data; never closed, unless
-`keep_unclosed`. The best of n is sought among the others, and the shares of problems without any
-are reported.
+`keep_unclosed`. The best of n (or the one of another `rank`) is sought among the others, and the shares
+of problems without any are reported.
 """
 
 from collections import Counter
@@ -54,7 +54,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         "student": fingerprint(student),
         "config": run.key,
         "seed": cfg.seed,
-        "sampling": {"best_of": cfg.best_of, **{str(k): v for k, v in cfg.rollout.items()}},
+        "sampling": {"best_of": cfg.best_of, "rank": cfg.rank, **{str(k): v for k, v in cfg.rollout.items()}},
     }
     run.record(data=split.report, models={k: provenance[k] for k in ("teacher", "student")})
 
@@ -107,7 +107,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
                 }
             )
         groups_of_rows = [rows[i : i + cfg.best_of] for i in range(0, len(rows), cfg.best_of)]
-        return [best_of(group) for group in groups_of_rows]
+        return [ranked(group, cfg.rank) for group in groups_of_rows]
 
     def why_left_out(explanation: Explanation, student_tokens: int) -> str | None:
         if student_tokens > limit:
@@ -145,11 +145,15 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     return metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}
 
 
-def best_of(group: list[dict[str, Any]]) -> dict[str, Any]:
-    """The best completion of a problem by reward, among those fit to be a trace if any are."""
+def ranked(group: list[dict[str, Any]], rank: int) -> dict[str, Any]:
+    """A problem's completion of that rank by reward, or the last of them if fewer are fit.
+
+    Ranked are those fit to be a trace, if any are.
+    """
     fit = [row for row in group if row["left_out"] is None] or group
-    best = max(fit, key=lambda row: float(row["reward"]))
-    return best | {"reward_mean_of_n": sum(row["reward"] for row in group) / len(group)}
+    in_order = sorted(fit, key=lambda row: -float(row["reward"]))
+    chosen = in_order[min(rank, len(in_order)) - 1]
+    return chosen | {"reward_mean_of_n": sum(row["reward"] for row in group) / len(group)}
 
 
 def summarise(rows: list[dict[str, Any]], kept: list[dict[str, Any]]) -> dict[str, float]:

@@ -108,7 +108,8 @@ def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> di
         does.append(_training(cfg, train, parts))
     if cfg.stage == "collect":
         how_many = "all" if cfg.max_problems is None else cfg.max_problems
-        does.append(f"best of {cfg.best_of} for {how_many} problems, as {cfg.format}")
+        which = "best" if cfg.rank == 1 else f"number {cfg.rank}"
+        does.append(f"{which} of {cfg.best_of} for {how_many} problems, as {cfg.format}")
     if cfg.stage == "evaluate":
         does.append(f"{cfg.samples} answers to each of {train or '?'} questions")
     if "rollout" in parts:

@@ -35,6 +35,7 @@ _AT_LEAST = {
     "module.samples_per_step": 0,
     "problems_per_batch": 1,
     "questions_per_batch": 1,
+    "rank": 1,
     "samples": 1,
     "validation_answers": 0,
 }
@@ -77,6 +78,8 @@ def check_values(cfg: DictConfig) -> dict[str, Any]:
                 f"hardware.precision={cfg.hardware.precision}: float16 needs loss scaling, which "
                 "training does not do; choose bf16-mixed, bf16-true or 32-true"
             )
+    if cfg.get("rank", 1) > cfg.get("best_of", 1):
+        errors.append(f"rank={cfg.rank}: of best_of={cfg.best_of} completions there is no such one")
     raise_if_any(errors)
     return parts
 

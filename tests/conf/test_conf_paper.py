@@ -39,7 +39,8 @@ def test_teacher_rl(steps: dict[str, DictConfig]) -> None:
     assert (cfg.rollout.temperature, cfg.rollout.max_new_tokens) == (0.7, 16384)
     terms = cfg.reward.terms
     assert terms.solution_log_prob.coefficients == {"mean": 1.0, "min": 0.01}
-    assert terms.thought_kl.coefficients == {"mean": 3.0, "max": 0.03}
+    assert terms.thought_kl.coefficients == {"mean": 1.0, "max": 0.01}
+    assert (terms.solution_log_prob.weight, terms.thought_kl.weight) == (1.0, 3.0)
 
 
 def test_one_model_is_the_reward_s_student_and_another_is_distilled(

@@ -33,7 +33,7 @@ OVERRIDES: dict[str, tuple[str, list[str]]] = {
             "reward.terms.solution_log_prob.coefficients.mean=0",
             "+reward.terms.solution_log_prob.coefficients.sum=1.0",
             "reward.terms.thought_kl.coefficients.mean=0",
-            "+reward.terms.thought_kl.coefficients.sum=3.0",
+            "+reward.terms.thought_kl.coefficients.sum=1.0",
         ],
     ),
     "temperature_1": ("rlt", ["reward.temperature=1.0"]),

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlt.models import fingerprint
 from rlt.report import read_scalars
 from rlt.runtime import config_key
-from rlt.stages.collect import best_of
+from rlt.stages.collect import ranked
 from rlt.stages.projection import input_fingerprints
 from tests.metrics_doc import documented
 from tests.stages.cli import read, read_lines, results, rlt, stage
@@ -200,9 +200,12 @@ def test_the_best_is_sought_among_what_is_fit_to_be_a_trace() -> None:
     def row(reward: float, left_out: str | None) -> dict[str, Any]:
         return {"reward": reward, "left_out": left_out}
 
-    best = best_of([row(-1.0, "tag_inside"), row(-4.0, None), row(-2.5, None), row(-2.0, "cut")])
+    group = [row(-1.0, "tag_inside"), row(-4.0, None), row(-2.5, None), row(-2.0, "cut")]
+    best = ranked(group, 1)
     assert (best["reward"], best["reward_mean_of_n"]) == (-2.5, (-1.0 - 4.0 - 2.5 - 2.0) / 4)
-    assert best_of([row(-3.0, "cut"), row(-2.0, "cut")])["reward"] == -2.0
+    assert ranked(group, 2)["reward"] == -4.0
+    assert ranked(group, 3)["reward"] == -4.0  # only two are fit
+    assert ranked([row(-3.0, "cut"), row(-2.0, "cut")], 1)["reward"] == -2.0
 
 
 def test_cut_traces_and_parquet(chain: Path) -> None:

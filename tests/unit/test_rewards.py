@@ -66,7 +66,17 @@ def changed(**values: Any) -> TokenScores:
 
 def test_every_shipped_reward_has_an_expectation() -> None:
     shipped = {path.stem for path in (config_dir() / "reward").glob("*.yaml")}
-    assert shipped == set(EXPECTED)
+    assert shipped == {*EXPECTED, "random"}
+
+
+def test_a_random_reward_depends_on_nothing(composed: Callable[..., DictConfig]) -> None:
+    reward: Reward = build(composed("stage=teacher_rl", "reward=random").reward)
+    torch.manual_seed(0)
+    drawn = reward([SCORES] * 200).rewards
+    assert 0 <= min(drawn) < 0.05 and 0.95 < max(drawn) < 1
+    assert len(set(drawn)) == 200
+    torch.manual_seed(0)
+    assert reward([changed(end_tag_found=False)]).rewards == [drawn[0] - 1]
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
