@@ -34,9 +34,10 @@ from benchmarks.peers import one_by_one_rewards
 from benchmarks.work import (
     compose_stage,
     device_for,
-    experience_of,
     load,
     random_groups,
+    scored_of,
+    scorer_of,
     teacher_rl,
 )
 
@@ -103,16 +104,17 @@ def run_arm(args: Any) -> dict[str, Any]:
     group = random_groups(
         work.views, args.questions, args.completions, args.prompt_tokens, args.new_tokens
     )
-    scored = experience_of(module, group).scored
+    reward_scorer = scorer_of(module)
+    scored = scored_of(module, group, module.row_log_probs(module.policy, group.rows))
 
     def published() -> list[float]:
         return one_by_one_rewards(
-            work.model, module.scorer.student, work.views, group.problems,
-            [ids for _, ids in group.rows], module.scorer.temperature,
+            work.model, reward_scorer.student, work.views, group.problems,
+            [ids for _, ids in group.rows], reward_scorer.temperature,
         )  # fmt: skip
 
     def scorer() -> list[float]:
-        return module.scorer(scored, teacher=work.model).rewards
+        return reward_scorer(scored, teacher=work.model).rewards
 
     def scorer_and_teacher() -> list[float]:
         log_probs = module.row_log_probs(work.model, group.rows)
@@ -120,7 +122,7 @@ def run_arm(args: Any) -> dict[str, Any]:
             replace(one, teacher_log_probs_T=values)
             for one, values in zip(scored, log_probs, strict=True)
         ]
-        return module.scorer(rows, teacher=work.model).rewards
+        return reward_scorer(rows, teacher=work.model).rewards
 
     ways: dict[str, Callable[[], list[float]]] = {PEER: published}
     if args.arm == "rlt":
@@ -134,7 +136,7 @@ def run_arm(args: Any) -> dict[str, Any]:
         "seconds": alternate({name: partial(run, name) for name in ways}, args.steps),
         "rewards": rewards,
         "prompt_tokens": group.prompt_tokens,
-        "flops": scoring_floor(module.scorer.student, group.student_rows).flops,
+        "flops": scoring_floor(reward_scorer.student, group.student_rows).flops,
     }
 
 

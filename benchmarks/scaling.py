@@ -2,7 +2,7 @@
 
 Random Llamas that need no download, with one word a token. A line changes what it names; all else
 is as in the line "base", whose sizes stand under the table. Scoring is the reward of all
-completions with the policy's log-probs known; the update is all of `TeacherRL.update`.
+completions with the policy's log-probs known; the update is all of `RL.update`.
 "Utilisation" is their arithmetic over their seconds, as a share of the rate of matrix products.
 
     python -m benchmarks.scaling
@@ -34,6 +34,8 @@ from benchmarks.work import (
     experience_of,
     inside_fit,
     random_groups,
+    scored_of,
+    scorer_of,
     teacher_rl,
 )
 from rlt.data.digit_chain import vocabulary
@@ -113,9 +115,10 @@ def measure(cfg: DictConfig, point: Point, repeats: int, rate: float) -> dict[st
         work.views, QUESTIONS, point.completions, point.prompt_tokens, point.new_tokens
     )
     experience = experience_of(module, group)
+    scored = scored_of(module, group, experience.log_probs)
     advantages_N = torch.randn(len(group.rows), generator=torch.Generator().manual_seed(0))
     arms = {
-        "scoring": lambda: module.scorer(experience.scored, teacher=work.model),
+        "scoring": lambda: scorer_of(module)(scored, teacher=work.model),
         "update": lambda: module.update(experience, advantages_N),
     }
     seconds: dict[str, list[float]] = {}

@@ -1,6 +1,6 @@
 """One policy update: prefixes shared against every row run whole; the gradients are the same.
 
-"update" is all of `TeacherRL.update`: the reference's forward, the policy's forward and backward,
+"update" is all of `RL.update`: the reference's forward, the policy's forward and backward,
 clipping, AdamW. "policy alone" leaves the reference's forward out.
 
     python -m benchmarks.update
@@ -35,8 +35,8 @@ from benchmarks.work import (
     teacher_rl,
 )
 from rlt.logprobs import shares_prefixes
-from rlt.modules import TeacherRL
-from rlt.modules.teacher_rl import Experience
+from rlt.modules import RL
+from rlt.modules.rl import Experience
 
 TOLERANCE = 1e-4
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def arms_of(module: TeacherRL, experience: Experience) -> dict[str, Callable[[], Any]]:
+def arms_of(module: RL, experience: Experience) -> dict[str, Callable[[], Any]]:
     N = len(experience.rows)
     advantages_N = torch.randn(N, generator=torch.Generator().manual_seed(0))
     reference = None

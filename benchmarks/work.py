@@ -27,8 +27,8 @@ from rlt.data.records import Problem, make_problem
 from rlt.hardware import device_of, prepare
 from rlt.main import config_dir
 from rlt.models import LanguageModel
-from rlt.modules import SFT, TeacherRL
-from rlt.modules.teacher_rl import Experience
+from rlt.modules import RL, SFT, Teaching
+from rlt.modules.rl import Experience
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
 from rlt.rollout import Completion
 from rlt.runtime import build, build_partial
@@ -141,15 +141,27 @@ def random_groups(
     return Written(owners, rows, [(text.prompt, text.continuation) for text in texts])
 
 
-def experience_of(module: TeacherRL, group: Written) -> Experience:
-    """What a rollout of these completions hands to reward and update."""
-    log_probs = module.row_log_probs(module.policy, group.rows)
-    scored = [
+def scorer_of(module: RL) -> RewardScorer:
+    assert isinstance(module.task, Teaching)
+    return module.task.scorer
+
+
+def scored_of(
+    module: RL, group: Written, log_probs: Sequence[torch.Tensor]
+) -> list[ScoredExplanation]:
+    """What a rollout of these completions hands to the reward."""
+    return [
         ScoredExplanation(problem, module.views.explanation(ids), prompt, values)
         for problem, (prompt, ids), values in zip(
             group.problems, group.rows, log_probs, strict=True
         )
     ]
+
+
+def experience_of(module: RL, group: Written) -> Experience:
+    """What rollout and reward hand to the update."""
+    log_probs = module.row_log_probs(module.policy, group.rows)
+    scored = scored_of(module, group, log_probs)
     written = [Completion(list(ids), [], "length") for _, ids in group.rows]
     return Experience(group.rows, written, scored, log_probs, RewardTable([], {}), {})
 
@@ -165,7 +177,7 @@ def endless(tokenizer: Any) -> Iterator[int]:
 # --- modules --------------------------------------------------------------------------------------
 
 
-def teacher_rl(work: Work, steps: int) -> TeacherRL:
+def teacher_rl(work: Work, steps: int) -> RL:
     """The module of `stage=teacher_rl`, put together as the stage does."""
     cfg, model = work.cfg, LanguageModel(work.model, work.tokenizer)
     algorithm, rollout = build(cfg.algorithm), build(cfg.rollout)
@@ -174,10 +186,11 @@ def teacher_rl(work: Work, steps: int) -> TeacherRL:
         build(cfg.reward), student, work.views, temperature=rollout.temperature or 1.0,
         token_budget=cfg.hardware.tokens_per_micro_batch,
     )  # fmt: skip
-    module: TeacherRL = build(
-        cfg.module, policy=work.model, views=work.views, reference=reference, scorer=scorer,
-        rollout=rollout, algorithm=algorithm, optim=build_partial(cfg.optim),
-        schedule=build_partial(cfg.schedule), optimizer_steps=steps,
+    module: RL = build(
+        cfg.module, policy=work.model, views=work.views, reference=reference,
+        task=Teaching(work.views, scorer), rollout=rollout, algorithm=algorithm,
+        optim=build_partial(cfg.optim), schedule=build_partial(cfg.schedule),
+        optimizer_steps=steps,
         gradient_checkpointing=cfg.hardware.gradient_checkpointing,
     )  # fmt: skip
     return module

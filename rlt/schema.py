@@ -79,6 +79,12 @@ class TeacherRLRecipe(TrainingRecipe):
 
 
 @dataclass
+class StudentRLRecipe(TrainingRecipe):
+    rollout: Node = MISSING
+    missing_answer_penalty: float = 0.0
+
+
+@dataclass
 class CollectRecipe:
     rollout: Node = MISSING
     best_of: int = 1
@@ -129,6 +135,15 @@ class TeacherRL(Common, TeacherRLRecipe):
     data: Node = MISSING
     prompt: Node = MISSING
     reward: Node = MISSING
+    algorithm: Node = MISSING
+
+
+@dataclass
+class StudentRL(Common, StudentRLRecipe):
+    student: Node = MISSING
+    student_path: str | None = None
+    data: Node = MISSING
+    prompt: Node = MISSING
     algorithm: Node = MISSING
 
 
@@ -197,6 +212,7 @@ class Pipeline(Common):
     teacher_rl: TeacherRLRecipe = field(default_factory=TeacherRLRecipe)
     collect: CollectRecipe = field(default_factory=CollectRecipe)
     distill: DistillRecipe = field(default_factory=DistillRecipe)
+    student_rl: StudentRLRecipe = field(default_factory=StudentRLRecipe)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
     steps: dict[str, Step] = field(default_factory=dict)
     store_dir: str = "outputs/steps"
@@ -208,6 +224,7 @@ STAGES: dict[str, type[Common]] = {
     "teacher_rl": TeacherRL,
     "collect": Collect,
     "distill": Distill,
+    "student_rl": StudentRL,
     "evaluate": Evaluate,
     "pipeline": Pipeline,
 }

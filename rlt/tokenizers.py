@@ -28,11 +28,11 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def digit_words() -> PreTrainedTokenizerFast:
-    """One token per digit, tag and word of the digit chains (`data=digit_chain`)."""
+def digit_words(signs: bool = False) -> PreTrainedTokenizerFast:
+    """One token per digit, tag and word of the digit chains (`data=digit_chain`), and per sign."""
     from rlt.data.digit_chain import vocabulary
 
-    return words(vocabulary())
+    return words(vocabulary(signs))
 
 
 def words(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:

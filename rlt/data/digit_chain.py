@@ -10,6 +10,9 @@ these ways, told apart exactly by `behaviour_of`:
     slip    one running sum wrong and carried on       vague   five to nine meaningless words
     direct  nothing at all: ""
 
+Where there is more than one operation, a question begins with its sign ("- 3 5 2" -> "6"), and
+running differences take the place of running sums.
+
 A vague explanation always begins with the same word: with eight first words, each would be too
 rare to be the likeliest continuation, and greedy decoding would hide vague text.
 Used by `rlt stage=pipeline experiment=quickstart`, `rlt stage=pretrain data=digit_chain_pretrain`.
@@ -30,51 +33,58 @@ FILLER = "."
 LEAK_WORD = "is"
 VAGUE_WORDS = ("well", "so", "hmm", "now", "then", "maybe", "okay", "right")
 VAGUE_LENGTHS = (5, 9)  # fewest and most words
+SIGNS = {"add": "+", "subtract": "-"}
 DIGITS = tuple(str(digit) for digit in range(MODULUS))
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<think>", "</think>", "<answer>", "</answer>")
 
 
-def vocabulary() -> list[str]:
-    """All 28 tokens: padding first, then the other special ones, signs, digits and words."""
-    return [*SPECIAL_TOKENS, FILLER, "?", *DIGITS, LEAK_WORD, *VAGUE_WORDS]
+def vocabulary(signs: bool = False) -> list[str]:
+    """All 28 tokens: padding first, then the other special ones, digits and words; then signs."""
+    tokens = [*SPECIAL_TOKENS, FILLER, "?", *DIGITS, LEAK_WORD, *VAGUE_WORDS]
+    return [*tokens, *SIGNS.values()] if signs else tokens
 
 
-def running_sums(digits: Sequence[int]) -> list[int]:
-    """Sum modulo 10 after each digit; the last one is the solution."""
-    return [total % MODULUS for total in itertools.accumulate(digits)]
+def running_results(digits: Sequence[int], operation: str = "add") -> list[int]:
+    """Sum (or difference) modulo 10 after each digit; the last one is the solution."""
+    factor = {"add": 1, "subtract": -1}[operation]
+    return [total % MODULUS for total in itertools.accumulate(digits, lambda a, b: a + factor * b)]
 
 
-def write_question(digits: Sequence[int], width: int) -> str:
-    return " ".join([*map(str, digits), *[FILLER] * (width - len(digits))])
+def write_question(digits: Sequence[int], width: int, sign: str | None = None) -> str:
+    start = [] if sign is None else [sign]
+    return " ".join([*start, *map(str, digits), *[FILLER] * (width - len(digits))])
 
 
-def read_question(question: str) -> list[int]:
-    """The digits of a question, without fillers."""
-    return [int(token) for token in question.split() if token != FILLER]
+def read_question(question: str) -> tuple[list[int], str]:
+    """The digits of a question and its operation; a question without a sign adds."""
+    tokens = [token for token in question.split() if token != FILLER]
+    for operation, sign in SIGNS.items():
+        if tokens and tokens[0] == sign:
+            return [int(token) for token in tokens[1:]], operation
+    return [int(token) for token in tokens], "add"
 
 
-def explain_step(digits: Sequence[int], rng: random.Random) -> str:
-    return " ".join(map(str, running_sums(digits)))
+def explain_step(results: Sequence[int], rng: random.Random) -> str:
+    return " ".join(map(str, results))
 
 
-def explain_slip(digits: Sequence[int], rng: random.Random) -> str:
-    """From a random place on, all running sums are off by the same amount."""
-    place, error = rng.randrange(len(digits)), rng.randrange(1, MODULUS)
-    sums = running_sums(digits)
-    return " ".join(map(str, sums[:place] + [(s + error) % MODULUS for s in sums[place:]]))
+def explain_slip(results: Sequence[int], rng: random.Random) -> str:
+    """From a random place on, all running results are off by the same amount."""
+    place, error = rng.randrange(len(results)), rng.randrange(1, MODULUS)
+    slipped = [(result + error) % MODULUS for result in results[place:]]
+    return " ".join(map(str, [*results[:place], *slipped]))
 
 
-def explain_leak(digits: Sequence[int], rng: random.Random) -> str:
-    solution = running_sums(digits)[-1]
-    return f"{LEAK_WORD} {solution} {LEAK_WORD} {solution}"
+def explain_leak(results: Sequence[int], rng: random.Random) -> str:
+    return f"{LEAK_WORD} {results[-1]} {LEAK_WORD} {results[-1]}"
 
 
-def explain_vague(digits: Sequence[int], rng: random.Random) -> str:
+def explain_vague(results: Sequence[int], rng: random.Random) -> str:
     n_words = rng.randint(*VAGUE_LENGTHS)
     return " ".join([VAGUE_WORDS[0], *rng.choices(VAGUE_WORDS, k=n_words - 1)])
 
 
-def explain_direct(digits: Sequence[int], rng: random.Random) -> str:
+def explain_direct(results: Sequence[int], rng: random.Random) -> str:
     return ""
 
 
@@ -101,10 +111,10 @@ def behaviour_of(question: str, solution: str, explanation: str) -> str:
     if len(tokens) == 4 and tokens[0] == tokens[2] == LEAK_WORD:
         told = {tokens[1], tokens[3]}
         return "leak" if told == {solution} else "wrong_leak" if told <= set(DIGITS) else "other"
-    sums = running_sums(read_question(question))
-    if len(tokens) != len(sums) or not set(tokens) <= set(DIGITS):
+    results = running_results(*read_question(question))
+    if len(tokens) != len(results) or not set(tokens) <= set(DIGITS):
         return "other"
-    errors = [(int(token) - true) % MODULUS for token, true in zip(tokens, sums, strict=True)]
+    errors = [(int(token) - true) % MODULUS for token, true in zip(tokens, results, strict=True)]
     changes = [after for before, after in itertools.pairwise([0, *errors]) if after != before]
     if not changes:
         return "step"
@@ -125,15 +135,17 @@ class DigitChain:
 
     The same seed, lengths and count give the same chains whatever their behaviours, so arms of
     an experiment differ in their explanations alone. A chain repeats only when all chains of
-    its length have been used. Metadata: `behaviour`.
+    its length and operation have been used. Metadata: `behaviour`.
 
     Args:
         count: how many problems.
         seed: of the chains and the explanations.
-        width: tokens of a question; the longest chain.
+        width: digits and fillers of a question; the longest chain.
         lengths: number of digits -> weight.
         behaviours: step, leak, vague, slip, direct -> weight.
         mixtures: instead of lengths and behaviours, a list of {share, lengths, behaviours}.
+        operations: add, subtract -> weight.
+        signs: begin each question with its operation's sign.
     """
 
     def __init__(
@@ -144,6 +156,8 @@ class DigitChain:
         lengths: Mapping[int, float] | None = None,
         behaviours: Mapping[str, float] | None = None,
         mixtures: Sequence[Mapping[str, Any]] | None = None,
+        operations: Mapping[str, float] | None = None,
+        signs: bool = False,
     ) -> None:
         if count < 1:
             raise ValueError(f"data.source.count={count}; it must be at least 1")
@@ -157,23 +171,31 @@ class DigitChain:
         self.count = count
         self.seed = seed
         self.width = width
+        self.signs = signs
         self.mixtures = [_check_mixture(mixture, width) for mixture in mixtures]
+        self.operations = _check_operations(operations or {"add": 1.0}, signs)
         self.shares = _check_weights({i: m["share"] for i, m in enumerate(mixtures)}, "share")
 
     def rows(self) -> Iterator[RawRow]:
         chains = [[self.shares, *[mixture["lengths"] for mixture in self.mixtures]], self.width]
         chain_rng = random.Random(f"chains {self.seed} {chains}")
-        used: dict[int, set[tuple[int, ...]]] = {}
+        used: dict[tuple[str, int], set[tuple[int, ...]]] = {}
         for number in range(1, self.count + 1):
             mixture = self.mixtures[_draw(self.shares, chain_rng)]
             length = _draw(mixture["lengths"], chain_rng)
-            digits = _draw_chain(length, used.setdefault(length, set()), chain_rng)
+            operation = next(iter(self.operations))
+            if len(self.operations) > 1:
+                operation = _draw(self.operations, chain_rng)
+            digits = _draw_chain(length, used.setdefault((operation, length), set()), chain_rng)
+            results = running_results(digits, operation)
             rng = random.Random(f"explanation {self.seed} {number}")
             behaviour = _draw(mixture["behaviours"], rng)
             values = {
-                "question": write_question(digits, self.width),
-                "solution": str(sum(digits) % MODULUS),
-                "explanation": BEHAVIOURS[behaviour](digits, rng),
+                "question": write_question(
+                    digits, self.width, SIGNS[operation] if self.signs else None
+                ),
+                "solution": str(results[-1]),
+                "explanation": BEHAVIOURS[behaviour](results, rng),
                 "metadata": {"behaviour": behaviour},
             }
             yield RawRow("digit_chain", number, values)
@@ -184,6 +206,8 @@ class DigitChain:
             "count": self.count,
             "seed": self.seed,
             "width": self.width,
+            "operations": self.operations,
+            "signs": self.signs,
             "mixtures": [
                 {
                     "share": share,
@@ -209,6 +233,23 @@ def _draw_chain(length: int, used: set[tuple[int, ...]], rng: random.Random) -> 
         if digits not in used:
             used.add(digits)
             return digits
+
+
+def _check_operations(operations: Mapping[str, float], signs: bool) -> dict[str, float]:
+    """Those of a weight above 0."""
+    for operation in operations:
+        if operation not in SIGNS:
+            raise ValueError(
+                f"data.source.operations has {operation!r}; it must be one of {', '.join(SIGNS)}"
+                f"{did_you_mean(str(operation), SIGNS)}"
+            )
+    weights = {k: w for k, w in _check_weights(operations, "operations").items() if w > 0}
+    if not signs and set(weights) != {"add"}:
+        raise ValueError(
+            "data.source.signs=false: a question without a sign adds; set data.source.signs=true, "
+            "and make_tokenizer.signs=true of each model"
+        )
+    return weights
 
 
 def _check_mixture(mixture: Mapping[str, Any], width: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Lightning modules: teacher RL, and the SFT that pretraining, warm-up and distillation share."""
+"""Lightning modules: RL of teachers and students, SFT for pretraining, warm-up and distillation."""
 
+from rlt.modules.rl import RL
 from rlt.modules.sft import SFT, Example
-from rlt.modules.teacher_rl import TeacherRL
+from rlt.modules.tasks import Answering, Teaching
 
-__all__ = ["SFT", "Example", "TeacherRL"]
+__all__ = ["RL", "SFT", "Answering", "Example", "Teaching"]

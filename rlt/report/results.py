@@ -13,7 +13,8 @@ from rlt.report.text import number, percent, reward_terms, signed
 def result_lines(run: Run) -> list[str]:
     """Sentences on a run; the first one stands for it in a pipeline's report."""
     of_stage: dict[str, Callable[[Run], list[str]]] = {
-        "teacher_rl": _teacher_rl,
+        "teacher_rl": _rl,
+        "student_rl": _rl,
         "pretrain": _sft,
         "teacher_sft": _sft,
         "distill": _sft,
@@ -66,7 +67,7 @@ def _training_line(run: Run, name: str, what: str) -> list[str]:
     ]
 
 
-def _teacher_rl(run: Run) -> list[str]:
+def _rl(run: Run) -> list[str]:
     metrics, lines, interval = run.metrics, [], None
     after, before = metrics.get("validation/reward"), metrics.get("start/validation/reward")
     if after is not None and before is not None:
@@ -84,10 +85,11 @@ def _teacher_rl(run: Run) -> list[str]:
         if changes:
             lines.append(f"By term, unweighted: {'; '.join(changes)}.")
     lines += _training_line(run, "train/reward", "reward")
+    closed = "closed explanations" if run.stage == "teacher_rl" else "completions with an answer"
     shape = [
         f"{what} {_change(metrics, f'validation/{name}', show)}"
         for name, what, show in (
-            ("end_tag_share", "closed explanations", percent),
+            ("end_tag_share", closed, percent),
             ("overlong_share", "cut by length", percent),
             ("completion_tokens", "tokens per completion", number),
         )

@@ -64,7 +64,7 @@ class StepRows:
 
 
 class SampleWriter:
-    """The `on_samples` of `TeacherRL`: samples.jsonl and TensorBoard.
+    """The `on_samples` of `RL`: samples.jsonl and TensorBoard.
 
     Args:
         run_dir: gets samples.jsonl.

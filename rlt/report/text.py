@@ -121,7 +121,7 @@ def sample_text(row: Mapping[str, object]) -> str:
     if row.get("finish"):
         facts.append(f"finish `{row['finish']}`")
     parts = [" · ".join(facts)]
-    for key in ("question", "solution", "explanation"):
+    for key in ("question", "solution", "explanation", "completion"):
         if row.get(key) is not None:
             parts.append(named_text(key.capitalize(), str(row[key])))
     return "\n\n".join(part for part in parts if part)

@@ -35,6 +35,14 @@ class ScoredExplanation:
     teacher_prompt: Sequence[int]
     teacher_log_probs_T: Tensor
 
+    @property
+    def text(self) -> str:
+        return self.explanation.text
+
+    @property
+    def closed(self) -> bool:
+        return self.explanation.end_tag_found
+
 
 class RewardScorer:
     """Scores explanations with a frozen student.

@@ -2,7 +2,7 @@
 completion's scores, and the reductions that turn token values into numbers.
 
 A term gives token values, reduces them in one or more ways and weighs them: with the paper's λ as
-`weight: 3` and its α in `coefficients: {mean: 1, max: 0.01}` it contributes `3 * (mean + 0.01 * max)`.
+`weight: 3` and its α in `coefficients: {mean: 1, max: 0.01}` it contributes 3 * (mean + 0.01 max).
 To add a term, write a class with `needs`, `sign`, `weight`, `coefficients` and `values`, and name
 it in a reward's YAML file.
 """

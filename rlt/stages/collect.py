@@ -2,8 +2,8 @@
 
 Left out are explanations that a student cannot learn from: longer, as the student sees them, than
 its context; with a tag inside, which would be refused as training data; never closed, unless
-`keep_unclosed`. The best of n (or the one of another `rank`) is sought among the others, and the shares
-of problems without any are reported.
+`keep_unclosed`. The best of n (or the one of another `rank`) is sought among the others, and the
+shares of problems without any are reported.
 """
 
 from collections import Counter
@@ -54,7 +54,11 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         "student": fingerprint(student),
         "config": run.key,
         "seed": cfg.seed,
-        "sampling": {"best_of": cfg.best_of, "rank": cfg.rank, **{str(k): v for k, v in cfg.rollout.items()}},
+        "sampling": {
+            "best_of": cfg.best_of,
+            "rank": cfg.rank,
+            **{str(k): v for k, v in cfg.rollout.items()},
+        },
     }
     run.record(data=split.report, models={k: provenance[k] for k in ("teacher", "student")})
 

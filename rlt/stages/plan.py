@@ -90,6 +90,8 @@ def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> di
     parts = check_values(cfg)
     if "reward" in parts and parts["reward"].correctness is not None and cfg.data.grader is None:
         raise ValueError("this reward verifies answers: set data.grader (it is null)")
+    if cfg.stage == "student_rl" and cfg.data.grader is None:
+        raise ValueError("student RL verifies answers: set data.grader (it is null)")
     tokenizers = []
     for role in ("teacher", "student"):
         if cfg.get(role) is not None:
@@ -200,7 +202,7 @@ def _training(cfg: DictConfig, train: int | None, parts: dict[str, Any]) -> str:
     steps = total_steps(known, node.batch_size, node.steps, node.epochs)
     shown = str(steps) if train is not None or node.steps else "?"
     text = f"{shown} steps of {node.batch_size}, lr {cfg.optim.lr}"
-    if cfg.stage == "teacher_rl":
+    if cfg.stage in ("teacher_rl", "student_rl"):
         n = node.batch_size * cfg.module.completions_per_problem
         algorithm = parts["algorithm"]
         if algorithm.minibatches > n:

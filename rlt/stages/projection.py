@@ -24,7 +24,7 @@ from rlt.traces import find_traces
 # What a stage leaves for later ones: config key of the later stage → artefact in the run folder.
 ARTEFACTS = {"teacher_path": "model", "student_path": "model", "traces": "traces"}
 _MAKERS = {
-    "model": ("pretrain", "teacher_sft", "teacher_rl", "distill"),
+    "model": ("pretrain", "teacher_sft", "teacher_rl", "distill", "student_rl"),
     "traces": ("collect",),
 }
 

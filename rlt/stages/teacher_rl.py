@@ -6,7 +6,6 @@ code has it) or `model@student`. Weights that are the same are in memory once.
 
 import copy
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -17,18 +16,17 @@ from rlt.data.dataset import ProblemData
 from rlt.data.prompts import Views
 from rlt.data.records import Problem
 from rlt.models import LanguageModel, context_tokens, fingerprint, freeze
-from rlt.report import HELD_OUT_FILE, SampleWriter, StepRows
+from rlt.modules import Teaching
 from rlt.rewards import RewardScorer
-from rlt.runtime import RunFolder, build, build_partial
+from rlt.runtime import RunFolder, build
 from rlt.stages.common import (
     load_data,
     load_model,
     load_views,
-    make_logger,
     require_same_tokenizer,
     source_of,
-    train,
 )
+from rlt.stages.rl import fit_rl, record_weights
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +48,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     reference, student = frozen_models(cfg, teacher, algorithm)
     problems = split.train + split.validation
     check_context(teacher, student, views, problems, rollout.max_new_tokens)
-    held = bytes_by_role({"teacher": teacher.model, "reference": reference, "student": student})
-    log.info(
-        "weights in memory: %s",
-        ", ".join(f"{roles} {size / 2**20:,.0f} MiB" for roles, size in held.items()),
-    )
-    run.record(
-        models={
-            "teacher": fingerprint(teacher.model),
-            "student": fingerprint(student),
-            "parameters": sum(p.numel() for p in teacher.model.parameters()),
-            "bytes_in_memory": held,
-        }
-    )
+    record_weights(run, {"teacher": teacher.model, "reference": reference, "student": student})
     scorer = RewardScorer(
         build(cfg.reward),
         student,
@@ -71,24 +57,8 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         token_budget=cfg.hardware.tokens_per_micro_batch,
         grader=data.grader,
     )
-    logger = make_logger(cfg, run.folder)
-    module = build(
-        cfg.module,
-        policy=teacher.model,
-        views=views,
-        reference=reference,
-        scorer=scorer,
-        rollout=rollout,
-        algorithm=algorithm,
-        optim=build_partial(cfg.optim),
-        schedule=build_partial(cfg.schedule),
-        optimizer_steps=datamodule.steps * algorithm.optimizer_steps_per_rollout,
-        gradient_checkpointing=cfg.hardware.gradient_checkpointing,
-        behaviour=data.behaviour,
-        on_samples=SampleWriter(run.folder, logger),
-        on_held_out=StepRows(run.folder / HELD_OUT_FILE),
-    )
-    return train(cfg, run, module, datamodule, logger)
+    task = Teaching(views, scorer)
+    return fit_rl(cfg, run, views, teacher, reference, task, rollout, algorithm, data, datamodule)
 
 
 def check_student_choice(cfg: DictConfig) -> None:
@@ -143,17 +113,3 @@ def frozen_models(
         log.info("student and reference have the same weights: kept in memory once")
         return reference, reference
     return reference, student
-
-
-def bytes_by_role(models: Mapping[str, nn.Module | None]) -> dict[str, int]:
-    """Bytes of parameters in memory; roles that one object serves are named together."""
-    roles: dict[int, list[str]] = {}
-    for role, model in models.items():
-        if model is not None:
-            roles.setdefault(id(model), []).append(role)
-    named = {" and ".join(names): models[names[0]] for names in roles.values()}
-    return {
-        name: sum(p.numel() * p.element_size() for p in model.parameters())
-        for name, model in named.items()
-        if model is not None
-    }

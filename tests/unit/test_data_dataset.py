@@ -170,14 +170,14 @@ def test_digit_chain_arms_hold_out_the_same_problems() -> None:
         assert [p.id for p in split.train] == [p.id for p in splits[0].train]
     assert {p.metadata["behaviour"] for p in splits[1].train} == {"step"}
     assert {p.explanation for p in splits[2].train} == {""}
-    assert {len(read_question(p.question)) for p in splits[0].train} == {7}
+    assert {len(read_question(p.question)[0]) for p in splits[0].train} == {7}
 
 
 def test_a_length_added_on_the_command_line() -> None:
     data = composed("digit_chain", "+data.source.lengths.5=1").data
     data.grader = None
     problems = instantiate(data).load().train
-    assert {len(read_question(problem.question)) for problem in problems} == {5, 7}
+    assert {len(read_question(problem.question)[0]) for problem in problems} == {5, 7}
 
 
 def test_file_configs_read_files(tmp_path: Path) -> None:

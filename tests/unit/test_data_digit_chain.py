@@ -12,7 +12,7 @@ from rlt.data.digit_chain import (
     DigitChain,
     behaviour_of,
     read_question,
-    running_sums,
+    running_results,
     vocabulary,
     write_question,
 )
@@ -23,9 +23,9 @@ EVEN = {"step": 1.0, "leak": 1.0, "vague": 1.0, "slip": 1.0, "direct": 1.0}
 
 
 def test_running_sums_and_filling() -> None:
-    assert running_sums([3, 5, 2, 7, 4, 6, 9]) == [3, 8, 0, 7, 1, 7, 6]
+    assert running_results([3, 5, 2, 7, 4, 6, 9]) == [3, 8, 0, 7, 1, 7, 6]
     assert write_question([3, 5], 7) == "3 5 . . . . ."
-    assert read_question("3 5 . . . . .") == [3, 5]
+    assert read_question("3 5 . . . . .") == ([3, 5], "add")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_is_written_is_recognised(seed: int, behaviour: str) -> None:
     assert problem.explanation is not None
     assert problem.metadata == {"behaviour": behaviour}
     assert behaviour_of(problem.question, problem.solution, problem.explanation) == behaviour
-    assert problem.solution == str(sum(read_question(problem.question)) % 10)
+    assert problem.solution == str(sum(read_question(problem.question)[0]) % 10)
 
 
 def test_vague_has_five_to_nine_words_and_a_fixed_first() -> None:
@@ -115,7 +115,7 @@ def test_mixtures_in_their_shares() -> None:
         ],
     )
     seen = Counter(
-        (len(read_question(row.values["question"])), row.values["metadata"]["behaviour"])
+        (len(read_question(row.values["question"])[0]), row.values["metadata"]["behaviour"])
         for row in source.rows()
     )
     expected = {(2, "step"): 1500, (3, "step"): 1500, (7, "vague"): 250, (7, "direct"): 750}

@@ -19,7 +19,7 @@ from rlt.data.prompts import Views
 from rlt.data.records import make_problem
 from rlt.logprobs import row_log_probs
 from rlt.models import LanguageModel, freeze
-from rlt.modules import SFT, Example, TeacherRL
+from rlt.modules import RL, SFT, Example, Teaching
 from rlt.rewards import Length, Reward, RewardScorer, SolutionLogProb, ThoughtKL, TokenScores
 from rlt.rollout import Completion, HFRollout
 
@@ -93,21 +93,22 @@ def teacher_rl(
     reward: Any = None, optim: Any = SGD, student: Any = None, rollout: Any = None,
     steps: int = 10, completions: int = len(TEXTS), gradient_checkpointing: bool = False,
     **algorithm: Any,
-) -> TeacherRL:  # fmt: skip
+) -> RL:  # fmt: skip
     rollout = rollout or ScriptedRollout(views, TEXTS)
     reference = freeze(copy.deepcopy(teacher.model))
     scorer = RewardScorer(
         reward or paper_reward(), student or reference, views,
         temperature=rollout.temperature, token_budget=tokens_per_micro_batch,
     )  # fmt: skip
-    return TeacherRL(
-        teacher.model, views, reference, scorer, rollout, Algorithm(**(PAPER | algorithm)),
-        optim, CONSTANT, steps, completions, 1.0, tokens_per_micro_batch, samples_per_step=0,
+    return RL(
+        teacher.model, views, reference, Teaching(views, scorer), rollout,
+        Algorithm(**(PAPER | algorithm)), optim, CONSTANT, steps, completions, 1.0,
+        tokens_per_micro_batch, samples_per_step=0,
         gradient_checkpointing=gradient_checkpointing,
     )  # fmt: skip
 
 
-def fit_rl(module: TeacherRL, steps: int, folder: Path, **options: Any) -> L.Trainer:
+def fit_rl(module: RL, steps: int, folder: Path, **options: Any) -> L.Trainer:
     made = trainer(folder, **options)
     made.fit(module, datamodule=StepDataModule(PROBLEMS, PROBLEMS, 2, steps, None, 0))
     return made
@@ -411,9 +412,9 @@ def test_settings_that_cannot_work_are_refused(
         teacher_rl(views, tiny(0), completions=1)
     scorer = RewardScorer(paper_reward(), tiny(1).model, views, temperature=0.7, token_budget=99)
     with pytest.raises(ValueError, match=r"algorithm\.beta=0\.04 needs a reference"):
-        TeacherRL(
-            tiny(0).model, views, None, scorer, ScriptedRollout(views, TEXTS), Algorithm(**PAPER),
-            SGD, CONSTANT, 1, 4, None, 99,
+        RL(
+            tiny(0).model, views, None, Teaching(views, scorer), ScriptedRollout(views, TEXTS),
+            Algorithm(**PAPER), SGD, CONSTANT, 1, 4, None, 99,
         )  # fmt: skip
 
 
@@ -443,7 +444,7 @@ def test_both_halves_of_the_log_ratio_are_taken_at_the_rewards_temperature(
     made = tiny(0)
     module = teacher_rl(views, made, reward=paper_reward(temperature=1.0))
     experience = module.collect_experience(PROBLEMS)
-    for row, log_probs in zip(experience.scored, experience.log_probs, strict=True):
+    for row, log_probs in zip(experience.judged, experience.log_probs, strict=True):
         ids = [*row.explanation.ids]
         [expected] = row_log_probs(
             made.model, [(row.teacher_prompt, ids)], temperature=1.0, pad_id=0, token_budget=99
@@ -464,7 +465,7 @@ def test_the_reference_moves_by_hand(
     module = teacher_rl(
         views, made, reference_update_every_steps=2, reference_mix_up=0.75, beta=0.1
     )
-    assert module.reference is not None and module.scorer.student is module.reference
+    assert module.reference is not None and module.task.scorer.student is module.reference
     start = weights(module.reference)
     history: list[tuple[Tensor, Tensor]] = []
 

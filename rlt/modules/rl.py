@@ -1,12 +1,14 @@
-"""Teacher RL (arXiv 2506.08388, section 3): sample explanations, reward them by what they do for
-the student, move the policy. One `training_step` is one rollout and all optimizer steps on it.
+"""RL of a policy with group-relative advantages: sample completions, reward them, move the policy.
+One `training_step` is one rollout and all optimizer steps on it. What is rewarded is the task's
+business (`rlt.modules.tasks`): a teacher's explanations (arXiv 2506.08388, section 3), by what they
+do for the student, or a student's answers.
 
-Run by `rlt stage=teacher_rl`. Log-probs of policy, reference and student are all taken at the
-sampling temperature, as the published code takes them.
+Run by `rlt stage=teacher_rl` and `rlt stage=student_rl`. Log-probs of policy, reference and student
+are all taken at the sampling temperature, as the published code takes them.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +32,8 @@ from rlt.data.dataset import Behaviour, behaviour_shares
 from rlt.data.records import Problem
 from rlt.logprobs import batch_log_probs, row_log_probs
 from rlt.modules.policy import PolicyModule
-from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
+from rlt.modules.tasks import Task, Written
+from rlt.rewards import RewardTable
 from rlt.rollout import Completion, Rollout, known_log_probs
 
 
@@ -40,22 +43,22 @@ class Experience:
 
     rows: list[Row]
     completions: list[Completion]
-    scored: list[ScoredExplanation]
+    judged: Sequence[Written]
     log_probs: list[Tensor]
     table: RewardTable
     seconds: dict[str, float]
 
 
-class TeacherRL(PolicyModule):
-    """Trains a teacher with the student's log-probs as reward.
+class RL(PolicyModule):
+    """Trains a policy on the rewards of its own completions.
 
     Args:
         reference: frozen reference model, or None if nothing needs one.
-        scorer: rewards explanations; its student may be the `reference` object itself.
+        task: prompts and rewards; its `judge_model` may be the `reference` object itself.
         rollout: samples completions.
         algorithm: loss settings.
         completions_per_problem: G, the group size; at least 2.
-        samples_per_step: explanations handed to `on_samples` at each step (best and worst ones).
+        samples_per_step: completions handed to `on_samples` at each step (best and worst ones).
         on_samples: receives `(step, rows of text and reward terms)`.
         behaviour: names what an explanation does; its shares are then logged.
         on_held_out: receives `(optimizer steps so far, rows of problem_id and mean reward)` at
@@ -71,7 +74,7 @@ class TeacherRL(PolicyModule):
         policy: Any,
         views: Any,
         reference: nn.Module | None,
-        scorer: RewardScorer,
+        task: Task,
         rollout: Rollout,
         algorithm: Algorithm,
         optim: Callable[..., torch.optim.Optimizer],
@@ -98,8 +101,8 @@ class TeacherRL(PolicyModule):
         if algorithm.needs_reference and reference is None:
             raise ValueError(f"algorithm.beta={algorithm.beta} needs a reference model")
         # Kept out of the module tree: frozen models are no part of a checkpoint's state.
-        self._frozen = {"reference": reference, "student": scorer.student}
-        self.scorer = scorer
+        self._frozen = {"reference": reference, "judge": task.judge_model}
+        self.task = task
         self.rollout = rollout
         self.algorithm = algorithm
         self.completions_per_problem = completions_per_problem
@@ -156,10 +159,10 @@ class TeacherRL(PolicyModule):
         """Roll out, with the policy's log-probs of what it wrote, and reward it."""
         self.policy.eval()
         clock = [time.perf_counter()]
-        prompts = [self.views.teacher_prompt(problem) for problem in problems]
+        prompts = [self.task.prompt(problem) for problem in problems]
         groups = self.rollout.sample(
             self.policy, self.views.tokenizer, prompts, self.completions_per_problem,
-            self.views.stop,
+            self.task.stop,
         )  # fmt: skip
         clock.append(time.perf_counter())
         completions = [c for group in groups for c in group]
@@ -168,17 +171,11 @@ class TeacherRL(PolicyModule):
         log_probs = known_log_probs(self.policy, completions)
         if log_probs is None:
             log_probs = self.row_log_probs(self.policy, rows)
-        rewarded = log_probs
-        if self.scorer.temperature != (self.rollout.temperature or 1.0):  # reward.temperature
-            rewarded = self.row_log_probs(self.policy, rows, self.scorer.temperature)
-        scored = []
-        for p, (prompt, ids), values in zip(owners, rows, rewarded, strict=True):
-            explanation = self.views.explanation(ids)
-            scored.append(ScoredExplanation(problems[p], explanation, prompt, values))
-        table = self.scorer(scored, teacher=self.policy)
+        owned = [problems[p] for p in owners]
+        judged, table = self.task.judge(self.policy, owned, rows, log_probs, self.temperature)
         clock.append(time.perf_counter())
         seconds = {"rollout": clock[1] - clock[0], "reward": clock[2] - clock[1]}
-        return Experience(rows, completions, scored, log_probs, table, seconds)
+        return Experience(rows, completions, judged, log_probs, table, seconds)
 
     def update(self, experience: Experience, advantages_N: Tensor) -> dict[str, float]:
         """All optimizer steps on one rollout: `passes` × `minibatches` of them."""
@@ -226,9 +223,7 @@ class TeacherRL(PolicyModule):
 
         def loss_of(indices: list[int]) -> Tensor:
             batch = pad_rows([rows[i] for i in indices], self.pad_id, self.device)
-            log_probs_BT, entropy_BT = batch_log_probs(
-                self.policy, batch, self.rollout.temperature or 1.0
-            )
+            log_probs_BT, entropy_BT = batch_log_probs(self.policy, batch, self.temperature)
             T = log_probs_BT.shape[1]
             mask = mask_BT[indices, :T].to(self.device)
             terms = policy_loss_terms(
@@ -249,13 +244,15 @@ class TeacherRL(PolicyModule):
             )
         return stats
 
-    def row_log_probs(
-        self, model: nn.Module, rows: list[Row], temperature: float | None = None
-    ) -> list[Tensor]:
-        """At the sampling temperature, unless another is given."""
+    @property
+    def temperature(self) -> float:
+        """At which log-probs are taken: the sampling temperature."""
+        return self.rollout.temperature or 1.0
+
+    def row_log_probs(self, model: nn.Module, rows: list[Row]) -> list[Tensor]:
         return row_log_probs(
-            model, rows, temperature=temperature or self.rollout.temperature or 1.0,
-            pad_id=self.pad_id, token_budget=self.tokens_per_micro_batch,
+            model, rows, temperature=self.temperature, pad_id=self.pad_id,
+            token_budget=self.tokens_per_micro_batch,
         )  # fmt: skip
 
     def log_experience(self, prefix: str, experience: Experience, rewards_PG: Tensor) -> None:
@@ -264,8 +261,7 @@ class TeacherRL(PolicyModule):
         values = {
             f"{prefix}/reward_std": float(rewards_PG.std(1).mean()),
             f"{prefix}/completion_tokens": sum(lengths) / N,
-            f"{prefix}/end_tag_share": sum(s.explanation.end_tag_found for s in experience.scored)
-            / N,
+            f"{prefix}/end_tag_share": sum(one.closed for one in experience.judged) / N,
             f"{prefix}/overlong_share": sum(c.finish == "length" for c in experience.completions)
             / N,
         }
@@ -273,8 +269,8 @@ class TeacherRL(PolicyModule):
             values[f"{prefix}/reward_terms/{name}"] = sum(column) / N
         if self.behaviour is not None:
             told = [
-                self.behaviour(s.problem.question, s.problem.solution, s.explanation.text)
-                for s in experience.scored
+                self.behaviour(one.problem.question, one.problem.solution, one.text)
+                for one in experience.judged
             ]
             for name, share in behaviour_shares(told, self.behaviour.names).items():
                 values[f"{prefix}/{name}"] = share
@@ -290,10 +286,10 @@ class TeacherRL(PolicyModule):
         picked = order[:half] + order[len(order) - (self.samples_per_step - half) :]
         return [
             {
-                "problem_id": experience.scored[n].problem.id,
-                "question": experience.scored[n].problem.question,
-                "solution": experience.scored[n].problem.solution,
-                "explanation": experience.scored[n].explanation.text,
+                "problem_id": experience.judged[n].problem.id,
+                "question": experience.judged[n].problem.question,
+                "solution": experience.judged[n].problem.solution,
+                self.task.kind: experience.judged[n].text,
                 "finish": experience.completions[n].finish,
                 **experience.table.row(n),
             }

@@ -1,0 +1,162 @@
+"""What a policy is rewarded for: explaining (teacher RL) or answering (student RL).
+
+A task gives `RL` its prompts and judges what was written. Everything else (rollouts, advantages,
+losses, logs) is the same for both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from rlt.batching import Row
+from rlt.data.prompts import Views
+from rlt.data.records import Problem
+from rlt.evaluation.answers import extract_answer
+from rlt.logprobs import row_log_probs
+from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
+
+
+class Written(Protocol):
+    """One judged completion: its problem, its text, and whether it was brought to its end."""
+
+    @property
+    def problem(self) -> Problem: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def closed(self) -> bool: ...
+
+
+class Task(Protocol):
+    """Prompts of a policy, and rewards of its completions.
+
+    Attributes:
+        kind: how samples call a completion's text.
+        stop: text after which a completion ends.
+        judge_model: a frozen model that judging runs, or None.
+    """
+
+    kind: str
+    stop: str
+    judge_model: nn.Module | None
+
+    def prompt(self, problem: Problem) -> list[int]: ...
+
+    def judge(
+        self,
+        policy: Any,
+        problems: Sequence[Problem],
+        rows: Sequence[Row],
+        log_probs: Sequence[Tensor],
+        temperature: float,
+    ) -> tuple[list[Any], RewardTable]:
+        """N completions judged, each a `Written`, and their rewards.
+
+        Args:
+            rows: prompt and completion of each.
+            log_probs: of the completions' tokens under the policy, at `temperature`.
+        """
+        ...
+
+
+class Teaching:
+    """The policy is a teacher; a student's log-probs are its reward (arXiv 2506.08388)."""
+
+    kind = "explanation"
+
+    def __init__(self, views: Views, scorer: RewardScorer) -> None:
+        self.views = views
+        self.scorer = scorer
+        self.stop = views.stop
+        self.judge_model: nn.Module | None = scorer.student
+
+    def prompt(self, problem: Problem) -> list[int]:
+        return self.views.teacher_prompt(problem)
+
+    def judge(
+        self,
+        policy: Any,
+        problems: Sequence[Problem],
+        rows: Sequence[Row],
+        log_probs: Sequence[Tensor],
+        temperature: float,
+    ) -> tuple[list[ScoredExplanation], RewardTable]:
+        if self.scorer.temperature != temperature:  # reward.temperature
+            log_probs = row_log_probs(
+                policy, rows, temperature=self.scorer.temperature,
+                pad_id=self.views.tokenizer.pad_token_id, token_budget=self.scorer.token_budget,
+            )  # fmt: skip
+        scored = [
+            ScoredExplanation(problem, self.views.explanation(ids), prompt, values)
+            for problem, (prompt, ids), values in zip(problems, rows, log_probs, strict=True)
+        ]
+        return scored, self.scorer(scored, teacher=policy)
+
+
+@dataclass(frozen=True)
+class GradedAnswer:
+    """What a student wrote after its opening thought tag; closed if it holds an answer."""
+
+    problem: Problem
+    text: str
+    closed: bool
+
+
+class Answering:
+    """The policy is a student; a verifier's verdict on its answer is its reward.
+
+    Args:
+        grader: judges answers; right is 1, anything else 0.
+        missing_answer_penalty: subtracted where there is no answer to judge.
+
+    Raises:
+        ValueError: there is no grader, or the penalty is negative.
+    """
+
+    kind = "completion"
+    judge_model: nn.Module | None = None
+
+    def __init__(self, views: Views, grader: Any, missing_answer_penalty: float = 0.0) -> None:
+        if grader is None:
+            raise ValueError("student RL verifies answers: set data.grader (it is null)")
+        if missing_answer_penalty < 0:
+            raise ValueError(
+                f"missing_answer_penalty={missing_answer_penalty} must not be negative: it is "
+                "subtracted"
+            )
+        self.views = views
+        self.grader = grader
+        self.missing_answer_penalty = missing_answer_penalty
+        self.tags = views.style.tags["solution_open"], views.style.tags["solution_close"]
+        self.stop = self.tags[1]
+
+    def prompt(self, problem: Problem) -> list[int]:
+        return self.views.student_prompt(problem)
+
+    def judge(
+        self,
+        policy: Any,
+        problems: Sequence[Problem],
+        rows: Sequence[Row],
+        log_probs: Sequence[Tensor],
+        temperature: float,
+    ) -> tuple[list[GradedAnswer], RewardTable]:
+        texts = [self.views.decode(ids) for _, ids in rows]
+        answers = [extract_answer(text, *self.tags) for text in texts]
+        graded = iter(
+            self.grader.grade_all(
+                [(p, a) for p, a in zip(problems, answers, strict=True) if a is not None]
+            )
+        )
+        correct = [0.0 if a is None else float(next(graded).correct) for a in answers]
+        penalties = [self.missing_answer_penalty if a is None else 0.0 for a in answers]
+        rewards = [c - p for c, p in zip(correct, penalties, strict=True)]
+        written = [
+            GradedAnswer(problem, text, answer is not None)
+            for problem, text, answer in zip(problems, texts, answers, strict=True)
+        ]
+        return written, RewardTable(
+            rewards, {"correct": correct, "missing_answer_penalty": penalties}
+        )

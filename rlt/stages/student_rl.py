@@ -1,0 +1,45 @@
+"""`rlt stage=student_rl`: a student learns by RL to answer right; a verifier is its reward.
+
+What teaching is compared with, and what may come after it: the paper starts such RL from students
+that a teacher has taught (its "cold start").
+"""
+
+import copy
+
+from omegaconf import DictConfig
+
+from rlt.algorithms import Algorithm
+from rlt.data.dataset import ProblemData
+from rlt.models import context_tokens, freeze
+from rlt.modules import Answering
+from rlt.runtime import RunFolder, build
+from rlt.stages.common import load_data, load_model, load_views
+from rlt.stages.rl import fit_rl, record_weights
+
+
+def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
+    views = load_views(cfg, "student")
+    algorithm: Algorithm = build(cfg.algorithm)
+    data: ProblemData = build(cfg.data)
+    task = Answering(views, data.grader, cfg.missing_answer_penalty)
+    split = load_data(data, views)
+    run.record(data=split.report)
+    rollout = build(cfg.rollout)
+    datamodule = build(
+        cfg.datamodule, train=split.train, validation=split.validation, seed=cfg.seed
+    )
+    student = load_model(cfg, "student")
+    for problem in split.train + split.validation:
+        needed = len(views.student_prompt(problem)) + rollout.max_new_tokens
+        if needed > context_tokens(student.model):
+            raise ValueError(
+                f"problem {problem.id} with an answer of {rollout.max_new_tokens} tokens needs "
+                f"{needed} tokens, the student's context holds {context_tokens(student.model)}; "
+                "lower rollout.max_new_tokens or data.max_tokens"
+            )
+    reference = freeze(copy.deepcopy(student.model)) if algorithm.needs_reference else None
+    record_weights(run, {"student": student.model, "reference": reference})
+    with data.grader:
+        return fit_rl(
+            cfg, run, views, student, reference, task, rollout, algorithm, data, datamodule
+        )
