@@ -104,8 +104,10 @@ class RunFolder:
                         "output_dir, or repeat the command in its manifest.json to go on with it"
                     )
                 self.manifest = {}
-            # A pipeline is walked through again: its steps know best what is still good.
-            done = self.manifest.get("status") == "finished" and cfg.stage != "pipeline"
+            # A pipeline is walked through again: its steps know best what is still good. What is
+            # compared may have grown.
+            again = cfg.stage in ("pipeline", "compare")
+            done = self.manifest.get("status") == "finished" and not again
             self.status = "finished" if done else "resumed" if self.manifest else "new"
         else:
             strangers = [p.name for p in folder.iterdir()] if folder.is_dir() else []

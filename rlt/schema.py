@@ -38,7 +38,7 @@ class Hardware:
 
 
 @dataclass
-class Common:
+class Base:
     """What every stage has."""
 
     stage: str = MISSING
@@ -46,6 +46,12 @@ class Common:
     output_dir: str | None = None
     note: str | None = None  # printed with the result: what its numbers are good for
     check: bool = False
+
+
+@dataclass
+class Common(Base):
+    """What every stage has that runs models."""
+
     hardware: Hardware = field(default_factory=Hardware)
     logger: Node = None
 
@@ -218,7 +224,15 @@ class Pipeline(Common):
     store_dir: str = "outputs/steps"
 
 
-STAGES: dict[str, type[Common]] = {
+@dataclass
+class Compare(Base):
+    runs: list[str] = field(default_factory=list)
+    reference: str | None = None
+    evaluations: str = "last"
+    title: str | None = None
+
+
+STAGES: dict[str, type[Base]] = {
     "pretrain": Pretrain,
     "teacher_sft": TeacherSFT,
     "teacher_rl": TeacherRL,
@@ -227,7 +241,12 @@ STAGES: dict[str, type[Common]] = {
     "student_rl": StudentRL,
     "evaluate": Evaluate,
     "pipeline": Pipeline,
+    "compare": Compare,
 }
+
+
+# What a step of a pipeline may be: the stages whose recipes a pipeline holds.
+STEP_STAGES = [name for name in STAGES if name in Pipeline.__dataclass_fields__]
 
 
 def register() -> None:

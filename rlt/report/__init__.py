@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from rlt.report.events import read_scalars
-from rlt.report.folder import read_json_list
+from rlt.report.folder import Run, read_json_list
 from rlt.report.pipeline import write_pipeline_report
 from rlt.report.run import write_report
 from rlt.report.samples import HELD_OUT_FILE, SampleWriter, StepRows, log_samples
+from rlt.report.study_page import print_study, write_study_report
 from rlt.report.table import print_run, print_table
 
 __all__ = [
@@ -24,10 +25,13 @@ __all__ = [
 ]
 
 _STEPS_FILE = "steps.json"  # what tells a pipeline's run folder from a stage's
+_COMPARE = "compare"
 
 
 def write_result(run_dir: Path) -> Path:
     """Write report.md of a finished run, whichever kind it is."""
+    if Run(run_dir).stage == _COMPARE:
+        return write_study_report(run_dir)
     is_pipeline = (run_dir / _STEPS_FILE).is_file()
     return write_pipeline_report(run_dir) if is_pipeline else write_report(run_dir)
 
@@ -39,7 +43,9 @@ def print_result(run_dir: Path, brief: bool = False) -> None:
         brief: the result in words alone, as for a step of a pipeline.
     """
     steps = run_dir / _STEPS_FILE
-    if steps.is_file():
+    if Run(run_dir).stage == _COMPARE:
+        print_study(run_dir)
+    elif steps.is_file():
         print_table(read_json_list(steps), run_dir)
     else:
         print_run(run_dir, brief=brief)

@@ -34,6 +34,13 @@ class Step:
         return self.run.metrics
 
 
+def verdict_of(difference: Interval) -> str:
+    """What the interval of `reference - other` lets one say of the reference."""
+    if difference.low <= 0 <= difference.high:
+        return "within noise"
+    return "better" if difference.mean > 0 else "worse"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """`reference` minus `other`, over the same questions."""
@@ -44,10 +51,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the interval lets one say of the reference."""
-        if self.difference.low <= 0 <= self.difference.high:
-            return "within noise"
-        return "better" if self.difference.mean > 0 else "worse"
+        return verdict_of(self.difference)
 
     @property
     def sentence(self) -> str:

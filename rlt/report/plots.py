@@ -1,5 +1,6 @@
 """Curves and bars as PNG, drawn without a display and without matplotlib's global state."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rlt.report.events import Scalars
 
 TRAIN, VALIDATION, OTHER, GREY = "#2f6690", "#d1602b", "#5f9e6e", "#8a8f98"
+_COLORS = (TRAIN, VALIDATION, OTHER, GREY, "#b79f3b", "#7d5ba6", "#22262b")
 _DPI = 110
 _SHOWN_LABEL = 40  # characters
 
@@ -140,8 +142,7 @@ def _plot_time(seconds: Scalars, file: Path) -> Path:
     columns = [dict(seconds[name]) for name in names]
     stacked = [moving_average(np.array([c[s] for s in common]), 3) for c in columns]
     labels = [n.removeprefix("time/train_").removesuffix("_seconds") for n in names]
-    colors = [TRAIN, VALIDATION, OTHER, GREY, "#b79f3b", "#7d5ba6"]
-    ax.stackplot(common, *stacked, labels=labels, colors=colors, alpha=0.85)
+    ax.stackplot(common, *stacked, labels=labels, colors=_COLORS, alpha=0.85)
     ax.set_title("seconds per training step, by phase (mean over 3 steps)", fontsize=10)
     ax.set_ylim(bottom=0)
     ax.margins(x=0)
@@ -174,14 +175,18 @@ def _bins(values: np.ndarray) -> Any:
     return np.arange(low - 0.5, high + width + 0.5, width)
 
 
-def plot_bars(rows: Sequence[tuple[str, float, float, float]], title: str, file: Path) -> Path:
-    """Horizontal bars of (label, share, low, high), the last one marked: it is the result."""
+def plot_bars(
+    rows: Sequence[tuple[str, float, float, float]], title: str, file: Path,
+    marked: str | None = None,
+) -> Path:  # fmt: skip
+    """Horizontal bars of (label, share, low, high); one is marked by its label, else the last."""
     figure = Figure(figsize=(7.5, 1.3 + 0.42 * len(rows)), layout="constrained")
     ax = figure.add_subplot()
     places = np.arange(len(rows))[::-1]
     shares, lows, highs = (np.array([row[i] for row in rows]) for i in (1, 2, 3))
     errors = np.maximum(0, [shares - lows, highs - shares])
-    colors = [GREY] * (len(rows) - 1) + [TRAIN]
+    marked = rows[-1][0] if marked is None else marked
+    colors = [TRAIN if row[0] == marked else GREY for row in rows]
     ax.barh(places, shares, color=colors, height=0.62)
     ax.errorbar(
         shares, places, xerr=errors, fmt="none", ecolor="#22262b", elinewidth=1.3, capsize=3
@@ -194,6 +199,41 @@ def plot_bars(rows: Sequence[tuple[str, float, float, float]], title: str, file:
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     ax.set_title(_plain(title), fontsize=10)
     _tidy(ax, "x")
+    return _save(figure, file)
+
+
+def plot_points(
+    series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, file: Path
+) -> Path:
+    """Points (x, share) of each series, joined in the order of x."""
+    figure, (ax,) = _grid(1, x_label=x_label)
+    for color, (name, pairs) in zip(itertools.cycle(_COLORS), series.items(), strict=False):
+        ax.plot(*zip(*sorted(pairs), strict=True), "o-", ms=4, lw=1.0, color=color, label=name)
+    ax.set_ylabel(y_label, fontsize=9)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return _save(figure, file)
+
+
+def plot_shares(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], file: Path
+) -> Path:
+    """A panel per entry: shares of named parts along the steps, the same colours in each."""
+    figure, axes = _grid(len(panels))
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    colors = dict(zip(names, itertools.cycle(_COLORS), strict=False))
+    handles: dict[str, Any] = {}
+    for ax, (title, curves) in zip(axes, panels.items(), strict=True):
+        ax.set_title(_plain(_short(title)), fontsize=10)
+        for name, values in curves.items():
+            steps, shares = np.array(values, dtype=float).T
+            (handles[name],) = ax.plot(steps, shares, color=colors[name], lw=1.5)
+        ax.set_ylim(0, 1)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper right", ncols=len(handles), fontsize=8,
+        frameon=False,
+    )  # fmt: skip
     return _save(figure, file)
 
 

@@ -33,8 +33,9 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
     from rlt.hardware import prepare
     from rlt.report import print_result, write_result
 
-    require_device(cfg)
-    prepare(cfg)
+    if "hardware" in cfg:
+        require_device(cfg)
+        prepare(cfg)
     if key is None and cfg.stage != "pipeline":
         check_values(cfg)
         key_used = config_key(cfg, input_fingerprints(cfg))
@@ -47,7 +48,7 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
             write_result(run_dir)  # the run ended between its last two lines
         print_result(run_dir, brief=key is not None)
         return run.metrics
-    if run.status == "resumed":
+    if run.status == "resumed" and cfg.stage != "compare":
         log.info("%s: going on where it stopped", run_dir)
     L.seed_everything(cfg.seed, verbose=False)
     try:

@@ -18,7 +18,7 @@ from rlt.checks import check_targets, raise_if_any
 from rlt.data.records import content_hash
 from rlt.names import nearest
 from rlt.runtime import build, config_key
-from rlt.schema import STAGES
+from rlt.schema import STAGES, STEP_STAGES
 from rlt.traces import find_traces
 
 # What a stage leaves for later ones: config key of the later stage → artefact in the run folder.
@@ -35,9 +35,8 @@ def check_steps(cfg: DictConfig) -> None:
         raise ValueError("steps is empty: a pipeline runs at least one step")
     earlier: list[str] = []
     for name, step in cfg.steps.items():
-        if step.stage not in STAGES or step.stage == "pipeline":
-            known = [stage for stage in STAGES if stage != "pipeline"]
-            raise ValueError(f"steps.{name}.stage={step.stage}: choose {', '.join(known)}")
+        if step.stage not in STEP_STAGES:
+            raise ValueError(f"steps.{name}.stage={step.stage}: choose {', '.join(STEP_STAGES)}")
         for key, other in step.needs.items():
             if key not in ARTEFACTS:
                 raise ValueError(
