@@ -25,7 +25,7 @@ from rlt import __version__
 
 # What does not change a result: where it is put, how it is watched.
 _NOT_IN_KEY = ("output_dir", "note", "check", "logger", "store_dir")
-_CALLBACKS_NOT_IN_KEY = ("checkpoint", "lines", "progress")
+_CALLBACKS_NOT_IN_KEY = ("checkpoint", "hacking", "lines", "progress")
 _PACKAGES = (
     "torch", "lightning", "transformers", "datasets", "hydra-core", "omegaconf", "tokenizers",
     "reasoning-gym", "math-verify",

@@ -34,6 +34,7 @@ from rlt.logprobs import batch_log_probs, row_log_probs
 from rlt.modules.policy import PolicyModule
 from rlt.modules.tasks import Task, Written
 from rlt.rewards import RewardTable
+from rlt.rewards.monitors import repetition
 from rlt.rollout import Completion, Rollout, known_log_probs
 
 
@@ -59,6 +60,7 @@ class RL(PolicyModule):
         algorithm: loss settings.
         completions_per_problem: G, the group size; at least 2.
         samples_per_step: completions handed to `on_samples` at each step (best and worst ones).
+        monitor_every_steps: steps between two looks for reward hacking (`monitor/…`).
         on_samples: receives `(step, rows of text and reward terms)`.
         behaviour: names what an explanation does; its shares are then logged.
         on_held_out: receives `(optimizer steps so far, rows of problem_id and mean reward)` at
@@ -84,6 +86,7 @@ class RL(PolicyModule):
         max_grad_norm: float | None,
         tokens_per_micro_batch: int,
         samples_per_step: int = 2,
+        monitor_every_steps: int = 5,
         gradient_checkpointing: bool = False,
         behaviour: Behaviour | None = None,
         on_samples: Callable[[int, list[dict[str, Any]]], None] | None = None,
@@ -107,6 +110,7 @@ class RL(PolicyModule):
         self.algorithm = algorithm
         self.completions_per_problem = completions_per_problem
         self.samples_per_step = samples_per_step
+        self.monitor_every_steps = monitor_every_steps
         self.behaviour = behaviour
         self.on_samples = on_samples
         self.on_held_out = on_held_out
@@ -136,6 +140,9 @@ class RL(PolicyModule):
         speed = written / sum(experience.seconds.values())
         self.log("time/train_tokens_per_second", speed, prog_bar=True)
         self.log("policy/zero_advantage_share", (advantages_PG == 0).all(1).float().mean())
+        if batch_idx % self.monitor_every_steps == 0:
+            values = self.monitors(experience) | {"entropy": stats["entropy"]}
+            self.log_dict({f"monitor/{name}": value for name, value in values.items()})
         if self.on_samples is not None and self.samples_per_step:
             self.on_samples(batch_idx, self.samples(experience))
 
@@ -278,6 +285,15 @@ class RL(PolicyModule):
             values[f"time/{prefix}_{name}_seconds"] = seconds
         self.log_dict(values, batch_size=N)
         self.log(f"{prefix}/reward", float(rewards_PG.mean()), prog_bar=True, batch_size=N)
+
+    def monitors(self, experience: Experience) -> dict[str, float]:
+        """What tells reward hacking early; see `rlt.rewards.monitors`."""
+        N = len(experience.rows)
+        return {
+            "repetition": sum(repetition(one.text) for one in experience.judged) / N,
+            "tag_failures": 1 - sum(one.closed for one in experience.judged) / N,
+            **self.task.monitor(experience.judged, self.completions_per_problem),
+        }
 
     def samples(self, experience: Experience) -> list[dict[str, Any]]:
         """The best and the worst completions of a step, with their texts and reward terms."""

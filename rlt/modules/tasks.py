@@ -6,6 +6,7 @@ losses, logs) is the same for both.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from rlt.data.records import Problem
 from rlt.evaluation.answers import extract_answer
 from rlt.logprobs import row_log_probs
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
+from rlt.rewards.monitors import early_excess, rotated
 
 
 class Written(Protocol):
@@ -60,6 +62,10 @@ class Task(Protocol):
         """
         ...
 
+    def monitor(self, judged: Sequence[Any], completions_per_problem: int) -> dict[str, float]:
+        """What tells that this task's reward is being hacked."""
+        ...
+
 
 class Teaching:
     """The policy is a teacher; a student's log-probs are its reward (arXiv 2506.08388)."""
@@ -93,6 +99,33 @@ class Teaching:
             for problem, (prompt, ids), values in zip(problems, rows, log_probs, strict=True)
         ]
         return scored, self.scorer(scored, teacher=policy)
+
+    def monitor(
+        self, judged: Sequence[ScoredExplanation], completions_per_problem: int
+    ) -> dict[str, float]:
+        """Leaks over all completions; what the first of each problem really adds for the student.
+
+        The student's log-prob of the solution after the explanation, less that after none, and
+        less that after the next problem's; the last two need two problems at least.
+        """
+        solutions = [one.problem.solution for one in judged]
+        texts = [one.text for one in judged]
+        firsts = judged[::completions_per_problem]
+        problems = [one.problem for one in firsts]
+        thoughts = [one.explanation.ids for one in firsts]
+
+        def solution_log_prob(thoughts: Sequence[Sequence[int]]) -> float:
+            values = self.scorer.solution_log_probs(problems, thoughts)
+            return fmean(float(one.mean()) for one in values)
+
+        own = solution_log_prob(thoughts)
+        values = {"gain_over_empty": own - solution_log_prob([[]] * len(problems))}
+        if len(problems) > 1:
+            values["gain_over_swapped"] = own - solution_log_prob(rotated(thoughts))
+            values["solution_early_excess"] = early_excess(
+                solutions, texts, completions_per_problem
+            )
+        return values
 
 
 @dataclass(frozen=True)
@@ -160,3 +193,8 @@ class Answering:
         return written, RewardTable(
             rewards, {"correct": correct, "missing_answer_penalty": penalties}
         )
+
+    def monitor(
+        self, judged: Sequence[GradedAnswer], completions_per_problem: int
+    ) -> dict[str, float]:
+        return {}

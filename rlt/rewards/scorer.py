@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlt.batching import PaddedRows, Row, pad_rows
+from rlt.batching import PaddedRows, pad_rows
 from rlt.data.prompts import Explanation, StudentText, Views
 from rlt.data.records import Problem
 from rlt.evaluation.answers import extract_answer
-from rlt.logprobs import chunked_exact_kl, continuation_hidden
-from rlt.logprobs import row_log_probs as score_rows
+from rlt.logprobs import chunked_exact_kl, continuation_hidden, row_log_probs
 from rlt.rewards.reward import Reward, RewardTable, TokenScores
 from rlt.rewards.terms import Correctness
 
@@ -89,7 +88,6 @@ class RewardScorer:
         if "exact_kl" in self.reward.needs and teacher is None:
             raise ValueError("this reward takes the exact KL: pass the teacher's model")
         texts = [self.views.student_text(r.problem, r.explanation.ids) for r in rows]
-        student_rows: list[Row] = [(t.prompt, t.continuation) for t in texts]
         exact_kl: list[Tensor | None] = [None] * len(rows)
 
         def visit(indices: list[int], batch: PaddedRows, hidden_ND: Tensor) -> None:
@@ -99,14 +97,7 @@ class RewardScorer:
                 for index, values in zip(indices, kept, strict=True):
                     exact_kl[index] = values
 
-        log_probs = score_rows(
-            self.student,
-            student_rows,
-            temperature=self.temperature,
-            pad_id=self.views.tokenizer.pad_token_id,
-            token_budget=self.token_budget,
-            visit=visit,
-        )
+        log_probs = self._student_log_probs(texts, visit)
         shares = self._correct_shares(rows, texts)
         scores = []
         for n, (row, text) in enumerate(zip(rows, texts, strict=True)):
@@ -122,6 +113,24 @@ class RewardScorer:
                 )
             )
         return scores
+
+    def solution_log_probs(
+        self, problems: Sequence[Problem], thoughts: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Student's log-probs of each solution's tokens after a thought of these token ids."""
+        texts = [self.views.student_text(p, ids) for p, ids in zip(problems, thoughts, strict=True)]
+        values = self._student_log_probs(texts)
+        return [v[slice(*t.solution_span)].cpu() for v, t in zip(values, texts, strict=True)]
+
+    def _student_log_probs(self, texts: Sequence[StudentText], visit: Any = None) -> list[Tensor]:
+        return row_log_probs(
+            self.student,
+            [(text.prompt, text.continuation) for text in texts],
+            temperature=self.temperature,
+            pad_id=self.views.tokenizer.pad_token_id,
+            token_budget=self.token_budget,
+            visit=visit,
+        )
 
     def __call__(
         self, rows: Sequence[ScoredExplanation], teacher: nn.Module | None = None

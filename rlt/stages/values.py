@@ -32,6 +32,7 @@ _AT_LEAST = {
     "max_problems": 1,
     "max_student_tokens": 1,
     "module.completions_per_problem": 2,
+    "module.monitor_every_steps": 1,
     "module.samples_per_step": 0,
     "problems_per_batch": 1,
     "questions_per_batch": 1,
