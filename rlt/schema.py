@@ -145,6 +145,27 @@ class TeacherRL(Common, TeacherRLRecipe):
 
 
 @dataclass
+class ScoreRecipe:
+    temperature: float = 1.0
+    keep_share: float = 1.0
+    attributed: int = 8
+    format: str = "jsonl"
+    rows_per_batch: int = 64
+
+
+@dataclass
+class Score(Common, ScoreRecipe):
+    student: Node = MISSING
+    student_path: str | None = None
+    teacher: Node = None
+    teacher_path: str | None = None
+    traces: str | None = None
+    data: Node = None
+    prompt: Node = MISSING
+    reward: Node = MISSING
+
+
+@dataclass
 class StudentRL(Common, StudentRLRecipe):
     student: Node = MISSING
     student_path: str | None = None
@@ -239,6 +260,7 @@ STAGES: dict[str, type[Base]] = {
     "collect": Collect,
     "distill": Distill,
     "student_rl": StudentRL,
+    "score": Score,
     "evaluate": Evaluate,
     "pipeline": Pipeline,
     "compare": Compare,

@@ -33,6 +33,13 @@ def write_traces(rows: Sequence[dict[str, Any]], folder: Path, format: str) -> P
     return path
 
 
+def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """Write a JSONL file atomically."""
+    temporary = path.with_suffix(".tmp")
+    _write_lines(rows, temporary)
+    temporary.replace(path)
+
+
 def _write_lines(rows: Iterable[dict[str, Any]], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:

@@ -308,6 +308,7 @@ class RL(PolicyModule):
                 self.task.kind: experience.judged[n].text,
                 "finish": experience.completions[n].finish,
                 **experience.table.row(n),
+                **self.task.details(experience.judged[n], experience.table, n),
             }
             for n in picked
         ]

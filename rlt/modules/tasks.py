@@ -17,6 +17,7 @@ from rlt.data.records import Problem
 from rlt.evaluation.answers import extract_answer
 from rlt.logprobs import row_log_probs
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
+from rlt.rewards.attribution import attribution
 from rlt.rewards.monitors import early_excess, rotated
 
 
@@ -66,6 +67,10 @@ class Task(Protocol):
         """What tells that this task's reward is being hacked."""
         ...
 
+    def details(self, judged: Any, table: RewardTable, n: int) -> dict[str, Any]:
+        """What else a sample of completion n shows."""
+        ...
+
 
 class Teaching:
     """The policy is a teacher; a student's log-probs are its reward (arXiv 2506.08388)."""
@@ -99,6 +104,9 @@ class Teaching:
             for problem, (prompt, ids), values in zip(problems, rows, log_probs, strict=True)
         ]
         return scored, self.scorer(scored, teacher=policy)
+
+    def details(self, judged: ScoredExplanation, table: RewardTable, n: int) -> dict[str, Any]:
+        return {"attribution": attribution(self.views, judged, table.scores[n])}
 
     def monitor(
         self, judged: Sequence[ScoredExplanation], completions_per_problem: int
@@ -197,4 +205,7 @@ class Answering:
     def monitor(
         self, judged: Sequence[GradedAnswer], completions_per_problem: int
     ) -> dict[str, float]:
+        return {}
+
+    def details(self, judged: GradedAnswer, table: RewardTable, n: int) -> dict[str, Any]:
         return {}

@@ -84,6 +84,11 @@ class Run:
         return read_traces(self.folder)
 
     @cached_property
+    def scores(self) -> list[dict[str, Any]]:
+        """Rows of `stage=score`, best first."""
+        return read_jsonl(self.folder / "scores.jsonl")
+
+    @cached_property
     def samples(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / "samples.jsonl")
 

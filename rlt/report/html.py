@@ -7,9 +7,12 @@ import base64
 import html
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
+
+from rlt.report.attribution import FENCE, coloured
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #d5d9de; --soft: #f4f5f7; --accent: #2f6690; }
@@ -30,13 +33,17 @@ table { border-collapse: collapse; font-size: .93rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .7rem; vertical-align: top; }
 th { border-bottom: 2px solid var(--accent); }
 a { color: var(--accent); }
+.tokens { font-family: ui-monospace, monospace; font-size: .9rem; white-space: pre-wrap; }
+.tokens span { border-radius: 2px; padding: 1px 0; } .tokens .framed { outline: 2px solid; }
 """
 
 
 def write_html(report: Path) -> Path:
     """Write the .html of a .md, pictures included; links to other files stay relative."""
     text = report.read_text(encoding="utf-8")
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    markdown.add_render_rule("fence", _fence)
+    body = markdown.render(text)
     body = body.replace("<table>", '<div class="table"><table>').replace(
         "</table>", "</table></div>"
     )
@@ -53,6 +60,13 @@ def write_html(report: Path) -> Path:
     file = report.with_suffix(".html")
     file.write_text(page, encoding="utf-8")
     return file
+
+
+def _fence(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
+    token = tokens[index]
+    if token.info.strip() == FENCE:
+        return coloured(token.content)
+    return f"<pre><code>{html.escape(token.content)}</code></pre>\n"
 
 
 def _inline(source: str, folder: Path) -> str:

@@ -16,6 +16,7 @@ from rlt.report.comparison import (
     steps_of,
 )
 from rlt.report.folder import Run, read_json_list
+from rlt.report.html import write_html
 from rlt.report.plots import plot_bars
 from rlt.report.results import accuracy_k, result_lines
 from rlt.report.run import REPORT_FILE, draw_plots, provenance, samples_section
@@ -43,6 +44,7 @@ def write_pipeline_report(run_dir: Path) -> Path:
     parts += ["## How it was made", made] if made else []
     file = run_dir / REPORT_FILE
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_html(file)
     return file
 
 

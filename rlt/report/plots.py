@@ -150,7 +150,9 @@ def _plot_time(seconds: Scalars, file: Path) -> Path:
     return _save(figure, file)
 
 
-def plot_histograms(columns: Mapping[str, Sequence[float]], file: Path) -> Path | None:
+def plot_histograms(
+    columns: Mapping[str, Sequence[float]], file: Path, what: str = "traces"
+) -> Path | None:
     """One histogram per column, with its mean."""
     columns = {title: values for title, values in columns.items() if len(values) > 1}
     if not columns:
@@ -160,7 +162,7 @@ def plot_histograms(columns: Mapping[str, Sequence[float]], file: Path) -> Path 
         ax.hist(values, bins=_bins(np.asarray(values)), color=TRAIN, alpha=0.85)
         ax.axvline(float(np.mean(values)), color=VALIDATION, lw=1.6, label="mean")
         ax.set_title(_plain(title), fontsize=10)
-        ax.set_ylabel("traces", fontsize=9)
+        ax.set_ylabel(what, fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", fontsize=8, frameon=False)
     return _save(figure, file)

@@ -19,6 +19,7 @@ def result_lines(run: Run) -> list[str]:
         "teacher_sft": _sft,
         "distill": _sft,
         "collect": _collect,
+        "score": _score,
         "evaluate": _evaluate,
     }
     describe = of_stage.get(run.stage)
@@ -164,6 +165,28 @@ def _collect(run: Run) -> list[str]:
         terms = "; ".join(f"{name} {number(value)}" for name, value in means.items())
         lines.append(f"Mean of the kept traces by term, unweighted: {terms}.")
     return lines
+
+
+def _score(run: Run) -> list[str]:
+    metrics = run.metrics
+    if "score/reward" not in metrics:
+        return []
+    low, high = metrics["score/reward_low"], metrics["score/reward_high"]
+    lines = [
+        f"{number(metrics['score/rows'])} explanations scored: mean reward "
+        f"{number(metrics['score/reward'])} [{number(low)}, {number(high)}], 95 % interval."
+    ]
+    if metrics["score/kept"] < metrics["score/rows"]:
+        lines.append(
+            f"The best {number(metrics['score/kept'])} are written as traces: mean reward "
+            f"{number(metrics['score/kept_reward'])}."
+        )
+    terms = "; ".join(
+        f"{name.removeprefix('score/reward_terms/')} {number(value)}"
+        for name, value in metrics.items()
+        if name.startswith("score/reward_terms/")
+    )
+    return [*lines, f"Mean by term, unweighted: {terms}."]
 
 
 def mean_terms(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

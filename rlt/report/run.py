@@ -6,6 +6,7 @@ from typing import Any
 
 from rlt.evaluation.benchmark import AnswerRecord
 from rlt.report.folder import Run
+from rlt.report.html import write_html
 from rlt.report.plots import plot_curves, plot_histograms
 from rlt.report.results import result_lines
 from rlt.report.text import (
@@ -16,6 +17,7 @@ from rlt.report.text import (
     inline_code,
     metric_value,
     named_text,
+    reward_terms,
     sample_text,
     table,
 )
@@ -41,6 +43,7 @@ def write_report(run_dir: Path) -> Path:
     ]
     file = run_dir / REPORT_FILE
     file.write_text("\n\n".join(s for s in sections if s) + "\n", encoding="utf-8")
+    write_html(file)
     return file
 
 
@@ -51,6 +54,13 @@ def _section(title: str, body: str) -> str:
 def draw_plots(run: Run, folder: Path) -> list[Path]:
     """The PNGs of a run, most telling first."""
     plots = plot_curves(run.scalars, folder)
+    if run.scores:
+        columns = {"reward of each explanation": [float(row["reward"]) for row in run.scores]}
+        for row in run.scores:
+            for name, value in reward_terms(row).items():
+                columns.setdefault(name, []).append(value)
+        histograms = plot_histograms(columns, folder / "scores.png", what="explanations")
+        return [histograms] if histograms else []
     if run.traces:
         titles = {
             "reward": "reward of the kept traces",
@@ -88,6 +98,9 @@ def metric_rows(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]
 
 def samples_section(run: Run, each: int = 2, level: str = "###") -> str:
     """Texts worth reading: best and worst by reward, or right and wrong answers."""
+    if run.scores:
+        each = max(each, int(run.config.get("attributed") or 0) // 2)
+        return best_and_worst(run.scores, each, "", level)
     if run.answers:
         return answers_section(run.answers, each, level)
     if run.samples:

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlt.report.attribution import attribution_figure
 from rlt.report.folder import read_jsonl
 from rlt.report.text import sample_text
 
 SAMPLES_FILE = "samples.jsonl"
 HELD_OUT_FILE = "held_out_rewards.jsonl"
+_STEPS_PER_PICTURE = 10  # drawing takes a tenth of a second
 
 
 def log_samples(logger: Any, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -26,6 +28,17 @@ def log_samples(logger: Any, step: int, rows: Sequence[Mapping[str, Any]]) -> No
     """
     if logger and rows:
         logger.experiment.add_text("samples", samples_markdown(rows), global_step=step)
+        if step % _STEPS_PER_PICTURE == 0:
+            best = max(rows, key=lambda row: float(row["reward"]))
+            log_attributions(logger, [best], step)
+
+
+def log_attributions(logger: Any, rows: Sequence[Mapping[str, Any]], step: int = 0) -> None:
+    """Show which tokens made the reward of each row, as pictures."""
+    for place, row in enumerate(rows):
+        if logger and row.get("attribution"):
+            figure = attribution_figure(row)
+            logger.experiment.add_figure(f"attribution/{place}", figure, global_step=step)
 
 
 def samples_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from rlt.report.attribution import attribution_fence
+
 SHOWN_CHARACTERS = 2000  # of one text
 _GIB = 2**30
 
@@ -124,6 +126,9 @@ def sample_text(row: Mapping[str, object]) -> str:
     for key in ("question", "solution", "explanation", "completion"):
         if row.get(key) is not None:
             parts.append(named_text(key.capitalize(), str(row[key])))
+    found = row.get("attribution")
+    if isinstance(found, Mapping):
+        parts.append(attribution_fence(found))
     return "\n\n".join(part for part in parts if part)
 
 

@@ -23,6 +23,7 @@ class RewardTable:
 
     rewards: list[float]
     terms: dict[str, list[float]]
+    scores: Sequence[TokenScores] = ()  # what they were made of, where there are tokens
 
     def row(self, n: int) -> dict[str, float]:
         return {"reward": self.rewards[n]} | {name: v[n] for name, v in self.terms.items()}
@@ -93,4 +94,4 @@ class Reward:
                     total += term.sign * term.weight * coefficient * reduced
             columns.setdefault("end_tag_penalty", []).append(penalty)
             rewards.append(total)
-        return RewardTable(rewards, columns)
+        return RewardTable(rewards, columns, scores)

@@ -26,13 +26,14 @@ class ScoredExplanation:
 
     Attributes:
         teacher_prompt: the teacher's prompt token ids.
-        teacher_log_probs_T: log-probs of `explanation.ids`, or of more tokens that begin with them.
+        teacher_log_probs_T: log-probs of `explanation.ids`, or of more tokens that begin with them;
+            None if nobody asks for them.
     """
 
     problem: Problem
     explanation: Explanation
     teacher_prompt: Sequence[int]
-    teacher_log_probs_T: Tensor
+    teacher_log_probs_T: Tensor | None
 
     @property
     def text(self) -> str:
@@ -106,7 +107,9 @@ class RewardScorer:
                 TokenScores(
                     solution_log_probs_K=log_probs[n][slice(*text.solution_span)].cpu(),
                     student_log_probs_T=log_probs[n][slice(*text.thought_span)].cpu(),
-                    teacher_log_probs_T=row.teacher_log_probs_T[:T].cpu(),
+                    teacher_log_probs_T=None
+                    if row.teacher_log_probs_T is None
+                    else row.teacher_log_probs_T[:T].cpu(),
                     end_tag_found=row.explanation.end_tag_found,
                     exact_kl_T=exact_kl[n],
                     correct_share=shares[n],

@@ -22,7 +22,8 @@ class TokenScores:
     Attributes:
         solution_log_probs_K: student's log-probs of the solution, after question and thought.
         student_log_probs_T: student's log-probs of the explanation, as its own thought.
-        teacher_log_probs_T: teacher's log-probs of the explanation it wrote.
+        teacher_log_probs_T: teacher's log-probs of the explanation it wrote; None where no term
+            asks for them.
         exact_kl_T: KL(teacher‖student) over the vocabulary at each explanation token, in nats.
         correct_share: share of the student's sampled answers that were verified as right.
         end_tag_found: whether the teacher closed its explanation.
@@ -30,7 +31,7 @@ class TokenScores:
 
     solution_log_probs_K: Tensor
     student_log_probs_T: Tensor
-    teacher_log_probs_T: Tensor
+    teacher_log_probs_T: Tensor | None
     end_tag_found: bool
     exact_kl_T: Tensor | None = None
     correct_share: float | None = None
@@ -40,7 +41,9 @@ class Term(Protocol):
     """One addend of the reward."""
 
     @property
-    def needs(self) -> frozenset[str]: ...  # "exact_kl", "correct_share": beyond log-probs
+    def needs(self) -> frozenset[str]: ...
+
+    # beyond the student's log-probs: "teacher_log_probs", "exact_kl", "correct_share"
 
     @property
     def sign(self) -> float: ...
@@ -94,13 +97,13 @@ def k3(teacher_T: Tensor, student_T: Tensor) -> Tensor:
     return ratio_T - 1 + torch.exp(-ratio_T)
 
 
-def cross_entropy(teacher_T: Tensor, student_T: Tensor) -> Tensor:
+def cross_entropy(student_T: Tensor) -> Tensor:
     """The student's surprise alone, without the teacher's entropy."""
     return -student_T
 
 
-ESTIMATORS = {"k1": k1, "k3": k3, "cross_entropy": cross_entropy}
-KL_ESTIMATORS = (*ESTIMATORS, "exact")
+ESTIMATORS = {"k1": k1, "k3": k3}
+KL_ESTIMATORS = (*ESTIMATORS, "cross_entropy", "exact")
 
 
 @dataclass
@@ -165,13 +168,18 @@ class ThoughtKL:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"exact_kl"} if self.estimator == "exact" else ())
+        if self.estimator == "cross_entropy":
+            return frozenset()
+        return frozenset({"exact_kl" if self.estimator == "exact" else "teacher_log_probs"})
 
     def values(self, scores: TokenScores) -> Tensor:
         if self.estimator == "exact":
             assert scores.exact_kl_T is not None
             values_T = scores.exact_kl_T
+        elif self.estimator == "cross_entropy":
+            values_T = cross_entropy(scores.student_log_probs_T)
         else:
+            assert scores.teacher_log_probs_T is not None
             values_T = ESTIMATORS[self.estimator](
                 scores.teacher_log_probs_T, scores.student_log_probs_T
             )

@@ -29,6 +29,7 @@ from rlt.stages.common import FIRST_LOOK, require_same_tokenizer, source_of
 from rlt.stages.distill import check_explanations
 from rlt.stages.examples import require_explanations
 from rlt.stages.projection import check_all
+from rlt.stages.score import check_score, explained
 from rlt.stages.teacher_rl import check_student_choice
 from rlt.stages.values import check_values
 from rlt.traces import find_traces
@@ -95,10 +96,12 @@ def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> di
             find_traces(cfg.traces)
     if cfg.stage == "teacher_rl":
         check_student_choice(cfg)
+    if cfg.stage == "score":
+        check_score(cfg)
     parts = check_values(cfg)
-    if "reward" in parts and parts["reward"].correctness is not None and cfg.data.grader is None:
+    if "reward" in parts and parts["reward"].correctness is not None and not _grader(cfg):
         raise ValueError("this reward verifies answers: set data.grader (it is null)")
-    if cfg.stage == "student_rl" and cfg.data.grader is None:
+    if cfg.stage == "student_rl" and not _grader(cfg):
         raise ValueError("student RL verifies answers: set data.grader (it is null)")
     tokenizers = []
     for role in ("teacher", "student"):
@@ -126,6 +129,10 @@ def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> di
         rollout = parts["rollout"]
         does.append(f"T = {rollout.temperature}, at most {rollout.max_new_tokens} new tokens")
     return {"reads": "\n".join(reads), "does": "\n".join(does)}
+
+
+def _grader(cfg: DictConfig) -> bool:
+    return cfg.data is not None and cfg.data.grader is not None
 
 
 def _model_name(cfg: DictConfig, role: str, made_here: Mapping[str, str]) -> str:
@@ -172,7 +179,8 @@ def _refusal(error: BaseException | None) -> str | None:
 
 def _problems(cfg: DictConfig, views: Any, seen: Seen) -> tuple[list[Problem] | None, str]:
     """Training problems (or questions), and a line about what was read."""
-    node = OmegaConf.to_yaml(cfg.benchmark if cfg.stage == "evaluate" else cfg.data, resolve=True)
+    wanted = cfg.benchmark if cfg.stage == "evaluate" else cfg.data
+    node = OmegaConf.to_yaml(wanted, resolve=True) if wanted is not None else str(cfg.traces)
     if node not in seen:
         seen[node] = _read_problems(cfg, views)
     problems, counted = seen[node]
@@ -187,7 +195,8 @@ def _read_problems(cfg: DictConfig, views: Any) -> tuple[list[Problem] | None, s
             benchmark = build(cfg.benchmark)
             questions = benchmark.load(build(cfg.prompt).forbidden, count)
             return questions, f"benchmark {benchmark.name}: {len(questions)} questions"
-        split = build(cfg.data).load(forbidden, count)
+        data = explained(cfg) if cfg.stage == "score" else build(cfg.data)
+        split = data.load(forbidden, count)
         for problem in split.train[:FIRST_LOOK] if views is not None else ():
             views.teacher_prompt(problem)  # a tokenizer that cannot read them is told here
     except ValueError as error:

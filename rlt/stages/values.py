@@ -18,6 +18,7 @@ from rlt.traces import FORMATS
 
 # Smallest whole number that each of these may be; null, where the key takes it, is no number.
 _AT_LEAST = {
+    "attributed": 0,
     "best_of": 1,
     "callbacks.checkpoint.every_steps": 1,
     "callbacks.checkpoint.keep": 1,
@@ -37,6 +38,7 @@ _AT_LEAST = {
     "problems_per_batch": 1,
     "questions_per_batch": 1,
     "rank": 1,
+    "rows_per_batch": 1,
     "samples": 1,
     "validation_answers": 0,
 }
@@ -79,6 +81,11 @@ def check_values(cfg: DictConfig) -> dict[str, Any]:
                 f"hardware.precision={cfg.hardware.precision}: float16 needs loss scaling, which "
                 "training does not do; choose bf16-mixed, bf16-true or 32-true"
             )
+    share = cfg.get("keep_share", 1.0)
+    if not 0 < share <= 1:
+        errors.append(f"keep_share={share}: must be above 0 and at most 1")
+    if cfg.get("temperature", 1.0) <= 0:
+        errors.append(f"temperature={cfg.temperature}: must be above 0")
     if cfg.get("rank", 1) > cfg.get("best_of", 1):
         errors.append(f"rank={cfg.rank}: of best_of={cfg.best_of} completions there is no such one")
     raise_if_any(errors)

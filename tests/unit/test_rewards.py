@@ -85,9 +85,10 @@ def test_every_shipped_reward_by_hand(name: str, composed: Callable[..., DictCon
     table = reward([SCORES, changed(end_tag_found=False)])
     assert table.rewards == pytest.approx([EXPECTED[name], EXPECTED[name] - 1], abs=1e-5)
     assert table.terms["end_tag_penalty"] == [0.0, 1.0]
-    assert reward.needs == {"full_kl": {"exact_kl"}, "correctness": {"correct_share"}}.get(
-        name, frozenset()
-    )
+    of_the_student_alone = {"solution_only", "no_entropy", "length"}
+    otherwise = set() if name in of_the_student_alone else {"teacher_log_probs"}
+    special = {"full_kl": {"exact_kl"}, "correctness": {"correct_share"}}
+    assert reward.needs == special.get(name, otherwise)
 
 
 def test_the_table_names_unweighted_terms(composed: Callable[..., DictConfig]) -> None:

@@ -1,0 +1,46 @@
+"""Which tokens made a reward: the log-ratio along an explanation, the log-probs of a solution."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlt.data.prompts import Views
+from rlt.rewards.scorer import ScoredExplanation
+from rlt.rewards.terms import TokenScores
+
+Attribution = dict[str, list[tuple[str, float]]]
+_DIGITS = 4
+
+
+def attribution(views: Views, scored: ScoredExplanation, scores: TokenScores) -> Attribution:
+    """(token, value) lists, rounded for the page.
+
+    `solution`: student's log-prob of each solution token; the lowest sets r_SS's minimum.
+    `explanation`: teacher's less student's log-prob of each token, the highest sets r_KL's maximum;
+    without a teacher the student's surprise alone.
+    """
+    text = views.student_text(scored.problem, scored.explanation.ids)
+    solution_ids = text.continuation[slice(*text.solution_span)]
+    ratios_T = -scores.student_log_probs_T
+    if scores.teacher_log_probs_T is not None:
+        ratios_T = ratios_T + scores.teacher_log_probs_T
+    return {
+        "explanation": _tokens(views, scored.explanation.ids, ratios_T.tolist()),
+        "solution": _tokens(views, solution_ids, scores.solution_log_probs_K.tolist()),
+    }
+
+
+def extremes(found: Mapping[str, Sequence[Any]]) -> dict[str, int]:
+    """Place of the token that set r_KL's maximum and of the one that set r_SS's minimum."""
+    places = {}
+    for name, pick in (("explanation", max), ("solution", min)):
+        values = [value for _, value in found[name]]
+        if values:
+            places[name] = values.index(pick(values))
+    return places
+
+
+def _tokens(views: Views, ids: Sequence[int], values: Sequence[float]) -> list[tuple[str, float]]:
+    return [
+        (views.decode([token]), round(value, _DIGITS))
+        for token, value in zip(ids, values, strict=True)
+    ]

@@ -1,0 +1,175 @@
+"""`rlt stage=score`: any explanations, scored by any reward and student, without RL.
+
+    rlt stage=score traces=outputs/traces/traces model@student=… model@teacher=…
+    rlt stage=score data=gsm_symbolic reward=solution_only model@student=smollm2_135m
+
+Explanations come from traces, or from a data set's own. r_KL compares the student with a teacher,
+so rewards that hold it need `model@teacher`; with its own weights, if the teacher that wrote the
+text is at hand. The best `keep_share` is written as traces that `stage=distill` takes.
+"""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rlt.data.dataset import ProblemData
+from rlt.data.prompts import Views
+from rlt.data.records import Problem
+from rlt.evaluation.statistics import bootstrap_interval
+from rlt.hardware import device_of
+from rlt.logprobs import row_log_probs
+from rlt.models import context_tokens, fingerprint, freeze
+from rlt.report.samples import log_attributions
+from rlt.rewards import RewardScorer, ScoredExplanation
+from rlt.rewards.attribution import attribution
+from rlt.runtime import RunFolder, build, peak_memory_bytes
+from rlt.stages.common import (
+    in_batches,
+    load_data,
+    load_model,
+    load_views,
+    log_scalars,
+    make_logger,
+    require_same_tokenizer,
+    source_of,
+)
+from rlt.stages.examples import require_explanations
+from rlt.traces import trace_source, write_rows, write_traces
+
+
+def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
+    check_score(cfg)
+    views = load_views(cfg, "student")
+    if cfg.teacher is not None:
+        require_same_tokenizer(source_of(cfg, "teacher").tokenizer(), views.tokenizer)
+    data = explained(cfg)
+    problems = load_data(data, views).train
+    require_explanations(problems)
+    problems = [problem for problem in problems if problem.explanation is not None]
+    device = device_of(cfg)
+    student = freeze(load_model(cfg, "student").model).to(device)
+    teacher = None
+    if cfg.teacher is not None:
+        teacher = freeze(load_model(cfg, "teacher").model).to(device)
+    models = {"student": student, "teacher": teacher}
+    prints = {role: fingerprint(model) for role, model in models.items() if model is not None}
+    run.record(models=prints)
+    scorer = RewardScorer(
+        build(cfg.reward), student, views,
+        temperature=cfg.temperature, token_budget=cfg.hardware.tokens_per_micro_batch,
+        grader=data.grader,
+    )  # fmt: skip
+    for problem in problems:
+        check_context(views, problem, student)
+
+    def score(batch: list[Problem]) -> list[dict[str, Any]]:
+        scored = scored_explanations(batch, views, teacher, scorer)
+        table = scorer(scored, teacher)
+        return [
+            {
+                "problem_id": one.problem.id,
+                "question": one.problem.question,
+                "solution": one.problem.solution,
+                "explanation": one.explanation.text,
+                "system": one.problem.system,
+                "student_tokens": len(one.explanation.ids),
+                "reward": table.rewards[n],
+                "reward_terms": {name: column[n] for name, column in table.terms.items()},
+                "attribution": attribution(views, one, table.scores[n]),
+                **prints,
+                "config": run.key,
+            }
+            for n, one in enumerate(scored)
+        ]
+
+    partial = run.folder / "scores.partial"
+    rows = in_batches(problems, cfg.rows_per_batch, partial, cfg.seed, "scoring", score)
+    rows.sort(key=lambda row: -row["reward"])
+    for rank, row in enumerate(rows, start=1):
+        row["rank"] = rank
+    write_rows(rows, run.folder / "scores.jsonl")
+    kept = rows[: max(1, round(cfg.keep_share * len(rows)))]
+    bare = [{k: v for k, v in row.items() if k != "attribution"} for row in kept]
+    write_traces(bare, run.folder, cfg.format)
+    partial.unlink()
+    metrics = summarise(rows, kept)
+    log_scalars(cfg, run.folder, metrics)
+    half = (cfg.attributed + 1) // 2
+    log_attributions(make_logger(cfg, run.folder), [*rows[:half], *rows[half:][-half:]])
+    return metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}
+
+
+def check_score(cfg: DictConfig) -> None:
+    """Raises ValueError when explanations, models and reward do not go together."""
+    if (cfg.traces is None) == (cfg.data is None):
+        raise ValueError(
+            "stage=score takes explanations from traces=<file or run>/traces, or from data=… that "
+            "carries them: give one of the two"
+        )
+    if "teacher_log_probs" in build(cfg.reward).needs and cfg.teacher is None:
+        raise ValueError(
+            "this reward compares the student with the teacher that wrote the text: set "
+            "model@teacher=… (and teacher_path=…), or choose reward=solution_only or no_entropy"
+        )
+    if cfg.teacher is None and cfg.teacher_path is not None:
+        raise ValueError(f"teacher_path={cfg.teacher_path} needs model@teacher=…")
+
+
+def explained(cfg: DictConfig) -> ProblemData:
+    """The explanations to score; of traces, several may be of one problem."""
+    if cfg.traces is None:
+        data: ProblemData = build(cfg.data)
+        return data
+    return ProblemData(trace_source(cfg.traces), validation_share=0, unique=False)
+
+
+def check_context(views: Views, problem: Problem, student: Any) -> None:
+    """Raises ValueError when a student's text is longer than its context."""
+    text = views.student_text(problem, views.thought(problem.explanation or ""))
+    tokens = len(text.prompt) + len(text.continuation)
+    if tokens > context_tokens(student):
+        raise ValueError(
+            f"problem {problem.id}: question, explanation and solution are {tokens} tokens, the "
+            f"student's context holds {context_tokens(student)}; leave such rows out with "
+            "data.max_tokens and data.on_bad_row=skip"
+        )
+
+
+def scored_explanations(
+    problems: list[Problem], views: Views, teacher: Any, scorer: RewardScorer
+) -> list[ScoredExplanation]:
+    """Explanations given as text, as a teacher would have written and closed them."""
+    explanations = [
+        views.explanation(views.thought(p.explanation or "") + views.encode(views.stop))
+        for p in problems
+    ]
+    prompts = [views.teacher_prompt(problem) for problem in problems]
+    rows = [(prompt, one.ids) for prompt, one in zip(prompts, explanations, strict=True)]
+    log_probs: list[Any] = [None] * len(rows)
+    if teacher is not None:
+        log_probs = row_log_probs(
+            teacher, rows, temperature=scorer.temperature,
+            pad_id=views.tokenizer.pad_token_id, token_budget=scorer.token_budget,
+        )  # fmt: skip
+    return [
+        ScoredExplanation(problem, one, prompt, values)
+        for problem, one, prompt, values in zip(
+            problems, explanations, prompts, log_probs, strict=True
+        )
+    ]
+
+
+def summarise(rows: list[dict[str, Any]], kept: list[dict[str, Any]]) -> dict[str, float]:
+    interval = bootstrap_interval([row["reward"] for row in rows])
+    metrics = {
+        "score/rows": float(len(rows)),
+        "score/kept": float(len(kept)),
+        "score/reward": interval.mean,
+        "score/reward_low": interval.low,
+        "score/reward_high": interval.high,
+        "score/kept_reward": sum(row["reward"] for row in kept) / len(kept),
+    }
+    for name in rows[0]["reward_terms"]:
+        total = sum(row["reward_terms"][name] for row in rows)
+        metrics[f"score/reward_terms/{name}"] = total / len(rows)
+    return metrics
