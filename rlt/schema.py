@@ -116,6 +116,7 @@ class EvaluateRecipe:
     rollout: Node = MISSING
     samples: int = 1
     questions_per_batch: int = 64
+    contamination: Node = MISSING
 
 
 @dataclass
@@ -200,6 +201,7 @@ class Evaluate(Common, EvaluateRecipe):
     student_path: str | None = None
     prompt: Node = MISSING
     benchmark: Node = MISSING
+    trained_on: Node = None
 
 
 @dataclass

@@ -20,6 +20,7 @@ from rlt.evaluation.graders import NO_SOLUTION_BLOCK, Grader, Verdict
 from rlt.evaluation.statistics import (
     Interval,
     avg_at_k_per_question,
+    majority_per_question,
     paired_difference_interval,
     pass_at_k_per_question,
     share_interval,
@@ -82,6 +83,7 @@ class AnswerRecord:
     score: float
     reason: str
     tokens: int | None = None
+    prompt: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,6 +103,7 @@ def evaluate_answers(
     tags: tuple[str, str],
     grader: Grader,
     tokens_PK: Sequence[Sequence[int]] | None = None,
+    prompts_P: Sequence[str] | None = None,
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
@@ -111,6 +114,7 @@ def evaluate_answers(
         answers_PK: the completions, as sampled after the opening thought tag.
         tags: the prompt style's opening and closing solution tag.
         tokens_PK: their lengths, if known.
+        prompts_P: what was asked, word for word, if known.
     """
     k = _answers_per_question(problems, answers_PK)
     texts = [text for answers in answers_PK for text in answers]
@@ -133,12 +137,22 @@ def evaluate_answers(
             score=verdict.score,
             reason=verdict.reason,
             tokens=count,
+            prompt=None if prompts_P is None else prompts_P[index // k],
         )
         for index, (owner, text, answer, verdict, count) in enumerate(
             zip(owners, texts, answers, verdicts, tokens, strict=True)
         )
     ]
-    metrics = _accuracy_metrics(correct_matrix(records), confidence, resamples, seed)
+    correct_PK = correct_matrix(records)
+    metrics = _accuracy_metrics(correct_PK, confidence, resamples, seed)
+    if k > 2:
+        told = [record.extracted for record in records]
+        rows = [told[start : start + k] for start in range(0, len(told), k)]
+        interval = share_interval(
+            majority_per_question(rows, correct_PK), confidence, resamples, seed
+        )
+        for end, value in zip(("", "_low", "_high"), interval, strict=True):
+            metrics[f"eval/majority@{k}{end}"] = value
     metrics |= {
         "eval/no_answer_share": float(np.mean([not (answer or "").strip() for answer in answers])),
         "eval/grading_error_share": float(np.mean([verdict.failed for verdict in verdicts])),

@@ -43,11 +43,6 @@ def avg_at_k_per_question(correct_PK: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(_checked_PK(correct_PK).mean(axis=1))
 
 
-def avg_at_k(correct_PK: ArrayLike) -> float:
-    """Share of right answers, every question weighing the same."""
-    return float(avg_at_k_per_question(correct_PK).mean())
-
-
 def pass_at_k_per_question(correct_PK: ArrayLike, k: int) -> NDArray[np.float64]:
     """Unbiased estimate, per question, that at least one of k answers is right.
 
@@ -64,11 +59,6 @@ def pass_at_k_per_question(correct_PK: ArrayLike, k: int) -> NDArray[np.float64]
     draws_k = np.arange(k)
     all_wrong_Pk = np.clip(wrong_P[:, None] - draws_k, 0, None) / (n - draws_k)
     return np.asarray(1.0 - all_wrong_Pk.prod(axis=1))
-
-
-def pass_at_k(correct_PK: ArrayLike, k: int) -> float:
-    """Mean over questions of `pass_at_k_per_question`."""
-    return float(pass_at_k_per_question(correct_PK, k).mean())
 
 
 def bootstrap_interval(
@@ -153,23 +143,18 @@ def t_interval(values_S: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def majority_share(answers_PK: Sequence[Sequence[str | None]], correct_PK: ArrayLike) -> float:
-    """majority@k: share of questions whose most frequent answer is right.
-
-    Answers are grouped by their text; of answers equally frequent the one given first counts. No
-    answer is no vote, and a question without votes is wrong.
-    """
-    return float(np.mean(majority_per_question(answers_PK, correct_PK)))
-
-
 def majority_per_question(
     answers_PK: Sequence[Sequence[str | None]], correct_PK: ArrayLike
 ) -> NDArray[np.float64]:
-    """Whether the most frequent answer to each question is right; see `majority_share`."""
+    """majority@k: whether the most frequent of k answers to each question is right (1 or 0).
+
+    Answers are grouped by their text; of answers equally frequent the one given first counts. No
+    answer, or an empty one, is no vote, and a question without votes is wrong.
+    """
     correct = _checked_PK(correct_PK)
     right = []
     for answers, verdicts in zip(answers_PK, correct, strict=True):
-        votes = Counter(answer for answer in answers if answer is not None)
+        votes = Counter(answer for answer in answers if answer)
         winner = votes.most_common(1)[0][0] if votes else None
         right.append(0.0 if winner is None else float(verdicts[list(answers).index(winner)]))
     return np.asarray(right)

@@ -11,6 +11,7 @@ from rlt.report.attribution import attribution_fence
 
 SHOWN_CHARACTERS = 2000  # of one text
 _GIB = 2**30
+_ACCURACY = re.compile(r"/(avg|pass|majority)@\d+(_low|_high)?$|/accuracy(_low|_high)?$")
 
 
 def number(value: float) -> str:
@@ -49,7 +50,7 @@ def metric_value(name: str, value: float) -> str:
         return f"{value / _GIB:.2f} GiB"
     if name.endswith("_seconds"):
         return duration(value)
-    if name.endswith(("_share", "_accuracy")) or re.search(r"/(avg|pass)@\d+(_low|_high)?$", name):
+    if name.endswith(("_share", "_accuracy")) or _ACCURACY.search(name):
         return percent(value)
     return number(value)
 

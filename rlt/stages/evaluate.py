@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rlt.data.prompts import Views
 from rlt.data.records import Problem
 from rlt.evaluation.benchmark import Benchmark, evaluate_answers
 from rlt.hardware import device_of
@@ -17,6 +18,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     views = load_views(cfg, "student")
     benchmark: Benchmark = build(cfg.benchmark)
     problems = benchmark.load(views.style.forbidden, views.count_tokens)
+    overlap = check_contamination(cfg, views, problems)
     rollout = build(cfg.rollout)
     student = freeze(load_model(cfg, "student").model).to(device_of(cfg))
     run.record(data=benchmark.report, models={"student": fingerprint(student)})
@@ -43,10 +45,25 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
             tags,
             benchmark.grader,
             [row["tokens"] for row in rows],
+            [views.decode(views.student_prompt(problem)) for problem in problems],
         )
     with (run.folder / "answers.jsonl").open("w", encoding="utf-8") as file:
         for record in result.records:
             file.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
     partial.unlink()
-    log_scalars(cfg, run.folder, result.metrics)
-    return result.metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}
+    metrics = result.metrics | overlap
+    log_scalars(cfg, run.folder, metrics)
+    return metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}
+
+
+def check_contamination(cfg: DictConfig, views: Views, problems: list[Problem]) -> dict[str, float]:
+    """Overlap of the questions with what the student was trained on, if the config says what.
+
+    Raises:
+        ValueError: it is above the config's limit.
+    """
+    if cfg.trained_on is None:
+        return {}
+    trained_on = build(cfg.trained_on).load(views.forbidden, views.count_tokens).train
+    overlap: dict[str, float] = build(cfg.contamination).check(trained_on, problems)
+    return overlap

@@ -27,6 +27,7 @@ from rlt.report.study import read_study
 from rlt.runtime import build, config_key
 from rlt.stages.common import FIRST_LOOK, require_same_tokenizer, source_of
 from rlt.stages.distill import check_explanations
+from rlt.stages.evaluate import check_contamination
 from rlt.stages.examples import require_explanations
 from rlt.stages.projection import check_all
 from rlt.stages.score import check_score, explained
@@ -194,6 +195,8 @@ def _read_problems(cfg: DictConfig, views: Any) -> tuple[list[Problem] | None, s
         if cfg.stage == "evaluate":
             benchmark = build(cfg.benchmark)
             questions = benchmark.load(build(cfg.prompt).forbidden, count)
+            if views is not None:
+                check_contamination(cfg, views, questions)
             return questions, f"benchmark {benchmark.name}: {len(questions)} questions"
         data = explained(cfg) if cfg.stage == "score" else build(cfg.data)
         split = data.load(forbidden, count)

@@ -75,6 +75,8 @@ def step_config(cfg: DictConfig, name: str, folders: Mapping[str, Path]) -> Dict
     projected = OmegaConf.merge(OmegaConf.structured(schema), content)
     assert isinstance(projected, DictConfig)
     OmegaConf.set_struct(projected, True)
+    if step.stage == "evaluate":
+        projected.trained_on = cfg.data
     for key, value in raw["steps"][name]["set"].items():
         try:
             OmegaConf.update(projected, key, value, merge=True)
@@ -134,9 +136,13 @@ def input_fingerprints(cfg: DictConfig, leave_out: Collection[str] = ()) -> dict
     if files.get("traces"):
         files["traces"] = str(find_traces(files["traces"]))
     found = {key: path_fingerprint(key, Path(file)) for key, file in files.items() if file}
-    node = cfg.get("data") or (cfg.get("benchmark") or {}).get("data")
-    if node is not None:
-        found["data.source"] = str(build(node).source.describe())
+    nodes = {
+        "data.source": cfg.get("data") or (cfg.get("benchmark") or {}).get("data"),
+        "trained_on.source": cfg.get("trained_on"),
+    }
+    for key, node in nodes.items():
+        if node is not None:
+            found[key] = str(build(node).source.describe())
     return found
 
 

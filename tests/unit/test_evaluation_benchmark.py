@@ -82,7 +82,9 @@ def test_metrics_by_hand() -> None:
     assert metrics["eval/grading_error_share"] == 0
     assert (metrics["eval/questions"], metrics["eval/answers"]) == (4, 16)
     assert 0 <= metrics["eval/avg@4_low"] < 7 / 16 < metrics["eval/avg@4_high"] <= 1
-    names = [f"eval/{m}{end}" for m in ("avg@4", "pass@1", "pass@2", "pass@4") for end in ENDS]
+    assert metrics["eval/majority@4"] == 3 / 4  # ties go to the answer given first
+    of_k = ("avg@4", "pass@1", "pass@2", "pass@4", "majority@4")
+    names = [f"eval/{m}{end}" for m in of_k for end in ENDS]
     shares = ["no_answer_share", "grading_error_share", "questions", "answers"]
     assert sorted(metrics) == sorted([*names, *(f"eval/{name}" for name in shares)])
     assert correct_matrix(result.records).sum(axis=1).tolist() == [4, 1, 0, 2]
@@ -93,7 +95,9 @@ def test_pass_at_k_of_a_k_that_is_no_power_of_two() -> None:
     result = evaluate_answers(problems, [[says("6")] * 3], TAGS, ExactGrader())
     found = {name for name in result.metrics if "@" in name}
     assert found == {
-        f"eval/{m}{end}" for m in ("avg@3", "pass@1", "pass@2", "pass@3") for end in ENDS
+        f"eval/{m}{end}"
+        for m in ("avg@3", "pass@1", "pass@2", "pass@3", "majority@3")
+        for end in ENDS
     }
     assert {result.metrics[name] for name in found if not name.endswith("_low")} == {1.0}
 

@@ -6,20 +6,22 @@ import numpy as np
 import pytest
 
 from rlt.evaluation.statistics import (
-    avg_at_k,
     avg_at_k_per_question,
     bootstrap_interval,
+    majority_per_question,
     paired_difference_interval,
-    pass_at_k,
     pass_at_k_per_question,
+    questions_to_tell_apart,
+    rank_correlation,
     share_interval,
+    t_interval,
 )
 
 
 def test_avg_at_k_by_hand() -> None:
     correct_PK = [[1, 0, 0, 0], [1, 1, 1, 0]]
     assert avg_at_k_per_question(correct_PK).tolist() == [0.25, 0.75]
-    assert avg_at_k([*correct_PK, [1, 1, 1, 1]]) == pytest.approx(2 / 3)
+    assert avg_at_k_per_question([*correct_PK, [1, 1, 1, 1]]).mean() == pytest.approx(2 / 3)
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -29,7 +31,7 @@ def test_pass_at_k_by_hand() -> None:
     assert pass_at_k_per_question(correct_PK, 1) == pytest.approx([1 / 4, 1 / 2, 0])
     assert pass_at_k_per_question(correct_PK, 2) == pytest.approx([1 / 2, 5 / 6, 0])
     assert pass_at_k_per_question(correct_PK, 4) == pytest.approx([1, 1, 0])
-    assert pass_at_k(correct_PK, 2) == pytest.approx((1 / 2 + 5 / 6) / 3)
+    assert pass_at_k_per_question(correct_PK, 2).mean() == pytest.approx((1 / 2 + 5 / 6) / 3)
 
 
 @pytest.mark.parametrize("n", [1, 3, 6])
@@ -39,26 +41,28 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_answer(n: int) -> None:
         for k in range(1, n + 1):
             draws = list(combinations(answers, k))
             share = sum(any(draw) for draw in draws) / len(draws)
-            assert pass_at_k([answers], k) == pytest.approx(share, abs=1e-12)
+            assert pass_at_k_per_question([answers], k).mean() == pytest.approx(share, abs=1e-12)
 
 
 def test_pass_at_k_stays_exact_for_many_samples() -> None:
     # C(900, 100) / C(1000, 100) overflows a float as a ratio of factorials; 1 - prod is stable
     expected = 1 - np.prod([(900 - i) / (1000 - i) for i in range(100)])
-    assert pass_at_k([[1] * 100 + [0] * 900], 100) == pytest.approx(expected, rel=1e-12)
+    assert pass_at_k_per_question([[1] * 100 + [0] * 900], 100).mean() == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_pass_at_k_needs_k_answers(k: int) -> None:
     with pytest.raises(ValueError, match=f"k is {k}, must lie in 1..3"):
-        pass_at_k([[1, 0, 1]], k)
+        pass_at_k_per_question([[1, 0, 1]], k)
 
 
 def test_partial_scores_and_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="partial scores"):
-        pass_at_k([[0.5, 1.0]], 1)
+        pass_at_k_per_question([[0.5, 1.0]], 1)
     with pytest.raises(ValueError, match=r"shape \(2,\)"):
-        avg_at_k([1, 0])
+        avg_at_k_per_question([1, 0])
     with pytest.raises(ValueError, match=r"shape \(1, 2\)"):
         bootstrap_interval([[1.0, 0.0]])
     with pytest.raises(ValueError, match="confidence is 95"):
@@ -131,3 +135,42 @@ def test_shares_that_all_agree_have_an_interval_all_the_same() -> None:
     assert share_interval([1.0] * 32) == (1.0, pytest.approx(0.8911, abs=1e-4), 1.0)
     mixed = [0.0, 0.5, 1.0, 1.0]
     assert share_interval(mixed) == bootstrap_interval(mixed)
+
+
+# --- seeds, majorities, planning ----------------------------------------------------------------
+
+
+def test_students_interval_by_the_table() -> None:
+    # mean 3, standard deviation sqrt(2.5), t(0.975, 4) = 2.776
+    interval = t_interval([1, 2, 3, 4, 5])
+    half = 2.7764451 * (2.5 / 5) ** 0.5
+    assert interval == pytest.approx((3, 3 - half, 3 + half), abs=1e-6)
+    with pytest.raises(ValueError, match="at least 2"):
+        t_interval([1.0])
+
+
+def test_majority_at_k_by_hand() -> None:
+    answers = [
+        ["7", "7", "5"],  # right by two votes
+        ["5", "5", "7"],  # outvoted
+        ["5", "7", "9"],  # a tie: the first one given
+        [None, "", "7"],  # no answer is no vote
+        [None, None, None],
+    ]
+    correct = [[1, 1, 0], [0, 0, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert majority_per_question(answers, correct).tolist() == [1, 0, 0, 1, 0]
+
+
+def test_questions_to_tell_apart() -> None:
+    # Differences +1 and -1 three times to one: mean 0.5, standard deviation 0.8666;
+    # ((1.96 + 0.8416) * 0.8666 / 0.5)^2 = 23.6
+    a, b = [1, 1, 1, 0] * 250, [0, 0, 0, 1] * 250
+    assert questions_to_tell_apart(a, b) == 24
+    assert questions_to_tell_apart(b, a) == 24
+    assert questions_to_tell_apart([1, 0], [0, 1]) is None  # equal means
+
+
+def test_rank_correlation() -> None:
+    assert rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3, 4], [4, 3, 1, 2]) == pytest.approx(-0.8)
+    assert np.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
