@@ -12,7 +12,7 @@ import socket
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import hydra
@@ -26,13 +26,14 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlt import __version__, schema
 
 # Errors that say what to change; their message is enough, unless HYDRA_FULL_ERROR=1.
 _USER_ERRORS = (ValueError, FileNotFoundError, InstantiationException)
 _MAX_FOLDER_NAME = 120
+_SHOWN_CHANGES = 60
 _IN_FULL = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -90,7 +91,31 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     if cfg.check:
         print_plan(cfg, run_dir)
         return {}
-    return run_stage(cfg, run_dir)
+    return run_stage(cfg, run_dir, changed=_changed(cfg))
+
+
+def _changed(cfg: DictConfig) -> dict[str, Any]:
+    """What overrides made of the stage's or experiment's own config: key → [before, after].
+
+    For the report alone.
+    """
+    from rlt.runtime import config_changes
+
+    if not HydraConfig.initialized():
+        return {}
+    overrides = list(HydraConfig.get().overrides.task)
+    base = [o for o in overrides if o.partition("=")[0] in ("stage", "experiment")]
+    chosen = HydraConfig.get().runtime.choices
+    if chosen.get("sweep"):  # it may have chosen the experiment
+        base = [f"experiment={chosen['experiment']}"] if chosen.get("experiment") else base
+    if len(base) == len(overrides):
+        return {}
+    options = get_args_parser().parse_args(sys.argv[1:])
+    plain = _loader(options).load_configuration("config", base, RunMode.RUN)
+    with open_dict(plain):
+        del plain["hydra"]
+    changes = list(config_changes(plain, cfg).items())[:_SHOWN_CHANGES]
+    return {"changed_from": " ".join(base) or "stage=pipeline", "changed": dict(changes)}
 
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")

@@ -167,15 +167,20 @@ def _difference(saved: Path, cfg: DictConfig) -> str:
     """The first keys in which a saved config and this one differ."""
     if not saved.is_file():
         return "its config.yaml is gone"
-    old = _flat(OmegaConf.to_container(OmegaConf.load(saved)))
-    new = _flat(OmegaConf.to_container(cfg, resolve=True))
-    keys = sorted(
-        k for k in old.keys() | new.keys()
-        if old.get(k) != new.get(k) and k.split(".")[0] not in _NOT_IN_KEY
-    )  # fmt: skip
-    shown = [f"{k}: {old.get(k, '-')} there, {new.get(k, '-')} here" for k in keys[:3]]
-    more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
+    changes = config_changes(OmegaConf.load(saved), cfg)
+    shown = [f"{k}: {old} there, {new} here" for k, (old, new) in list(changes.items())[:3]]
+    more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
     return ("; ".join(shown) + more) or "its inputs have changed"
+
+
+def config_changes(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted key → (old value, new value), `-` where there is none; not where results are put."""
+    before, after = (_flat(OmegaConf.to_container(cfg, resolve=True)) for cfg in (old, new))
+    return {
+        key: (before.get(key, "-"), after.get(key, "-"))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, "-") != after.get(key, "-") and key.split(".")[0] not in _NOT_IN_KEY
+    }
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:

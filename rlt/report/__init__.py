@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rlt.report.card import write_model_card
 from rlt.report.events import read_scalars
 from rlt.report.folder import Run, read_json_list
 from rlt.report.pipeline import write_pipeline_report
@@ -29,7 +30,8 @@ _COMPARE = "compare"
 
 
 def write_result(run_dir: Path) -> Path:
-    """Write report.md of a finished run, whichever kind it is."""
+    """Write report.md of a finished run, whichever kind it is, and the card of its model."""
+    write_model_card(run_dir)
     if Run(run_dir).stage == _COMPARE:
         return write_study_report(run_dir)
     is_pipeline = (run_dir / _STEPS_FILE).is_file()

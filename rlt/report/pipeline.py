@@ -19,7 +19,14 @@ from rlt.report.folder import Run, read_json_list
 from rlt.report.html import write_html
 from rlt.report.plots import plot_bars
 from rlt.report.results import accuracy_k, result_lines
-from rlt.report.run import REPORT_FILE, draw_plots, provenance, samples_section
+from rlt.report.run import (
+    REPORT_FILE,
+    asked_for,
+    draw_plots,
+    monitors,
+    provenance,
+    samples_section,
+)
 from rlt.report.text import duration, heading, image_links, points, relative_url, table
 
 # Of each step, the curves that tell whether it worked; the rest is in the step's own report.
@@ -34,6 +41,8 @@ def write_pipeline_report(run_dir: Path) -> Path:
     title = heading("pipeline") + (f" · {date[:16].replace('T', ' ')}" if date else "")
     benchmarks = benchmarks_of(steps)
     parts = [f"# {title}", *([heading(run.note)] if run.note else [])]
+    asked = asked_for(run)
+    parts += [f"## What was asked for\n\n{asked}"] if asked else []
     for number, benchmark in enumerate(benchmarks):
         parts.append(_benchmark_section(benchmark, run_dir, number))
     if not benchmarks:
@@ -101,6 +110,7 @@ def _step_section(step: Step, run_dir: Path) -> str:
     parts = [f"## {heading(step.name)} ({heading(step.stage)}){label}"]
     parts.append("\n".join(f"- {line}" for line in result_lines(step.run)))
     parts.append(image_links(_copy_plots(step, run_dir / "plots" / step.name), run_dir))
+    parts.append(monitors(step.run))
     parts.append(samples_section(step.run, each=1))
     own = step.run.folder / REPORT_FILE
     if own.is_file():

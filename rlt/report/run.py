@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rlt.evaluation.benchmark import AnswerRecord
@@ -17,10 +18,12 @@ from rlt.report.text import (
     inline_code,
     metric_value,
     named_text,
+    number,
     reward_terms,
     sample_text,
     table,
 )
+from rlt.rewards.monitors import outside, range_text
 
 REPORT_FILE = "report.md"
 
@@ -35,6 +38,8 @@ def write_report(run_dir: Path) -> Path:
         f"# {title}",
         heading(run.note),
         "\n".join(f"- {line}" for line in result_lines(run)),
+        _section("What was asked for", asked_for(run)),
+        _section("Is the reward being hacked?", monitors(run)),
         _section("Curves", image_links(plots, run_dir)),
         _section("Metrics", metrics_table(run.metrics)),
         _section("Samples", samples_section(run)),
@@ -45,6 +50,42 @@ def write_report(run_dir: Path) -> Path:
     file.write_text("\n\n".join(s for s in sections if s) + "\n", encoding="utf-8")
     write_html(file)
     return file
+
+
+def asked_for(run: Run) -> str:
+    """The overrides, and the values that they changed in the stage's or experiment's own config."""
+    overrides = list(map(str, run.manifest.get("overrides") or []))
+    parts = [", ".join(map(inline_code, overrides))] if overrides else []
+    changed = run.manifest.get("changed") or {}
+    if changed:
+        rows = [
+            [f"`{key}`", inline_code(str(before)), inline_code(str(after))]
+            for key, (before, after) in changed.items()
+        ]
+        parts.append(table(["key", f"in {run.manifest.get('changed_from')}", "here"], rows))
+    return "\n\n".join(parts)
+
+
+def monitors(run: Run) -> str:
+    """The last looks at reward hacking beside their healthy ranges; what is outside comes first."""
+    node = (run.config.get("callbacks") or {}).get("hacking") or {}
+    rows: list[tuple[bool, list[str]]] = []
+    for name, (low, high) in (node.get("ranges") or {}).items():
+        values = run.scalars.get(f"monitor/{name}", [])
+        if not values:
+            continue
+        every = int((run.config.get("module") or {}).get("monitor_every_steps") or 1)
+        looks = [value for step, value in values if step % every == 0][-int(node["window"]) :]
+        mean = fmean(looks or [values[-1][1]])
+        out = outside(mean, low, high)
+        start = number(values[0][1])
+        verdict = "**outside**" if out else "healthy"
+        cells = [f"`monitor/{name}`", start, number(mean), range_text(low, high), verdict]
+        rows.append((out, cells))
+    if not rows:
+        return ""
+    rows.sort(key=lambda row: not row[0])
+    return table(["monitor", "first", "last", "healthy is", ""], [cells for _, cells in rows])
 
 
 def _section(title: str, body: str) -> str:
@@ -116,12 +157,14 @@ def samples_section(run: Run, each: int = 2, level: str = "###") -> str:
 
 
 def best_and_worst(rows: Sequence[Mapping[str, Any]], each: int, prefix: str, level: str) -> str:
-    """The `each` best and worst rows by reward; all of them if there are no more than that."""
+    """The `each` best and worst rows by reward and the middle one; all if there are no more."""
     ordered = sorted(
         (row for row in rows if row.get("reward") is not None), key=lambda row: -row["reward"]
     )
     half = min(each, (len(ordered) + 1) // 2)
     chosen = [("best", row) for row in ordered[:half]]
+    if len(ordered) > 2 * each:
+        chosen.append(("the middle one", ordered[len(ordered) // 2]))
     chosen += [("worst", row) for row in ordered[half:][-each:]]
     return "\n\n".join(
         f"{level} {(prefix + which + ' by reward').capitalize()}\n\n{sample_text(row)}"

@@ -137,6 +137,7 @@ def find_jobs(paths: Sequence[str]) -> list[Job]:
             raise FileNotFoundError(f"runs: {path} is no folder; give run folders, or a sweep's")
         folders = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
         found = [f for f in folders if (f / "manifest.json").is_file()]
+        found = [f for f in found if Run(f).stage != "compare"]
         found = found[:1] if found[:1] == [path] else found
         if not found:
             raise FileNotFoundError(

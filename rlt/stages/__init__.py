@@ -7,6 +7,7 @@ its final metrics.
 import importlib
 import logging
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -20,12 +21,18 @@ _INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
 _TERMINATED = 143  # of one that SIGTERM ended
 
 
-def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[str, float]:
+def run_stage(
+    cfg: DictConfig,
+    run_dir: Path,
+    key: str | None = None,
+    changed: dict[str, Any] | None = None,
+) -> dict[str, float]:
     """Run one stage in its folder: from the start, from where it stopped, or not again.
 
     Args:
         key: identity of the run's config and inputs, if it is a step of a pipeline; made from the
             config if None.
+        changed: what its overrides changed, for the report.
     """
     import lightning as L
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -50,6 +57,8 @@ def run_stage(cfg: DictConfig, run_dir: Path, key: str | None = None) -> dict[st
         return run.metrics
     if run.status == "resumed" and cfg.stage != "compare":
         log.info("%s: going on where it stopped", run_dir)
+    if changed:
+        run.record(**changed)
     L.seed_everything(cfg.seed, verbose=False)
     try:
         metrics = importlib.import_module(f"rlt.stages.{cfg.stage}").run(cfg, run)

@@ -164,7 +164,8 @@ def code_digest() -> str:
 
 
 def path_fingerprint(key: str, path: Path) -> str:
-    """Hex digest of length 16 over a file's bytes, or over those of all files below a folder.
+    """Hex digest of length 16 over a file's bytes, or over those of all files below a folder but
+    its README.md, which tells the date.
 
     Raises:
         FileNotFoundError: there is nothing at the path, which the config gives under `key`.
@@ -174,7 +175,7 @@ def path_fingerprint(key: str, path: Path) -> str:
         raise FileNotFoundError(f"{key}={path}: no such file or folder{hint}")
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
+        if file.is_file() and file.name != "README.md":
             digest.update(file.name.encode())
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())

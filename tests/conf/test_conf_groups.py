@@ -1,7 +1,7 @@
 """Every file of every config group composes with a stage that uses it; its targets are sound."""
 
 from collections.abc import Callable
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rlt.checks import check_hydra_node, check_schema_keys, check_targets
 from rlt.main import config_dir, run
 from rlt.schema import STAGES
+from rlt.stages.projection import check_all
 
 CONF = config_dir()
 
@@ -20,8 +21,8 @@ MOUNTS: dict[str, list[tuple[str, str]]] = {
     "benchmark": [("evaluate", "benchmark"), ("pipeline", "benchmark")],
     "callbacks": [("teacher_sft", "callbacks"), ("pipeline", "callbacks@teacher_rl.callbacks")],
     "data": [("teacher_sft", "data"), ("pretrain", "data"), ("pipeline", "data")],
-    "hardware": [(stage, "hardware") for stage in STAGES],
-    "logger": [(stage, "logger") for stage in STAGES],
+    "hardware": [(stage, "hardware") for stage in STAGES if stage != "compare"],
+    "logger": [(stage, "logger") for stage in STAGES if stage != "compare"],
     "model": [
         ("teacher_sft", "model@teacher"),
         ("teacher_rl", "model@student"),
@@ -38,7 +39,7 @@ MOUNTS: dict[str, list[tuple[str, str]]] = {
     "trainer": [("distill", "trainer"), ("pipeline", "trainer@pretrain.trainer")],
 }
 # Files that are not an option of a mount: parts of a stage, or settings of a whole run.
-ELSEWHERE = ("recipe", "experiment", "sweep", "debug")
+ELSEWHERE = ("arm", "recipe", "experiment", "sweep", "debug")
 # What a file leaves to be said, where it is mounted.
 TO_SAY = {
     ("data", "csv"): ("data.source.files=x.csv",),
@@ -54,15 +55,34 @@ DEBUG = {
     "teacher_rl": ("teacher_rl",),
     "pipeline": ("pipeline",),
 }
-EXPERIMENTS = ("paper_7b", "quickstart", "smollm2_gsm")
+EXPERIMENTS = (
+    *("claim/nano", "claim/size", "claim/transfer"),
+    *("paper_7b", "quickstart", "smollm2_gsm"),
+)
+# A sweep → what is said beside it, and how many jobs it has.
+SWEEPS = {
+    "ablation": ([], 39),
+    "claim_alpha": ([], 27),
+    "claim_cold_start": ([], 15),
+    "claim_lambda": ([], 35),
+    "claim_nano": ([], 66),
+    "claim_rare": ([], 40),
+    "claim_reward": ([], 40),
+    "claim_size": ([], 25),
+    "claim_transfer": ([], 30),
+    "rewards": (["stage=teacher_rl"], 12),
+}
 
 Composed = Callable[..., DictConfig]
 
 
 def options(group: str) -> list[str]:
     """A group's files; those that start with _ are parts of others."""
-    names = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
-    return [name for name in names if not name.startswith("_")]
+    files = (file.relative_to(CONF / group) for file in (CONF / group).rglob("*.yaml"))
+    return sorted(file.with_suffix("").as_posix() for file in files if file.name[0] != "_")
+
+
+ARMS = options("arm")
 
 
 def errors(cfg: DictConfig) -> list[str]:
@@ -81,12 +101,11 @@ def cases() -> list[tuple[str, str, str, str]]:
 def test_every_group_and_file_is_in_these_tests() -> None:
     folders = {path.name for path in CONF.iterdir() if path.is_dir()}
     assert folders == MOUNTS.keys() | set(ELSEWHERE)
-    assert (
-        set(options("recipe")) == set(STAGES) - {"pipeline"} == set(options("stage")) - {"pipeline"}
-    )
+    assert set(options("stage")) == set(STAGES)
+    assert set(options("recipe")) == set(STAGES) - {"pipeline", "compare"}
     assert options("debug") == sorted(DEBUG)
     assert options("experiment") == sorted(EXPERIMENTS)
-    assert options("sweep") == ["rewards"]
+    assert options("sweep") == sorted(SWEEPS)
 
 
 @pytest.mark.parametrize(("stage", "key", "group", "option"), cases())
@@ -135,18 +154,32 @@ def test_debug_makes_any_experiment_small(composed: Composed, experiment: str) -
     assert cfg.store_dir == "outputs/debug_steps"
 
 
-def test_every_job_of_the_sweep_composes(composed: Composed) -> None:
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_value_of_each_sweep_composes(composed: Composed, sweep: str) -> None:
+    beside, n_jobs = SWEEPS[sweep]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        node = compose("config", ["stage=teacher_rl", "sweep=rewards"], return_hydra_config=True)
+        node = compose("config", [*beside, f"sweep={sweep}"], return_hydra_config=True)
     assert node.hydra.mode.name == "MULTIRUN"
     assert check_hydra_node(node.hydra) == []
     params = node.hydra.sweeper.params
     choices = [[f"{key}={v}" for v in str(values).split(",")] for key, values in params.items()]
-    jobs = list(product(*choices))
-    assert len(jobs) == 4 * 3
-    for job in jobs:
-        assert errors(composed("stage=teacher_rl", "sweep=rewards", *job)) == []
-    assert set(chain(*jobs)) >= {"reward=rlt", "reward=solution_only", "seed=2"}
+    assert len(list(product(*choices))) == n_jobs
+    for key_choices in choices:
+        if not key_choices[0].startswith("seed="):
+            for choice in key_choices:
+                assert errors(composed(*beside, f"sweep={sweep}", choice)) == []
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_each_arm_has_sound_steps(composed: Composed, arm: str) -> None:
+    folder = arm.partition("/")[0] if "/" in arm else "nano"
+    experiment = "nano" if folder == "cold_start" else folder
+    cfg = composed(f"experiment=claim/{experiment}", f"arm={arm}")
+    configs = check_all(cfg)
+    assert list(configs)[:3] == ["base", "gold_student", "gold_accuracy"]
+    assert cfg.steps.gold_accuracy.expect == {"eval/avg@4": 0.97}
+    last = cfg.steps[list(configs)[-1]]
+    assert last.stage == "evaluate" and last.label
 
 
 # --- plans --------------------------------------------------------------------------------------
@@ -159,11 +192,16 @@ def test_every_job_of_the_sweep_composes(composed: Composed) -> None:
         (["stage=teacher_sft"], "640 steps of 16"),  # 10 epochs of 1,024
         (["stage=teacher_rl"], "1024 completions a"),
         (["stage=collect", "best_of=3"], "best of 3 for all"),
+        (["stage=collect", "best_of=3", "rank=3"], "number 3 of 3 for all"),
+        (["stage=student_rl"], "1024 completions a"),
+        (["stage=score", "data=digit_chain", "model@teacher=nano"], "1024 training"),
         (["stage=distill", "explanations=data"], "192 steps of 16"),  # 3 epochs of 1,024
         (["stage=evaluate"], "4 answers to each of"),
         (["stage=pipeline"], "warm_up"),
         (["stage=pipeline", "steps=from_scratch"], "solutions"),
         (["experiment=quickstart"], "solutions"),
+        (["experiment=claim/nano"], "gold_accuracy"),
+        (["experiment=claim/transfer"], "teacher"),
     ],
 )
 def test_plans_of_what_needs_no_hub(

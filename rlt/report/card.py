@@ -1,0 +1,78 @@
+"""README.md of an exported model: what it is, how it was made, how to use it."""
+
+from pathlib import Path
+from typing import Any
+
+from rlt.report.folder import Run
+from rlt.report.results import result_lines
+from rlt.report.run import provenance
+from rlt.report.text import fenced, heading, number
+
+CARD = "README.md"
+_WHAT = {
+    "pretrain": "A base model, pretrained from scratch on short texts of one task.",
+    "teacher_sft": "A teacher after its warm-up: it is shown a question and its solution, and "
+    "writes an explanation.",
+    "teacher_rl": "A Reinforcement-Learned Teacher (arXiv 2506.08388): it is shown a question and "
+    "its solution, and writes the explanation that best teaches a student.",
+    "distill": "A student, fine-tuned on explanations: it is asked a question, thinks, answers.",
+    "student_rl": "A student after RL with verified answers as reward.",
+}
+_ROLE = {"teacher_sft": "teacher", "teacher_rl": "teacher"}
+
+
+def write_model_card(run_dir: Path) -> Path | None:
+    """Write model/README.md of a finished run; None if it made no model."""
+    run, folder = Run(run_dir), run_dir / "model"
+    if not folder.is_dir():
+        return None
+    source = _base_model(run)
+    front = ["library_name: transformers", "pipeline_tag: text-generation"]
+    front += ["tags:", "- rlt", f"- {run.stage}"]
+    if source and source.count("/") == 1 and not source.startswith((".", "/")):
+        front.append(f"base_model: {source}")
+    parameters = (run.manifest.get("models") or {}).get("parameters")
+    facts = [f"- {line}" for line in result_lines(run)]
+    if parameters:
+        facts.insert(0, f"- {number(parameters)} parameters.")
+    tags = _tags(run.config.get("prompt"))
+    made = provenance({k: v for k, v in run.manifest.items() if k != "hardware"})
+    parts = [
+        "---\n" + "\n".join(front) + "\n---",
+        f"# {heading(run.stage)} · rlt",
+        _WHAT.get(run.stage, "A model made by rlt."),
+        "\n".join(facts),
+        heading(run.note),
+        "## Use\n\n" + fenced(_USE),
+        tags,
+        "## Limits\n\nTrained and measured on the data named below alone; nothing was done for "
+        "safety, and nothing is known of other tasks or languages.",
+        f"Data: {heading(str((run.manifest.get('data') or {}).get('source', 'not recorded')))}",
+        f"## How it was made\n\n{made}",
+    ]
+    file = folder / CARD
+    file.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    return file
+
+
+_USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/model")
+model = AutoModelForCausalLM.from_pretrained("path/to/model")"""
+
+
+def _base_model(run: Run) -> str | None:
+    role = _ROLE.get(run.stage, "student")
+    node = run.config.get(role)
+    return str(node["path"]) if isinstance(node, dict) and node.get("path") else None
+
+
+def _tags(prompt: Any) -> str:
+    """How the prompt style marks thoughts and answers."""
+    style = prompt if isinstance(prompt, dict) else {}
+    style = style.get("otherwise", style)
+    names = ("thought", "solution", "explanation")
+    if not all(style.get(name) for name in names):
+        return ""
+    told = "; ".join(f"{name} {' … '.join(f'`{tag}`' for tag in style[name])}" for name in names)
+    return f"Tags of its prompts: {told}. `config.yaml` of the run holds the whole style."
