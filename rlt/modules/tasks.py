@@ -199,7 +199,7 @@ class Answering:
             for problem, text, answer in zip(problems, texts, answers, strict=True)
         ]
         return written, RewardTable(
-            rewards, {"correct": correct, "missing_answer_penalty": penalties}
+            rewards, {"answer/correct": correct, "answer/missing_penalty": penalties}
         )
 
     def monitor(

@@ -59,12 +59,15 @@ class Job:
     def finished(self) -> bool:
         return self.status == "finished"
 
+    @property
+    def is_pipeline(self) -> bool:
+        return (self.run.folder / "steps.json").is_file()
+
     @cached_property
     def steps(self) -> list[Step]:
         """Of a pipeline its steps; an evaluation is the one step of its own."""
-        file = self.run.folder / "steps.json"
-        if file.is_file():
-            return steps_of(read_json_list(file), self.run.folder)
+        if self.is_pipeline:
+            return steps_of(read_json_list(self.run.folder / "steps.json"), self.run.folder)
         seconds = float(self.run.manifest.get("seconds") or 0.0)
         name = self.run.folder.name
         return [Step(name, self.run.stage, name, self.run, reused=False, seconds=seconds)]
@@ -168,11 +171,13 @@ def arms_of(jobs: Sequence[Job], evaluations: str = "last") -> list[Arm]:
             seen.add(step.run.folder.resolve())
             found.append((job, step))
     varying = _varying([job for job, _ in found])
-    several_labels = len({step.label for _, step in found}) > 1
+    labels = {step.label for job, step in found if job.is_pipeline}
     arms: dict[str, Arm] = {}
     for job, step in found:
         parts = [f"{_short(key)}={job.overrides.get(key, 'default')}" for key in varying]
-        name = ", ".join([*parts, *([step.label] if several_labels or not parts else [])])
+        if not parts or (job.is_pipeline and len(labels) > 1):
+            parts.append(step.label)
+        name = ", ".join(parts)
         arm = arms.setdefault(name, Arm(name))
         if job.seed in arm.cells:
             raise ValueError(
