@@ -85,8 +85,8 @@ def print_study(run_dir: Path, console: Console | None = None) -> None:
         config["runs"], config.get("reference"), config["evaluations"]
     )
     shown = Table(title=escape(str(config.get("title") or "arms")), title_justify="left")
-    shown.add_column("arm")
-    for name in ("accuracy\n[95 % interval]", "seeds", f"{reference.name} minus this\n(points)"):
+    shown.add_column("arm", overflow="fold", min_width=20)
+    for name in ("accuracy\n[95 % interval]", "seeds", "reference minus this\n(points)"):
         shown.add_column(escape(name), justify="right", no_wrap=True)
     for arm in arms:
         difference = None if arm is reference else compare_arms(reference, arm)
@@ -94,7 +94,8 @@ def print_study(run_dir: Path, console: Console | None = None) -> None:
         if difference is not None:
             mean, low, high = map(points, difference.interval)
             cell = f"{mean} [{low}, {high}]\n{difference.verdict}"
-        row = arm.name, interval_text(arm), str(len(arm.cells)), cell
+        name = f"{arm.name} (reference)" if arm is reference else arm.name
+        row = name, interval_text(arm), str(len(arm.cells)), cell
         shown.add_row(*map(escape, row))
     console.print(shown)
     for name, why in failures(jobs):

@@ -1,6 +1,7 @@
 """Which tokens made a reward: the log-ratio along an explanation, the log-probs of a solution."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rlt.data.prompts import Views
@@ -40,7 +41,10 @@ def extremes(found: Mapping[str, Sequence[Any]]) -> dict[str, int]:
 
 
 def _tokens(views: Views, ids: Sequence[int], values: Sequence[float]) -> list[tuple[str, float]]:
+    # What each token adds to the text: alone, a word's token would lack the space before it.
+    ends = [len(views.decode(ids[:n])) for n in range(len(ids) + 1)]
+    text = views.decode(ids)
     return [
-        (views.decode([token]), round(value, _DIGITS))
-        for token, value in zip(ids, values, strict=True)
+        (text[start:end], round(value, _DIGITS))
+        for (start, end), value in zip(pairwise(ends), values, strict=True)
     ]

@@ -1,0 +1,174 @@
+"""The reward lab, student RL, contamination and comparisons, from the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from rlt.report import read_scalars
+from tests.metrics_doc import documented
+from tests.stages.cli import (
+    BENCHMARK,
+    DATA,
+    RECIPES,
+    SHARED,
+    here,
+    read,
+    read_lines,
+    refused,
+    results,
+    rlt,
+    stage,
+    weights,
+)
+
+SCORE = ["stage=score", *SHARED, "rows_per_batch=5", "temperature=1"]
+
+
+@pytest.fixture(scope="module")
+def scored(chain: Path) -> Path:
+    """The traces of the chain, scored again with the same models and temperature."""
+    rlt(
+        [*SCORE, "traces=collect/traces", "temperature=0.7", "student_path=pretrain/model",
+         "model@teacher=nano", "teacher_path=teacher_rl/model", "keep_share=0.5",
+         "output_dir=score"],
+        chain,
+    )  # fmt: skip
+    return chain / "score"
+
+
+def test_a_text_scores_as_it_did_when_it_was_written(scored: Path) -> None:
+    traces = {row["explanation"]: row for row in read_lines(scored.parent / "collect/traces.jsonl")}
+    rows = read_lines(scored / "scores.jsonl")
+    assert len(rows) == len(read_lines(scored.parent / "collect/traces.jsonl"))
+    closed = 0
+    for row in rows:
+        trace = traces[row["explanation"]]
+        if not trace["end_tag_found"] or trace["problem_id"] != row["problem_id"]:
+            continue  # what was never closed is scored as closed
+        closed += 1
+        assert row["reward"] == pytest.approx(trace["reward"], abs=1e-3)
+        for name, value in trace["reward_terms"].items():
+            assert row["reward_terms"][name] == pytest.approx(value, abs=1e-3)
+    assert closed
+
+
+def test_rows_are_ranked_and_the_best_can_be_distilled(scored: Path) -> None:
+    rows = read_lines(scored / "scores.jsonl")
+    rewards = [row["reward"] for row in rows]
+    assert rewards == sorted(rewards, reverse=True)
+    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+    kept = read_lines(scored / "traces.jsonl")
+    assert [row["reward"] for row in kept] == rewards[: round(len(rows) / 2)]
+    metrics = results(scored)
+    assert metrics["score/reward"] == pytest.approx(sum(rewards) / len(rewards))
+    assert metrics["score/reward_low"] <= metrics["score/reward"] <= metrics["score/reward_high"]
+    assert all(documented(name) for name in [*metrics, *read_scalars(scored)])
+    distilled = ["traces=score/traces", "student_path=pretrain/model", "output_dir=of_score"]
+    rlt(stage("distill", *distilled), scored.parent)
+    report = (scored / "report.md").read_text()
+    assert "explanations scored: mean reward" in report and "```attribution" in report
+    assert "class=tokens" in (scored / "report.html").read_text()
+
+
+def test_attribution_names_every_token(scored: Path) -> None:
+    row = read_lines(scored / "scores.jsonl")[0]
+    found = row["attribution"]
+    # Each digit and word is a token, with its spaces around it.
+    assert "".join(token for token, _ in found["explanation"]).split() == row["explanation"].split()
+    lowest = min(value for _, value in found["solution"])
+    assert lowest == pytest.approx(row["reward_terms"]["solution_log_prob/min"], abs=1e-3)
+    if found["explanation"]:
+        highest = max(value for _, value in found["explanation"])
+        assert highest == pytest.approx(row["reward_terms"]["thought_kl/max"], abs=1e-3)
+
+
+def test_explanations_of_a_data_set_and_no_teacher(
+    chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = [*SCORE, "data=digit_chain", *DATA, "student_path=pretrain/model"]
+    here([*own, "reward=no_entropy", "output_dir=own"], chain, monkeypatch)
+    rows = read_lines(chain / "own" / "scores.jsonl")
+    assert len(rows) == 16 and "teacher" not in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "stage=score takes explanations from traces="),
+        (["traces=collect/traces", "data=digit_chain"], "give one of the two"),
+        (["traces=collect/traces"], "set model@teacher="),
+        (["traces=collect/traces", "reward=solution_only", "keep_share=0"], "keep_share=0.0: must"),
+        (["traces=none", "reward=solution_only"], "traces=none: no such file"),
+    ],
+)
+def test_what_cannot_be_scored(chain: Path, overrides: list[str], said: str) -> None:
+    assert said in refused([*SCORE, "student_path=pretrain/model", *overrides], chain)
+
+
+def test_student_rl(chain: Path) -> None:
+    knobs = [knob for knob in RECIPES["teacher_rl"] if "max_new_tokens" not in knob]
+    knobs += ["rollout.max_new_tokens=20", "student_path=pretrain/model"]
+    rlt(["stage=student_rl", *SHARED, *DATA, *knobs, "output_dir=student_rl"], chain)
+    run = chain / "student_rl"
+    assert weights(run) != weights(chain / "pretrain")
+    metrics = read(run / "metrics.json")
+    assert {"train/reward_terms/answer/correct", "train/behaviour/step_share"} <= set(metrics)
+    assert all(documented(name) for name in [*metrics, *read_scalars(run)])
+    samples = read_lines(run / "samples.jsonl")
+    assert {"completion", "answer/correct", "reward"} <= set(samples[0])
+    assert "completions with an answer" in (run / "report.md").read_text()
+    card = (run / "model" / "README.md").read_text()
+    assert "A student after RL with verified answers as reward." in card
+    no_grader = ["stage=student_rl", *SHARED, *DATA, "~data.grader", "+data.grader=null"]
+    assert "set data.grader (it is null)" in refused(no_grader, chain)
+
+
+def test_questions_that_were_trained_on_are_refused(chain: Path) -> None:
+    same = ["data@trained_on=digit_chain", "trained_on.source.seed=10000019"]
+    same += ["trained_on.source.count=1024", "trained_on.validation_share=0"]
+    asked = stage("evaluate", "student_path=distill/model", *same)
+    assert "8 of 8 questions (100.0 %) overlap" in refused([*asked, "output_dir=no"], chain)
+    assert "8 of 8 questions" in refused([*asked, "check=true"], chain)
+    rlt([*asked, "contamination.max_exact_share=1", "output_dir=yes"], chain)
+    assert results(chain / "yes")["eval/contamination_exact_share"] == 1.0
+    record = read_lines(chain / "yes" / "answers.jsonl")[0]
+    assert record["question"] in record["prompt"] and record["prompt"].endswith("<think>")
+
+
+def test_two_evaluations_are_compared(chain: Path) -> None:
+    rlt(stage("evaluate", "student_path=pretrain/model", "output_dir=of_base"), chain)
+    command = ["stage=compare", "runs=[of_base,evaluate]", "output_dir=compared"]
+    first = rlt(command, chain).stdout
+    assert "student_path=pretrain/model" in first and "student_path=distill/model" in first
+    assert "going on" not in rlt(command, chain).stdout  # made again
+    metrics = read(chain / "compared" / "metrics.json")
+    assert metrics["compare/jobs"] == 2.0
+    known = results(chain / "evaluate")["eval/avg@3"]
+    assert metrics["compare/student_path=distill/model/accuracy"] == pytest.approx(known)
+    page = (chain / "compared" / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "2 finished of 2 runs" in rlt([*command, "check=true"], chain).stdout
+    assert "holds a run of another config" in refused([*command, "title=x"], chain)
+
+
+def test_a_gate_stops_a_pipeline_before_it_costs_more(base: Path, tmp_path: Path) -> None:
+    recipes = [f"{name}.{knob}" for name, knobs in RECIPES.items() for knob in knobs]
+    paths = [f"student_path={base}", f"teacher_path={base}", "store_dir=store"]
+    gated = ["stage=pipeline", *SHARED, *DATA, *BENCHMARK, *recipes, *paths, "steps=chain"]
+    gated += ["+steps.warm_up.expect={validation/loss: 100}", "output_dir=gated"]
+    said = refused(gated, tmp_path)
+    assert "steps.warm_up: validation/loss is " in said and "less than the 100" in said
+    assert read(tmp_path / "gated" / "manifest.json")["status"] == "failed"
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["teacher_sft"]
+    wrong = [*gated[:-2], "+steps.warm_up.expect={validation/los: 1}", "output_dir=wrong"]
+    assert "no such metric; did you mean 'validation/loss'" in refused(wrong, tmp_path)
+
+
+def test_a_sweep_ends_in_a_page(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").symlink_to(base)
+    evaluated = stage("evaluate", "student_path=base", "output_dir=sweep")
+    callback = "+hydra.callbacks.compare={_target_: rlt.report.sweep.CompareJobs, reference: none}"
+    done = rlt(["-m", *evaluated, "samples=2,3", "seed=0,1", callback], tmp_path)
+    assert "reference" in done.stdout
+    page = (tmp_path / "sweep" / "compare" / "report.md").read_text()
+    assert "samples=2" in page and "Student's over seeds" in page
