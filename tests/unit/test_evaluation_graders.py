@@ -20,6 +20,7 @@ from rlt.evaluation.graders import (
     Verdict,
 )
 from rlt.evaluation.sandbox import Sandbox, VerifierError, VerifierTimeout
+from tests.labelled_answers import RIGHT, WRONG
 
 TOWER = "9^{9^{9^{9^9}}}"  # one multiplication that no signal interrupts
 
@@ -64,78 +65,13 @@ def test_empty_answers_never_reach_a_verifier() -> None:
     assert grader.sandbox.pid is None
 
 
-@pytest.mark.parametrize(
-    ("solution", "answer"),
-    [
-        ("42", "42"),
-        ("42", "The answer is 42."),
-        ("42", "**42**"),
-        ("42", "42.0"),
-        ("42", r"\boxed{42}"),
-        ("42", r"We get $6 \cdot 7$, so the answer is $\boxed{42}$."),
-        ("42", r"first \boxed{41}, but carrying over gives \boxed{42}"),
-        ("42", r"\frac{84}{2}"),
-        ("42", "84/2"),
-        ("42", "$x = 42$"),
-        ("42", "42 dollars"),
-        ("42", "$42"),
-        ("42", r"42 \text{ apples}"),
-        ("42", "She sells 50 and keeps 8, so she has 42 in the end."),
-        ("1,000", "1000"),
-        ("1000", "1,000 people"),
-        ("6,250", "6250"),
-        (r"\$32,348", "$32,348"),
-        ("-3", "-3"),
-        ("-3", "The balance is -3."),
-        ("1/2", "0.5"),
-        (r"\frac{1}{2}", "1/2"),
-        (r"\frac{1}{2}", r"the answer is \frac{1}{2}"),
-        (r"11\sqrt2", r"11\sqrt{2}"),
-        (r"11\sqrt2", r"\sqrt{242}"),
-        (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \pi/2)"),
-        (r"90^\circ", "90"),
-        (r"10\%", "10"),
-        ("p - q", "-q + p"),
-        ("(x+1)^2", "x^2 + 2x + 1"),
-        ("3, 5", "5 and 3"),
-        ("3, 5", "x = 5 or x = 3"),
-        (r"1 \pm \sqrt{19}", r"1 + \sqrt{19}, 1 - \sqrt{19}"),
-        (r"(-\infty, 2) \cup (3, \infty)", r"(-\infty,2)\cup(3,\infty)"),
-        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2/2 \\ 2 \end{pmatrix}"),
-        ("x = 5", "5"),
-        ("023", "23"),
-        (r"\text{Evelyn}", "evelyn."),
-        (r"\text{(C)}", "C"),
-        ("even", r"\boxed{\text{Even}}"),
-        ("abc", r"\boxed{abc}"),
-    ],
-)
+@pytest.mark.parametrize(("solution", "answer"), RIGHT)
 def test_maths_answers_that_are_right(maths: MathGrader, solution: str, answer: str) -> None:
     [verdict] = maths.grade(asked(solution), [answer])
     assert (verdict.correct, verdict.reason, verdict.score) == (True, "correct", 1.0)
 
 
-@pytest.mark.parametrize(
-    ("solution", "answer"),
-    [
-        ("42", "41"),
-        ("42", "4 2"),
-        ("12", "1 2"),
-        ("42", "42000"),
-        ("42", r"The answer is 42, no: \boxed{41}"),
-        ("-3", "3"),
-        ("1/3", "0.33"),
-        ("5", "3 or 5"),
-        ("3, 5", "3"),
-        ("(1, 2)", "(2, 1)"),
-        ("(1, 2)", "[1, 2]"),
-        ("x^2", "y^2"),
-        ("even", "neve"),  # as products of letters they would be equal
-        (r"\text{Evelyn}", "Carla"),
-        (r"\text{(C)}", "D"),
-        ("50", "9^9^9^9^9"),
-    ],
-)
+@pytest.mark.parametrize(("solution", "answer"), WRONG)
 def test_maths_answers_that_are_wrong(maths: MathGrader, solution: str, answer: str) -> None:
     [verdict] = maths.grade(asked(solution), [answer])
     assert (verdict.correct, verdict.reason, verdict.score) == (False, "wrong", 0.0)
@@ -406,3 +342,17 @@ def test_multiple_choice_needs_a_letter_as_solution() -> None:
         MultipleChoiceGrader().grade(asked("The photon"), ["A"])
     with pytest.raises(ValueError, match="letters is 'abcd'"):
         MultipleChoiceGrader("abcd")
+
+
+def test_disagreements_with_math_verify_are_those_of_the_docs() -> None:
+    from math_verify import parse, verify
+
+    disagreeing = [
+        f"| {label} | `{solution}` | `{answer}` |"
+        for label, pairs in (("right", RIGHT), ("wrong", WRONG))
+        for solution, answer in pairs
+        if "9^9" not in answer and verify(parse(solution), parse(answer)) != (label == "right")
+    ]
+    page = (Path(__file__).parents[2] / "docs" / "grading.md").read_text(encoding="utf-8")
+    listed = [line for line in page.splitlines() if line.startswith(("| right |", "| wrong |"))]
+    assert listed == disagreeing
