@@ -16,6 +16,7 @@ from rlt.report.events import Scalars
 TRAIN, VALIDATION, OTHER, GREY = "#2f6690", "#d1602b", "#5f9e6e", "#8a8f98"
 _COLORS = (TRAIN, VALIDATION, OTHER, GREY, "#b79f3b", "#7d5ba6", "#22262b")
 _DPI = 110
+_FEW = 8  # points of a curve that are marked one by one
 _SHOWN_LABEL = 40  # characters
 
 Panel = tuple[str, tuple[str, ...]]  # title, names of the scalars in it
@@ -217,10 +218,10 @@ def plot_points(
     return _save(figure, file)
 
 
-def plot_shares(
-    panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], file: Path
+def plot_named_curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], file: Path, shares: bool
 ) -> Path:
-    """A panel per entry: shares of named parts along the steps, the same colours in each."""
+    """A panel per entry: named curves along the steps, the same colours in each."""
     figure, axes = _grid(len(panels))
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     colors = dict(zip(names, itertools.cycle(_COLORS), strict=False))
@@ -228,10 +229,14 @@ def plot_shares(
     for ax, (title, curves) in zip(axes, panels.items(), strict=True):
         ax.set_title(_plain(_short(title)), fontsize=10)
         for name, values in curves.items():
-            steps, shares = np.array(values, dtype=float).T
-            (handles[name],) = ax.plot(steps, shares, color=colors[name], lw=1.5)
-        ax.set_ylim(0, 1)
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+            steps, heights = np.array(values, dtype=float).T
+            marker = "o" if len(values) < _FEW else None
+            (handles[name],) = ax.plot(
+                steps, heights, color=colors[name], lw=1.5, marker=marker, ms=4
+            )
+        if shares:
+            ax.set_ylim(0, 1)
+            ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     figure.legend(
         handles.values(), handles.keys(), loc="outside upper right", ncols=len(handles), fontsize=8,
         frameon=False,

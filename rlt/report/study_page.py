@@ -17,7 +17,7 @@ from rich.table import Table
 from rlt.evaluation.statistics import rank_correlation, t_interval
 from rlt.report.folder import Run
 from rlt.report.html import write_html
-from rlt.report.plots import plot_bars, plot_points, plot_shares
+from rlt.report.plots import plot_bars, plot_named_curves, plot_points
 from rlt.report.results import accuracy_k
 from rlt.report.run import REPORT_FILE, provenance
 from rlt.report.study import (
@@ -66,7 +66,7 @@ def write_study_report(run_dir: Path) -> Path:
         _section("Does the reward predict teaching?", _reward_predicts(run_dir, arms)),
         _section("What the traces do", _behaviours(arms)),
         _section("Rewards by behaviour", _rewards_by_behaviour(arms)),
-        _section("What RL made of the teacher", _behaviours_in_rl(run_dir, arms)),
+        _section("What RL did", _rl_curves(run_dir, arms)),
         _section("A trace of each arm", _examples(arms)),
         _section("What it cost", _costs(arms)),
         _section("How it was made", f"{provenance(made)}\n\nThis page: {inline_code(again)}"),
@@ -268,25 +268,39 @@ def _rewards_by_behaviour(arms: Sequence[Arm]) -> str:
     )
 
 
-def _behaviours_in_rl(folder: Path, arms: Sequence[Arm]) -> str:
-    """Shares of behaviours along RL, a panel for each arm that has it; of its first seed."""
-    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+def _rl_curves(folder: Path, arms: Sequence[Arm]) -> str:
+    """Reward and behaviours along RL, a panel for each arm that has it; of its first seed."""
+    rewards: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    behaviours: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for arm in arms:
-        step = arm.first.job.last("teacher_rl")
+        step = arm.first.job.last("student_rl") or arm.first.job.last("teacher_rl")
         if step is None:
             continue
         scalars = step.run.scalars
+        found = {
+            name: scalars[f"{name}/reward"]
+            for name in ("train", "validation")
+            if len(scalars.get(f"{name}/reward", ())) > 1
+        }
+        if found:
+            rewards[arm.name] = found
         curves = {
             name.removeprefix("train/behaviour/").removesuffix("_share"): values
             for name, values in scalars.items()
             if name.startswith("train/behaviour/") and max(v for _, v in values) >= 0.02
         }
         if curves:
-            panels[arm.name] = curves
-    if not panels:
-        return ""
-    plot = plot_shares(panels, folder / "plots" / "behaviours.png")
-    return f"Share of each behaviour at each RL step, first seed.\n\n{image_links([plot], folder)}"
+            behaviours[arm.name] = curves
+    parts = []
+    for what, name, of_arms in (
+        ("Its own reward at each step", "rewards", rewards),
+        ("Share of each behaviour at each step", "behaviours", behaviours),
+    ):
+        if of_arms:
+            file = folder / "plots" / f"{name}.png"
+            plot = plot_named_curves(of_arms, file, shares=name == "behaviours")
+            parts.append(f"{what}, first seed.\n\n{image_links([plot], folder)}")
+    return "\n\n".join(parts)
 
 
 def _examples(arms: Sequence[Arm]) -> str:
