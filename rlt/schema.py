@@ -115,6 +115,7 @@ class DistillRecipe(TrainingRecipe):
 class EvaluateRecipe:
     rollout: Node = MISSING
     samples: int = 1
+    thinking: bool = True
     questions_per_batch: int = 64
     contamination: Node = MISSING
 

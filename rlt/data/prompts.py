@@ -216,6 +216,11 @@ class Views:
             system = problem.system
         return self._prompt(system, problem.question, self.style.fill(self.style.student_opening))
 
+    def answer_prompt(self, problem: Problem, thought_ids: Sequence[int]) -> list[int]:
+        """The student's text with a given thought, up to where its answer begins."""
+        text = self.student_text(problem, thought_ids)
+        return text.prompt + text.continuation[: text.solution_span[0]]
+
     def thought(self, explanation: str) -> list[int]:
         """Token ids of an explanation that is given as text."""
         return self.encode(self.style.fill(self.style.thought_text, explanation=explanation))

@@ -99,7 +99,7 @@ class RewardScorer:
                     exact_kl[index] = values
 
         log_probs = self._student_log_probs(texts, visit)
-        shares = self._correct_shares(rows, texts)
+        shares = self._correct_shares(rows)
         scores = []
         for n, (row, text) in enumerate(zip(rows, texts, strict=True)):
             T = len(row.explanation.ids)
@@ -163,14 +163,12 @@ class RewardScorer:
         )
         return [values.cpu() for values in kl_N.split(lengths)]
 
-    def _correct_shares(
-        self, rows: Sequence[ScoredExplanation], texts: Sequence[StudentText]
-    ) -> list[float | None]:
+    def _correct_shares(self, rows: Sequence[ScoredExplanation]) -> list[float | None]:
         term: Correctness | None = self.reward.correctness
         if term is None:
             return [None] * len(rows)
         tags = self.views.style.tags
-        prompts = [t.prompt + t.continuation[: t.solution_span[0]] for t in texts]
+        prompts = [self.views.answer_prompt(row.problem, row.explanation.ids) for row in rows]
         answers = term.rollout.sample(
             self.student, self.views.tokenizer, prompts, term.samples, tags["solution_close"]
         )

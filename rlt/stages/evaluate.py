@@ -24,13 +24,18 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     run.record(data=benchmark.report, models={"student": fingerprint(student)})
     tags = views.style.tags["solution_open"], views.style.tags["solution_close"]
 
+    def prompt(problem: Problem) -> list[int]:
+        return views.student_prompt(problem) if cfg.thinking else views.answer_prompt(problem, [])
+
+    begun = "" if cfg.thinking else tags[0]  # of the answer, by the prompt
+
     def answer(questions: list[Problem]) -> list[dict[str, Any]]:
-        prompts = [views.student_prompt(problem) for problem in questions]
+        prompts = [prompt(problem) for problem in questions]
         groups = rollout.sample(student, views.tokenizer, prompts, cfg.samples, tags[1])
         return [
             {
                 "problem_id": problem.id,
-                "texts": [views.decode(c.ids) for c in group],
+                "texts": [begun + views.decode(c.ids) for c in group],
                 "tokens": [len(c.ids) for c in group],
             }
             for problem, group in zip(questions, groups, strict=True)
@@ -45,7 +50,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
             tags,
             benchmark.grader,
             [row["tokens"] for row in rows],
-            [views.decode(views.student_prompt(problem)) for problem in problems],
+            [views.decode(prompt(problem)) for problem in problems],
         )
     with (run.folder / "answers.jsonl").open("w", encoding="utf-8") as file:
         for record in result.records:

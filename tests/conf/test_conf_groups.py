@@ -42,6 +42,7 @@ MOUNTS: dict[str, list[tuple[str, str]]] = {
 ELSEWHERE = ("arm", "recipe", "experiment", "sweep", "debug")
 # What a file leaves to be said, where it is mounted.
 TO_SAY = {
+    ("benchmark", "reasoning_gym"): ("benchmark.data.source.task=gcd",),
     ("data", "csv"): ("data.source.files=x.csv",),
     ("data", "hub"): ("data.source.path=some/set",),
     ("data", "jsonl"): ("data.source.files=x.jsonl",),
@@ -62,6 +63,7 @@ EXPERIMENTS = (
 # A sweep → what is said beside it, and how many jobs it has.
 SWEEPS = {
     "ablation": ([], 39),
+    "base_accuracy": (["stage=evaluate", "model@student=smollm2_135m"], 28),
     "claim_alpha": ([], 27),
     "claim_cold_start": ([], 15),
     "claim_lambda": ([], 35),
@@ -164,10 +166,12 @@ def test_every_value_of_each_sweep_composes(composed: Composed, sweep: str) -> N
     params = node.hydra.sweeper.params
     choices = [[f"{key}={v}" for v in str(values).split(",")] for key, values in params.items()]
     assert len(list(product(*choices))) == n_jobs
-    for key_choices in choices:
+    first = [key_choices[0] for key_choices in choices]
+    for place, key_choices in enumerate(choices):
         if not key_choices[0].startswith("seed="):
             for choice in key_choices:
-                assert errors(composed(*beside, f"sweep={sweep}", choice)) == []
+                job = [*first[:place], choice, *first[place + 1 :]]
+                assert errors(composed(*beside, f"sweep={sweep}", *job)) == []
 
 
 @pytest.mark.parametrize("arm", ARMS)
