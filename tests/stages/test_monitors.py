@@ -1,4 +1,4 @@
-"""On a teacher that comes to leak the monitors ring; on one that comes to teach they stay silent."""
+"""On a teacher that comes to leak the monitors ring; on one that teaches they stay silent."""
 
 import re
 from pathlib import Path
