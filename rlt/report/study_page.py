@@ -4,45 +4,29 @@ Made by `rlt stage=compare`, and at the end of a sweep of pipelines. Every arm i
 lost and the jobs that failed too.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rlt.evaluation.statistics import rank_correlation, t_interval
 from rlt.report.folder import Run
 from rlt.report.html import write_html
-from rlt.report.plots import plot_bars, plot_named_curves, plot_points
-from rlt.report.results import accuracy_k
 from rlt.report.run import REPORT_FILE, provenance
-from rlt.report.study import (
-    Arm,
-    Difference,
-    Job,
-    behaviour_shares_of,
-    compare_arms,
-    failures,
-    mean_by_key,
-    metrics_of,
-    read_study,
+from rlt.report.study import Arm, Difference, compare_arms, failures, read_study
+from rlt.report.study_sections import (
+    accuracy_section,
+    behaviours_section,
+    costs_section,
+    differences_section,
+    examples_section,
+    failures_section,
+    interval_text,
+    reward_predicts_section,
+    rewards_by_behaviour_section,
+    rl_curves_section,
 )
-from rlt.report.text import (
-    duration,
-    heading,
-    image_links,
-    inline_code,
-    number,
-    percent,
-    points,
-    reward_terms,
-    sample_text,
-    table,
-)
+from rlt.report.text import heading, inline_code, points
 
 
 def write_study_report(run_dir: Path) -> Path:
@@ -60,15 +44,15 @@ def write_study_report(run_dir: Path) -> Path:
         f"# {heading(title)}",
         heading(run.note),
         "\n".join(f"- {sentence(reference, difference)}" for difference in differences),
-        _section("Accuracy", _accuracy(run_dir, arms, reference)),
-        _section("Differences", _differences(reference, differences)),
-        _section("Jobs that did not finish", _failures(jobs)),
-        _section("Does the reward predict teaching?", _reward_predicts(run_dir, arms)),
-        _section("What the traces do", _behaviours(arms)),
-        _section("Rewards by behaviour", _rewards_by_behaviour(arms)),
-        _section("What RL did", _rl_curves(run_dir, arms)),
-        _section("A trace of each arm", _examples(arms)),
-        _section("What it cost", _costs(arms)),
+        _section("Accuracy", accuracy_section(run_dir, arms, reference)),
+        _section("Differences", differences_section(reference, differences)),
+        _section("Jobs that did not finish", failures_section(jobs)),
+        _section("Does the reward predict teaching?", reward_predicts_section(run_dir, arms)),
+        _section("What the traces do", behaviours_section(arms)),
+        _section("Rewards by behaviour", rewards_by_behaviour_section(arms)),
+        _section("What RL did", rl_curves_section(run_dir, arms)),
+        _section("A trace of each arm", examples_section(arms)),
+        _section("What it cost", costs_section(arms)),
         _section("How it was made", f"{provenance(made)}\n\nThis page: {inline_code(again)}"),
     ]
     file = run_dir / REPORT_FILE
@@ -123,223 +107,3 @@ def sentence(reference: Arm, difference: Difference) -> str:
 
 def _section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}" if body else ""
-
-
-def interval_text(arm: Arm) -> str:
-    low, high = 100 * arm.accuracy.low, 100 * arm.accuracy.high
-    return f"{percent(arm.accuracy.mean)} [{max(low, 0):.1f}, {min(high, 100):.1f}]"
-
-
-def _accuracy(folder: Path, arms: Sequence[Arm], reference: Arm) -> str:
-    k = accuracy_k(arms[0].first.evaluation.metrics)
-    rows = [
-        [
-            heading(arm.name),
-            interval_text(arm),
-            " ".join(f"{100 * c.shares_P.mean():.1f}" for _, c in sorted(arm.cells.items())),
-            str(len(arm.cells)),
-        ]
-        for arm in arms
-    ]
-    bars = [
-        (a.name, a.accuracy.mean, max(0.0, a.accuracy.low), min(1.0, a.accuracy.high)) for a in arms
-    ]
-    title = f"avg@{k}, 95 % intervals"
-    plot = plot_bars(bars, title, folder / "plots" / "accuracy.png", marked=reference.name)
-    questions = len(arms[0].first.shares_P)
-    several = any(len(arm.cells) > 1 for arm in arms)
-    how = (
-        "Intervals are Student's over seeds: they hold for training again from another seed."
-        if several
-        else "Intervals are bootstrapped over questions: they hold for these very models, not for "
-        "training again from another seed."
-    )
-    return "\n\n".join(
-        [
-            table(["arm", f"avg@{k} [95 % interval]", "each seed", "seeds"], rows),
-            image_links([plot], folder),
-            f"{questions:,} questions, {k} sampled answers each. {how}",
-        ]
-    )
-
-
-def _differences(reference: Arm, differences: Sequence[Difference]) -> str:
-    rows = [
-        [
-            heading(d.other.name),
-            points(d.interval.mean),
-            f"[{points(d.interval.low)}, {points(d.interval.high)}]",
-            f"{d.wins} of {d.seeds}",
-            d.verdict,
-        ]
-        for d in differences
-    ]
-    if not rows:
-        return ""
-    header = [f"{heading(reference.name)} against", "points", "95 % interval", "ahead in", "is"]
-    return f"Paired by seed and question.\n\n{table(header, rows)}"
-
-
-def _failures(jobs: Sequence[Job]) -> str:
-    found = failures(jobs)
-    if not found:
-        return ""
-    counted = f"{len(found)} of {len(jobs)} jobs."
-    return f"{counted}\n\n{table(['job', 'why'], [[inline_code(n), heading(w)] for n, w in found])}"
-
-
-def _reward_predicts(folder: Path, arms: Sequence[Arm]) -> str:
-    """Rank correlation of traces' reward and students' accuracy, where all rewards are one."""
-    rewards = {
-        str(cell.job.run.config.get("reward")) for arm in arms for cell in arm.cells.values()
-    }
-    found: dict[int, list[tuple[float, float]]] = {}
-    for arm in arms:
-        for seed, cell in arm.cells.items():
-            traces = cell.job.last("collect")
-            if traces is not None and "collect/reward" in traces.metrics:
-                pair = (traces.metrics["collect/reward"], float(cell.shares_P.mean()))
-                found.setdefault(seed, []).append(pair)
-    if len(rewards) > 1 or any(len(pairs) < 3 for pairs in found.values()) or not found:
-        return ""
-    correlations = [rank_correlation(*np.array(pairs).T) for pairs in found.values()]
-    lines = [
-        f"Spearman's rank correlation between the mean reward of an arm's traces and the accuracy "
-        f"of the student they taught, over {len(arms)} arms: "
-    ]
-    if len(correlations) > 1 and np.isfinite(correlations).all():
-        interval = t_interval(correlations)
-        lines[0] += (
-            f"**{interval.mean:.2f}** [{interval.low:.2f}, {min(1.0, interval.high):.2f}], mean "
-            f"and 95 % interval over {len(correlations)} seeds. The paper reports about 0.89."
-        )
-    else:
-        lines[0] += ", ".join(f"{value:.2f}" for value in correlations) + "."
-    plot = plot_points(
-        {f"seed {seed}": pairs for seed, pairs in sorted(found.items())},
-        "mean reward of the traces", "accuracy of the student", folder / "plots" / "reward.png",
-    )  # fmt: skip
-    return "\n\n".join([*lines, image_links([plot], folder)])
-
-
-def _behaviours(arms: Sequence[Arm]) -> str:
-    shares = {
-        arm.name: mean_by_key(
-            [behaviour_shares_of(m, "collect/") for m in metrics_of(arm, "collect")]
-        )
-        for arm in arms
-    }
-    shares = {name: row for name, row in shares.items() if row}
-    if not shares:
-        return ""
-    names = [
-        n for n in next(iter(shares.values())) if any(row[n] >= 0.005 for row in shares.values())
-    ]
-    rows = [[heading(arm), *(percent(row[n]) for n in names)] for arm, row in shares.items()]
-    return f"Share of each behaviour, mean over seeds.\n\n{table(['traces of', *names], rows)}"
-
-
-def _rewards_by_behaviour(arms: Sequence[Arm]) -> str:
-    """Mean reward terms of each behaviour, over the most mixed traces there are."""
-    mixed, name, mixed_traces = 0.0, "", list[dict[str, Any]]()
-    for arm in arms:
-        traces = [
-            row for c in arm.cells.values() if (s := c.job.last("collect")) for row in s.run.traces
-        ]
-        counts = Counter(str(row["behaviour"]) for row in traces if "behaviour" in row)
-        if counts and (diversity := 1 - max(counts.values()) / len(traces)) > mixed:
-            mixed, name, mixed_traces = diversity, arm.name, traces
-    by_behaviour: dict[str, list[dict[str, float]]] = {}
-    for row in mixed_traces:
-        terms = {"reward": float(row["reward"]), **reward_terms(row)}
-        by_behaviour.setdefault(str(row["behaviour"]), []).append(terms)
-    if not by_behaviour:
-        return ""
-    columns = list(next(iter(by_behaviour.values()))[0])
-    ordered = sorted(by_behaviour.items(), key=lambda item: -len(item[1]))
-    body = [
-        [behaviour, f"{len(rows):,}", *(number(mean_by_key(rows)[c]) for c in columns)]
-        for behaviour, rows in ordered
-        if len(rows) >= 5
-    ]
-    return (
-        f"Means over the traces of {heading(name)}, terms unweighted.\n\n"
-        f"{table(['behaviour', 'traces', *columns], body)}"
-    )
-
-
-def _rl_curves(folder: Path, arms: Sequence[Arm]) -> str:
-    """Reward and behaviours along RL, a panel for each arm that has it; of its first seed."""
-    rewards: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    behaviours: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for arm in arms:
-        step = arm.first.job.last("student_rl") or arm.first.job.last("teacher_rl")
-        if step is None:
-            continue
-        scalars = step.run.scalars
-        found = {
-            name: scalars[f"{name}/reward"]
-            for name in ("train", "validation")
-            if len(scalars.get(f"{name}/reward", ())) > 1
-        }
-        if found:
-            rewards[arm.name] = found
-        curves = {
-            name.removeprefix("train/behaviour/").removesuffix("_share"): values
-            for name, values in scalars.items()
-            if name.startswith("train/behaviour/") and max(v for _, v in values) >= 0.02
-        }
-        if curves:
-            behaviours[arm.name] = curves
-    parts = []
-    for what, name, of_arms in (
-        ("Its own reward at each step", "rewards", rewards),
-        ("Share of each behaviour at each step", "behaviours", behaviours),
-    ):
-        if of_arms:
-            file = folder / "plots" / f"{name}.png"
-            plot = plot_named_curves(of_arms, file, shares=name == "behaviours")
-            parts.append(f"{what}, first seed.\n\n{image_links([plot], folder)}")
-    return "\n\n".join(parts)
-
-
-def _examples(arms: Sequence[Arm]) -> str:
-    parts = []
-    for arm in arms:
-        step = arm.first.job.last("collect")
-        if step is None or not step.run.traces:
-            continue
-        rows = sorted(step.run.traces, key=lambda row: float(row["reward"]))
-        middle: dict[str, Any] = rows[len(rows) // 2]
-        parts.append(
-            f"### {heading(arm.name)}\n\nThe middle one by reward.\n\n{sample_text(middle)}"
-        )
-    return "\n\n".join(parts)
-
-
-def _costs(arms: Sequence[Arm]) -> str:
-    """Seconds of an arm's steps, by stage, as they took when they were made."""
-    totals = [
-        mean_by_key([_seconds_by_stage(cell.job) for cell in arm.cells.values()]) for arm in arms
-    ]
-    stages = list(dict.fromkeys(stage for row in totals for stage in row))
-    rows = [
-        [
-            heading(arm.name),
-            *(duration(row[stage]) if stage in row else "" for stage in stages),
-            duration(sum(row.values())),
-        ]
-        for arm, row in zip(arms, totals, strict=True)
-    ]
-    return (
-        "Mean over seeds. Steps that arms have in common were made once and count for each.\n\n"
-        f"{table(['arm', *stages, 'all'], rows)}"
-    )
-
-
-def _seconds_by_stage(job: Job) -> dict[str, float]:
-    seconds: dict[str, float] = {}
-    for step in job.steps:
-        spent = float(step.run.manifest.get("seconds") or 0.0)
-        seconds[step.stage] = seconds.get(step.stage, 0.0) + spent
-    return seconds
