@@ -2,7 +2,8 @@
 
 A task with worked explanations (`gsm_symbolic`, in `metadata.answer_cot`) gives them as
 explanations, without their last line `#### N`. A few of gsm_symbolic's contain a wrong line
-("48=48 emails") before a right result; they are left as they are.
+("48=48 emails") before a right result; they are left as they are. For `chain_sum` the running
+totals are written out here.
 Used by `rlt stage=teacher_rl data=gsm_symbolic`, any other task with data=reasoning_gym
 data.source.task=<name>.
 """
@@ -86,7 +87,7 @@ class ReasoningGym:
             values = {
                 "question": entry["question"],
                 "solution": entry["answer"],
-                "explanation": worked_explanation(entry["metadata"].get("answer_cot")),
+                "explanation": worked_explanation(self.task, entry["metadata"]),
                 "metadata": {"task": self.task, "entry": encode_entry(entry)},
             }
             yield RawRow(f"reasoning_gym:{self.task}", number, values)
@@ -112,9 +113,23 @@ def generator_seed(seed: int) -> int:
     return int(content_hash("reasoning-gym", str(seed)), 16) % 2**31
 
 
-def worked_explanation(answer_cot: str | None) -> str | None:
-    """A task's worked explanation without its last line `#### N`."""
+def worked_explanation(task: str, metadata: Mapping[str, Any]) -> str | None:
+    """The task's own worked explanation without its last line `#### N`, or one written here."""
+    if task == "chain_sum":
+        return running_totals(metadata["expression"])
+    answer_cot = metadata.get("answer_cot")
     return None if answer_cot is None else FINAL_LINE.sub("", answer_cot)
+
+
+def running_totals(expression: str) -> str:
+    """A line for each step of a sum: `4 - 1 - 7` gives `4 - 1 = 3` and `3 - 7 = -4`."""
+    first, *rest = expression.split()
+    total, lines = int(first), []
+    for sign, number in zip(rest[::2], rest[1::2], strict=True):
+        after = total + int(number) if sign == "+" else total - int(number)
+        lines.append(f"{total} {sign} {number} = {after}")
+        total = after
+    return "\n".join(lines)
 
 
 def encode_entry(value: Any) -> Any:

@@ -6,16 +6,27 @@ from fractions import Fraction
 import pytest
 import reasoning_gym
 
-from rlt.data.procedural import ReasoningGym, decode_entry, encode_entry, worked_explanation
+from rlt.data.procedural import (
+    ReasoningGym,
+    decode_entry,
+    encode_entry,
+    running_totals,
+    worked_explanation,
+)
 from rlt.data.rows import collect_problems
 
 
 def test_last_line_is_stripped() -> None:
-    assert worked_explanation("2+2=4\nSo 4.\n#### 4") == "2+2=4\nSo 4."
-    assert worked_explanation("2+2=4\n#### 4\n\n") == "2+2=4"
-    assert worked_explanation("#### is a mark\nSo 4.") == "#### is a mark\nSo 4."
-    assert worked_explanation("a #### 4") == "a #### 4"
-    assert worked_explanation(None) is None
+    assert (
+        worked_explanation("gsm_symbolic", {"answer_cot": "2+2=4\nSo 4.\n#### 4"}) == "2+2=4\nSo 4."
+    )
+    assert worked_explanation("gsm_symbolic", {"answer_cot": "2+2=4\n#### 4\n\n"}) == "2+2=4"
+    assert (
+        worked_explanation("gsm_symbolic", {"answer_cot": "#### is a mark\nSo 4."})
+        == "#### is a mark\nSo 4."
+    )
+    assert worked_explanation("gsm_symbolic", {"answer_cot": "a #### 4"}) == "a #### 4"
+    assert worked_explanation("gsm_symbolic", {}) is None
 
 
 def test_gsm_symbolic() -> None:
@@ -57,7 +68,9 @@ def test_options_reach_the_task() -> None:
     source = ReasoningGym("chain_sum", 5, 0, {"min_terms": 3, "max_terms": 3, "max_digits": 1})
     for problem in collect_problems(source.rows()).problems:
         assert problem.metadata["entry"]["metadata"]["num_terms"] == 3
-        assert problem.explanation is None
+        assert problem.explanation is not None and problem.explanation.count("=") == 2
+    [bare] = collect_problems(ReasoningGym("countdown", 1, 0).rows()).problems
+    assert bare.explanation is None
 
 
 def test_errors_name_the_nearest() -> None:
@@ -76,3 +89,12 @@ def test_errors_name_the_nearest() -> None:
 def test_task_without_reference_answer_gives_bad_rows() -> None:
     found = collect_problems(ReasoningGym("graph_color", 2, 0).rows(), "skip")
     assert found.bad_per_reason() == {"empty solution": 2}
+
+
+def test_sums_are_explained_by_their_running_totals() -> None:
+    assert running_totals("4 - 1 - 7") == "4 - 1 = 3\n3 - 7 = -4"
+    assert running_totals("-1 - -6 + 60") == "-1 - -6 = 5\n5 + 60 = 65"
+    for row in ReasoningGym("chain_sum", 20, 0, {"allow_negation": True}).rows():
+        lines = str(row.values["explanation"]).splitlines()
+        assert lines[-1].endswith(f"= {row.values['solution']}")
+        assert all(eval(left) == int(right) for left, right in (x.split(" = ") for x in lines))
