@@ -30,7 +30,7 @@ from rlt.report.run import (
 from rlt.report.text import duration, heading, image_links, points, relative_url, table
 
 # Of each step, the curves that tell whether it worked; the rest is in the step's own report.
-_KEY_PLOTS = ("reward", "reward_terms", "loss", "completions", "traces")
+_KEY_PLOTS = ("reward", "reward_terms", "behaviours", "loss", "completions", "traces")
 
 
 def write_pipeline_report(run_dir: Path) -> Path:

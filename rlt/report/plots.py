@@ -57,10 +57,11 @@ def plot_curves(scalars: Scalars, folder: Path) -> list[Path]:
         "reward_terms": tuple(
             (term, (f"train/reward_terms/{term}", f"validation/reward_terms/{term}"))
             for term in terms
-        )
+        ),
+        "monitors": tuple((n, (n,)) for n in sorted(scalars) if n.startswith("monitor/")),
     }
     drawn = []
-    for name in ("reward", "reward_terms", "loss", "completions", "policy"):
+    for name in ("reward", "reward_terms", "loss", "completions", "monitors", "policy"):
         panels = [
             (title, kept)
             for title, names in families[name]
@@ -68,6 +69,17 @@ def plot_curves(scalars: Scalars, folder: Path) -> list[Path]:
         ]
         if panels:
             drawn.append(_plot_panels(panels, scalars, folder / f"{name}.png"))
+    behaviours = {
+        prefix: {
+            name.removeprefix(f"{prefix}/behaviour/").removesuffix("_share"): values
+            for name, values in scalars.items()
+            if name.startswith(f"{prefix}/behaviour/") and _worth_drawing(name, values)
+        }
+        for prefix in ("train", "validation")
+    }
+    behaviours = {prefix: curves for prefix, curves in behaviours.items() if curves}
+    if behaviours:
+        drawn.append(plot_named_curves(behaviours, folder / "behaviours.png", shares=True))
     seconds = {
         n: v for n, v in scalars.items() if n.startswith("time/train_") and n.endswith("_seconds")
     }

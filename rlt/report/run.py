@@ -42,6 +42,7 @@ def write_report(run_dir: Path) -> Path:
         _section("Is the reward being hacked?", monitors(run)),
         _section("Curves", image_links(plots, run_dir)),
         _section("Metrics", metrics_table(run.metrics)),
+        _section("What it cost", costs(run)),
         _section("Samples", samples_section(run)),
         _section("Data", data_section(run.manifest)),
         _section("How it was made", provenance(run.manifest)),
@@ -86,6 +87,26 @@ def monitors(run: Run) -> str:
         return ""
     rows.sort(key=lambda row: not row[0])
     return table(["monitor", "first", "last", "healthy is", ""], [cells for _, cells in rows])
+
+
+def costs(run: Run) -> str:
+    """Time in all and by phase of a step, tokens, memory."""
+    facts = {}
+    if "seconds" in run.manifest:
+        facts["time in all"] = duration(float(run.manifest["seconds"]))
+    for name, values in sorted(run.scalars.items()):
+        if name.startswith("time/train_") and values:
+            mean = fmean(value for _, value in values)
+            shown = duration(mean) if name.endswith("_seconds") else number(mean)
+            what = name.removeprefix("time/train_").removesuffix("_seconds").replace("_", " ")
+            facts[f"{what}, mean of {len(values)} steps"] = shown
+    tokens = run.scalars.get("train/target_tokens", [])
+    if tokens:
+        facts["tokens with a loss"] = number(sum(value for _, value in tokens))
+    if "resources/peak_memory_bytes" in run.metrics:
+        name = "resources/peak_memory_bytes"
+        facts["peak memory of the process"] = metric_value(name, run.metrics[name])
+    return table(["what", "how much"], [list(fact) for fact in facts.items()]) if facts else ""
 
 
 def _section(title: str, body: str) -> str:
