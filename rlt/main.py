@@ -111,7 +111,11 @@ def _changed(cfg: DictConfig) -> dict[str, Any]:
     if len(base) == len(overrides):
         return {}
     options = get_args_parser().parse_args(sys.argv[1:])
-    plain = _loader(options).load_configuration("config", base, RunMode.RUN)
+    search = [o for o in options.overrides if o.partition("=")[0] == "hydra.searchpath"]
+    try:
+        plain = _loader(options).load_configuration("config", [*search, *base], RunMode.RUN)
+    except HydraException:  # without the overrides it does not compose
+        return {}
     with open_dict(plain):
         del plain["hydra"]
     changes = list(config_changes(plain, cfg).items())[:_SHOWN_CHANGES]

@@ -97,7 +97,8 @@ class RunFolder:
         if manifest.is_file():
             self.manifest: dict[str, Any] = read_json(manifest)
             if self.manifest["key"] != self.key:
-                if not self._made_nothing():
+                # What was compared may be compared otherwise: nothing but the page is lost.
+                if not self._made_nothing() and not self._compares(cfg):
                     raise ValueError(
                         f"output_dir={folder} holds a run of another config "
                         f"({_difference(folder / 'config.yaml', cfg)}); choose another "
@@ -121,6 +122,9 @@ class RunFolder:
         if self.status != "finished":
             folder.mkdir(parents=True, exist_ok=True)
             self._begin(cfg)
+
+    def _compares(self, cfg: DictConfig) -> bool:
+        return cfg.stage == "compare" == self.manifest.get("stage")
 
     def _made_nothing(self) -> bool:
         """Whether the run that claimed the folder ended before it made anything to lose."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rlt.data.records import Problem
+from rlt.evaluation.graders import normalise
 
 _SHOWN = 3
 
@@ -49,11 +50,11 @@ class Contamination:
         seen: set[str] = set()
         runs: set[str] = set()
         for problem in trained_on:
-            seen.add(" ".join(words_of(problem.question)))
+            seen.add(normalise(problem.question))
             runs.update(ngrams(problem.question, self.ngram_words))
             if problem.explanation:
                 runs.update(ngrams(problem.explanation, self.ngram_words))
-        exact = [p for p in questions if " ".join(words_of(p.question)) in seen]
+        exact = [p for p in questions if normalise(p.question) in seen]
         shared = [p for p in questions if runs & ngrams(p.question, self.ngram_words)]
         found = {"exact": exact, "ngram": shared}
         for name, problems in found.items():

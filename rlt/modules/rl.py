@@ -276,7 +276,7 @@ class RL(PolicyModule):
             values[f"{prefix}/reward_terms/{name}"] = sum(column) / N
         if self.behaviour is not None:
             told = [
-                self.behaviour(one.problem.question, one.problem.solution, one.text)
+                self.behaviour(one.problem.question, one.problem.solution, one.thought)
                 for one in experience.judged
             ]
             for name, share in behaviour_shares(told, self.behaviour.names).items():

@@ -22,12 +22,16 @@ from rlt.rewards.monitors import early_excess, rotated
 
 
 class Written(Protocol):
-    """One judged completion: its problem, its text, and whether it was brought to its end."""
+    """One judged completion: its problem, its text, what of it is a thought, and whether it was
+    brought to its end.
+    """
 
     @property
     def problem(self) -> Problem: ...
     @property
     def text(self) -> str: ...
+    @property
+    def thought(self) -> str: ...
     @property
     def closed(self) -> bool: ...
 
@@ -142,6 +146,7 @@ class GradedAnswer:
 
     problem: Problem
     text: str
+    thought: str
     closed: bool
 
 
@@ -185,7 +190,8 @@ class Answering:
         temperature: float,
     ) -> tuple[list[GradedAnswer], RewardTable]:
         texts = [self.views.decode(ids) for _, ids in rows]
-        answers = [extract_answer(text, *self.tags) for text in texts]
+        found = [extract_answer(text, *self.tags) for text in texts]
+        answers = [answer if answer and answer.strip() else None for answer in found]
         graded = iter(
             self.grader.grade_all(
                 [(p, a) for p, a in zip(problems, answers, strict=True) if a is not None]
@@ -194,8 +200,9 @@ class Answering:
         correct = [0.0 if a is None else float(next(graded).correct) for a in answers]
         penalties = [self.missing_answer_penalty if a is None else 0.0 for a in answers]
         rewards = [c - p for c, p in zip(correct, penalties, strict=True)]
+        end = self.views.style.tags["thought_close"]
         written = [
-            GradedAnswer(problem, text, answer is not None)
+            GradedAnswer(problem, text, text.partition(end)[0].strip(), answer is not None)
             for problem, text, answer in zip(problems, texts, answers, strict=True)
         ]
         return written, RewardTable(

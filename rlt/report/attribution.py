@@ -47,7 +47,7 @@ def _quoted(token: str) -> str:
 
 def coloured(block: str) -> str:
     """HTML of a block's lines: coloured tokens, their values shown when pointed at."""
-    lines = block.splitlines()
+    lines = block.split("\n")  # no other separator: a token may hold one
     parts = []
     for title, line in zip(lines[::2], lines[1::2], strict=False):
         tokens = [(json.loads(token), float(value)) for token, value in _PAIR.findall(line)]

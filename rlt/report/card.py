@@ -1,12 +1,12 @@
 """README.md of an exported model: what it is, how it was made, how to use it."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rlt.report.folder import Run
 from rlt.report.results import result_lines
 from rlt.report.run import provenance
-from rlt.report.text import fenced, heading, number
+from rlt.report.text import fenced, heading, inline_code, number
 
 CARD = "README.md"
 _WHAT = {
@@ -35,7 +35,7 @@ def write_model_card(run_dir: Path) -> Path | None:
     facts = [f"- {line}" for line in result_lines(run)]
     if parameters:
         facts.insert(0, f"- {number(parameters)} parameters.")
-    tags = _tags(run.config.get("prompt"))
+    tags = _tags(run.manifest.get("tags") or {})
     made = provenance({k: v for k, v in run.manifest.items() if k != "hardware"})
     parts = [
         "---\n" + "\n".join(front) + "\n---",
@@ -67,12 +67,12 @@ def _base_model(run: Run) -> str | None:
     return str(node["path"]) if isinstance(node, dict) and node.get("path") else None
 
 
-def _tags(prompt: Any) -> str:
-    """How the prompt style marks thoughts and answers."""
-    style = prompt if isinstance(prompt, dict) else {}
-    style = style.get("otherwise", style)
-    names = ("thought", "solution", "explanation")
-    if not all(style.get(name) for name in names):
-        return ""
-    told = "; ".join(f"{name} {' … '.join(f'`{tag}`' for tag in style[name])}" for name in names)
-    return f"Tags of its prompts: {told}. `config.yaml` of the run holds the whole style."
+def _tags(tags: Mapping[str, str]) -> str:
+    """How its prompts mark thoughts and answers."""
+    told = "; ".join(
+        f"{name} {inline_code(tags[f'{name}_open'])} … {inline_code(tags[f'{name}_close'])}"
+        for name in ("thought", "solution", "explanation")
+        if f"{name}_open" in tags
+    )
+    whole = "`config.yaml` of the run holds the whole style."
+    return f"Tags of its prompts: {told}. {whole}" if told else ""

@@ -28,6 +28,7 @@ class Step:
     run: Run
     reused: bool
     seconds: float
+    needs: tuple[str, ...] | None = None  # names of the steps it reads; None: not known
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -88,6 +89,7 @@ def steps_of(entries: Sequence[Mapping[str, Any]], run_dir: Path) -> list[Step]:
             run=Run(run_dir / str(entry["dir"]), dict(entry.get("metrics") or {})),
             reused=bool(entry.get("reused")),
             seconds=float(entry.get("seconds") or 0.0),
+            needs=tuple(entry["needs"].values()) if "needs" in entry else None,
         )
         for entry in entries
     ]

@@ -161,8 +161,11 @@ def metric_rows(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]
 def samples_section(run: Run, each: int = 2, level: str = "###") -> str:
     """Texts worth reading: best and worst by reward, or right and wrong answers."""
     if run.scores:
-        each = max(each, int(run.config.get("attributed") or 0) // 2)
-        return best_and_worst(run.scores, each, "", level)
+        shown = best_and_worst_of(run.scores, int(run.config.get("attributed") or 0))
+        return "\n\n".join(
+            f"{level} Number {row['rank']} of {len(run.scores):,} by reward\n\n{sample_text(row)}"
+            for row in shown
+        )
     if run.answers:
         return answers_section(run.answers, each, level)
     if run.samples:
@@ -175,6 +178,12 @@ def samples_section(run: Run, each: int = 2, level: str = "###") -> str:
                 break
         return "\n\n".join(parts)
     return best_and_worst(run.traces, each, "", level)
+
+
+def best_and_worst_of(rows: Sequence[Any], n: int) -> list[Any]:
+    """The first and the last of ordered rows, n of them in all."""
+    first = min((n + 1) // 2, len(rows))
+    return [*rows[:first], *rows[max(first, len(rows) - n // 2) :]]
 
 
 def best_and_worst(rows: Sequence[Mapping[str, Any]], each: int, prefix: str, level: str) -> str:

@@ -72,9 +72,6 @@ class Job:
         name = self.run.folder.name
         return [Step(name, self.run.stage, name, self.run, reused=False, seconds=seconds)]
 
-    def last(self, stage: str) -> Step | None:
-        return next((step for step in reversed(self.steps) if step.stage == stage), None)
-
 
 @dataclass
 class Cell:
@@ -82,6 +79,22 @@ class Cell:
 
     job: Job
     evaluation: Step
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """The evaluation and what led to it, in order; of old runs, all that came before it."""
+        names = [step.name for step in self.job.steps]
+        before = self.job.steps[: names.index(self.evaluation.name) + 1]
+        if self.evaluation.needs is None:
+            return before
+        wanted = {self.evaluation.name}
+        for step in reversed(before):
+            wanted |= set(step.needs or ()) if step.name in wanted else set()
+        return [step for step in before if step.name in wanted]
+
+    def last(self, stage: str) -> Step | None:
+        """The last step of a stage among them."""
+        return next((step for step in reversed(self.steps) if step.stage == stage), None)
 
     @property
     def answers(self) -> list[AnswerRecord]:
@@ -172,10 +185,13 @@ def arms_of(jobs: Sequence[Job], evaluations: str = "last") -> list[Arm]:
             found.append((job, step))
     varying = _varying([job for job, _ in found])
     labels = {step.label for job, step in found if job.is_pipeline}
+    only_seeds_differ = len({job.seed for job, _ in found}) == len(found) > 1
     arms: dict[str, Arm] = {}
     for job, step in found:
         parts = [f"{_short(key)}={job.overrides.get(key, 'default')}" for key in varying]
-        if not parts or (job.is_pipeline and len(labels) > 1):
+        if not parts and only_seeds_differ and not job.is_pipeline:
+            parts.append("all runs")
+        elif not parts or (job.is_pipeline and len(labels) > 1):
             parts.append(step.label)
         name = ", ".join(parts)
         arm = arms.setdefault(name, Arm(name))
@@ -214,15 +230,11 @@ def read_study(
     return jobs, arms, arms[0 if reference is None else names.index(reference)]
 
 
-def compare_arms(reference: Arm, other: Arm) -> Difference:
-    """By seed where both have several seeds in common, else by question of the first common one.
-
-    Raises:
-        ValueError: they have no seed in common.
-    """
+def compare_arms(reference: Arm, other: Arm) -> Difference | None:
+    """By seed where both have several in common, by question where it is one, None without any."""
     seeds = sorted(reference.cells.keys() & other.cells.keys())
     if not seeds:
-        raise ValueError(f"{reference.name!r} and {other.name!r} have no seed in common")
+        return None
     pairs = [(reference.cells[seed], other.cells[seed]) for seed in seeds]
     differences = [float(a.shares_P.mean() - b.shares_P.mean()) for a, b in pairs]
     wins = sum(difference > 0 for difference in differences)
@@ -295,5 +307,5 @@ def mean_by_key(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def metrics_of(arm: Arm, stage: str) -> list[dict[str, Any]]:
     """Final metrics of the last step of a stage in each cell that has one."""
-    steps = [cell.job.last(stage) for cell in arm.cells.values()]
+    steps = [cell.last(stage) for cell in arm.cells.values()]
     return [step.metrics for step in steps if step is not None]

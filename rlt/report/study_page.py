@@ -36,7 +36,9 @@ def write_study_report(run_dir: Path) -> Path:
     jobs, arms, reference = read_study(
         config["runs"], config.get("reference"), config["evaluations"]
     )
-    differences = [compare_arms(reference, arm) for arm in arms if arm is not reference]
+    others = [arm for arm in arms if arm is not reference]
+    differences = [d for arm in others if (d := compare_arms(reference, arm)) is not None]
+    apart = [arm.name for arm in others if compare_arms(reference, arm) is None]
     title = config.get("title") or f"{len(arms)} arms compared"
     made = {k: v for k, v in jobs[0].run.manifest.items() if k not in ("seed", "key", "seconds")}
     again = " ".join(["rlt", *map(str, run.manifest.get("command") or [])])
@@ -44,6 +46,9 @@ def write_study_report(run_dir: Path) -> Path:
         f"# {heading(title)}",
         heading(run.note),
         "\n".join(f"- {sentence(reference, difference)}" for difference in differences),
+        f"No seed in common with {heading(reference.name)}: {heading(', '.join(apart))}."
+        if apart
+        else "",
         _section("Accuracy", accuracy_section(run_dir, arms, reference)),
         _section("Differences", differences_section(reference, differences)),
         _section("Jobs that did not finish", failures_section(jobs)),

@@ -15,6 +15,7 @@ from rlt.report.plots import plot_bars, plot_named_curves, plot_points
 from rlt.report.results import accuracy_k
 from rlt.report.study import (
     Arm,
+    Cell,
     Difference,
     Job,
     behaviour_shares_of,
@@ -34,6 +35,8 @@ from rlt.report.text import (
     sample_text,
     table,
 )
+
+_FEWEST_TRACES = 4  # of different rewards, for a rank correlation to say anything
 
 
 def interval_text(arm: Arm) -> str:
@@ -104,19 +107,26 @@ def reward_predicts_section(folder: Path, arms: Sequence[Arm]) -> str:
     rewards = {
         str(cell.job.run.config.get("reward")) for arm in arms for cell in arm.cells.values()
     }
-    found: dict[int, list[tuple[float, float]]] = {}
+    taught: dict[int, dict[Path, tuple[float, list[float]]]] = {}
     for arm in arms:
         for seed, cell in arm.cells.items():
-            traces = cell.job.last("collect")
+            traces = cell.last("collect")
             if traces is not None and "collect/reward" in traces.metrics:
-                pair = (traces.metrics["collect/reward"], float(cell.shares_P.mean()))
-                found.setdefault(seed, []).append(pair)
-    if len(rewards) > 1 or any(len(pairs) < 3 for pairs in found.values()) or not found:
+                students = taught.setdefault(seed, {})  # of one file of traces there may be several
+                reward = traces.metrics["collect/reward"]
+                known = students.setdefault(traces.run.folder.resolve(), (reward, []))
+                known[1].append(float(cell.shares_P.mean()))
+    found = {
+        seed: [(reward, float(np.mean(shares))) for reward, shares in students.values()]
+        for seed, students in taught.items()
+    }
+    n = min((len({reward for reward, _ in pairs}) for pairs in found.values()), default=0)
+    if len(rewards) > 1 or n < _FEWEST_TRACES:
         return ""
     correlations = [rank_correlation(*np.array(pairs).T) for pairs in found.values()]
     lines = [
-        f"Spearman's rank correlation between the mean reward of an arm's traces and the accuracy "
-        f"of the student they taught, over {len(arms)} arms: "
+        f"Spearman's rank correlation between the mean reward of traces and the accuracy of the "
+        f"student they taught, over {n} sets of traces: "
     ]
     if len(correlations) > 1 and np.isfinite(correlations).all():
         interval = t_interval(correlations)
@@ -155,7 +165,7 @@ def rewards_by_behaviour_section(arms: Sequence[Arm]) -> str:
     mixed, name, mixed_traces = 0.0, "", list[dict[str, Any]]()
     for arm in arms:
         traces = [
-            row for c in arm.cells.values() if (s := c.job.last("collect")) for row in s.run.traces
+            row for c in arm.cells.values() if (s := c.last("collect")) for row in s.run.traces
         ]
         counts = Counter(str(row["behaviour"]) for row in traces if "behaviour" in row)
         if counts and (diversity := 1 - max(counts.values()) / len(traces)) > mixed:
@@ -184,7 +194,7 @@ def rl_curves_section(folder: Path, arms: Sequence[Arm]) -> str:
     rewards: dict[str, dict[str, list[tuple[int, float]]]] = {}
     behaviours: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for arm in arms:
-        step = arm.first.job.last("student_rl") or arm.first.job.last("teacher_rl")
+        step = arm.first.last("student_rl") or arm.first.last("teacher_rl")
         if step is None:
             continue
         scalars = step.run.scalars
@@ -217,7 +227,7 @@ def rl_curves_section(folder: Path, arms: Sequence[Arm]) -> str:
 def examples_section(arms: Sequence[Arm]) -> str:
     parts = []
     for arm in arms:
-        step = arm.first.job.last("collect")
+        step = arm.first.last("collect")
         if step is None or not step.run.traces:
             continue
         rows = sorted(step.run.traces, key=lambda row: float(row["reward"]))
@@ -230,9 +240,7 @@ def examples_section(arms: Sequence[Arm]) -> str:
 
 def costs_section(arms: Sequence[Arm]) -> str:
     """Seconds of an arm's steps, by stage, as they took when they were made."""
-    totals = [
-        mean_by_key([_seconds_by_stage(cell.job) for cell in arm.cells.values()]) for arm in arms
-    ]
+    totals = [mean_by_key([_seconds_by_stage(cell) for cell in arm.cells.values()]) for arm in arms]
     stages = list(dict.fromkeys(stage for row in totals for stage in row))
     rows = [
         [
@@ -248,9 +256,9 @@ def costs_section(arms: Sequence[Arm]) -> str:
     )
 
 
-def _seconds_by_stage(job: Job) -> dict[str, float]:
+def _seconds_by_stage(cell: Cell) -> dict[str, float]:
     seconds: dict[str, float] = {}
-    for step in job.steps:
+    for step in cell.steps:
         spent = float(step.run.manifest.get("seconds") or 0.0)
         seconds[step.stage] = seconds.get(step.stage, 0.0) + spent
     return seconds

@@ -1,7 +1,6 @@
 """Which tokens made a reward: the log-ratio along an explanation, the log-probs of a solution."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from rlt.data.prompts import Views
@@ -10,6 +9,7 @@ from rlt.rewards.terms import TokenScores
 
 Attribution = dict[str, list[tuple[str, float]]]
 _DIGITS = 4
+_CONTEXT = 8  # tokens before one that decide how it is written
 
 
 def attribution(views: Views, scored: ScoredExplanation, scores: TokenScores) -> Attribution:
@@ -42,9 +42,9 @@ def extremes(found: Mapping[str, Sequence[Any]]) -> dict[str, int]:
 
 def _tokens(views: Views, ids: Sequence[int], values: Sequence[float]) -> list[tuple[str, float]]:
     # What each token adds to the text: alone, a word's token would lack the space before it.
-    ends = [len(views.decode(ids[:n])) for n in range(len(ids) + 1)]
-    text = views.decode(ids)
-    return [
-        (text[start:end], round(value, _DIGITS))
-        for (start, end), value in zip(pairwise(ends), values, strict=True)
-    ]
+    found = []
+    for n, value in enumerate(values):
+        start = max(0, n - _CONTEXT)
+        before = views.decode(ids[start:n])
+        found.append((views.decode(ids[start : n + 1])[len(before) :], round(value, _DIGITS)))
+    return found

@@ -40,6 +40,10 @@ class ScoredExplanation:
         return self.explanation.text
 
     @property
+    def thought(self) -> str:
+        return self.explanation.text
+
+    @property
     def closed(self) -> bool:
         return self.explanation.end_tag_found
 

@@ -170,6 +170,7 @@ def train(
     metrics = restored | metrics
     metrics["resources/peak_memory_bytes"] = float(peak_memory_bytes())
     save_model(module.policy, module.views.tokenizer, folder / "model")
+    run.record(tags=module.views.style.tags)
     return metrics
 
 

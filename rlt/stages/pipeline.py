@@ -49,6 +49,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
             {
                 "name": name,
                 "stage": step.stage,
+                "needs": dict(step.needs),
                 "label": step.label or name,
                 "dir": str(folder),
                 "key": keys[name],
@@ -71,7 +72,7 @@ def check_expected(name: str, step: DictConfig, metrics: dict[str, float]) -> No
                 f"steps.{name}.expect.{metric}: stage {step.stage} has no such metric"
                 f"{did_you_mean(metric, metrics)}; it has {', '.join(sorted(metrics))}"
             )
-        if metrics[metric] < least:
+        if not metrics[metric] >= least:  # NaN falls short, too
             raise ValueError(
                 f"steps.{name}: {metric} is {metrics[metric]:.4g}, less than the {least:.4g} of "
                 f"steps.{name}.expect: the steps after it would say nothing. Train what it "

@@ -182,6 +182,7 @@ def _problems(cfg: DictConfig, views: Any, seen: Seen) -> tuple[list[Problem] | 
     """Training problems (or questions), and a line about what was read."""
     wanted = cfg.benchmark if cfg.stage == "evaluate" else cfg.data
     node = OmegaConf.to_yaml(wanted, resolve=True) if wanted is not None else str(cfg.traces)
+    node += OmegaConf.to_yaml(cfg.get("trained_on") or {}, resolve=True)
     if node not in seen:
         seen[node] = _read_problems(cfg, views)
     problems, counted = seen[node]

@@ -175,7 +175,7 @@ def path_fingerprint(key: str, path: Path) -> str:
         raise FileNotFoundError(f"{key}={path}: no such file or folder{hint}")
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and file.name != "README.md":
+        if file.is_file() and not (path.is_dir() and file.name == "README.md"):
             digest.update(file.name.encode())
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())

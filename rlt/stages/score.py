@@ -19,6 +19,7 @@ from rlt.evaluation.statistics import bootstrap_interval
 from rlt.hardware import device_of
 from rlt.logprobs import row_log_probs
 from rlt.models import context_tokens, fingerprint, freeze
+from rlt.report.run import best_and_worst_of
 from rlt.report.samples import log_attributions
 from rlt.rewards import RewardScorer, ScoredExplanation
 from rlt.rewards.attribution import attribution
@@ -43,7 +44,9 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     if cfg.teacher is not None:
         require_same_tokenizer(source_of(cfg, "teacher").tokenizer(), views.tokenizer)
     data = explained(cfg)
-    problems = load_data(data, views).train
+    split = load_data(data, views)
+    run.record(data=split.report)
+    problems = split.train + split.validation
     require_explanations(problems)
     problems = [problem for problem in problems if problem.explanation is not None]
     device = device_of(cfg)
@@ -72,7 +75,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
                 "solution": one.problem.solution,
                 "explanation": one.explanation.text,
                 "system": one.problem.system,
-                "student_tokens": len(one.explanation.ids),
+                "student_tokens": student_tokens(views, one.problem),
                 "reward": table.rewards[n],
                 "reward_terms": {name: column[n] for name, column in table.terms.items()},
                 "attribution": attribution(views, one, table.scores[n]),
@@ -94,8 +97,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     partial.unlink()
     metrics = summarise(rows, kept)
     log_scalars(cfg, run.folder, metrics)
-    half = (cfg.attributed + 1) // 2
-    log_attributions(make_logger(cfg, run.folder), [*rows[:half], *rows[half:][-half:]])
+    log_attributions(make_logger(cfg, run.folder), best_and_worst_of(rows, cfg.attributed))
     return metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}
 
 
@@ -106,7 +108,13 @@ def check_score(cfg: DictConfig) -> None:
             "stage=score takes explanations from traces=<file or run>/traces, or from data=… that "
             "carries them: give one of the two"
         )
-    if "teacher_log_probs" in build(cfg.reward).needs and cfg.teacher is None:
+    needs = build(cfg.reward).needs
+    if "correct_share" in needs and cfg.traces is not None:
+        raise ValueError(
+            "this reward verifies answers, and traces name no grader: give the same file as "
+            "data=jsonl data.source.files=… with data.grader"
+        )
+    if needs & {"teacher_log_probs", "exact_kl"} and cfg.teacher is None:
         raise ValueError(
             "this reward compares the student with the teacher that wrote the text: set "
             "model@teacher=… (and teacher_path=…), or choose reward=solution_only or no_entropy"
@@ -123,10 +131,15 @@ def explained(cfg: DictConfig) -> ProblemData:
     return ProblemData(trace_source(cfg.traces), validation_share=0, unique=False)
 
 
+def student_tokens(views: Views, problem: Problem) -> int:
+    """Length of the student's whole text: prompt, explanation, solution."""
+    text = views.student_text(problem, views.thought(problem.explanation or ""))
+    return len(text.prompt) + len(text.continuation)
+
+
 def check_context(views: Views, problem: Problem, student: Any) -> None:
     """Raises ValueError when a student's text is longer than its context."""
-    text = views.student_text(problem, views.thought(problem.explanation or ""))
-    tokens = len(text.prompt) + len(text.continuation)
+    tokens = student_tokens(views, problem)
     if tokens > context_tokens(student):
         raise ValueError(
             f"problem {problem.id}: question, explanation and solution are {tokens} tokens, the "

@@ -64,7 +64,7 @@ EXPERIMENTS = (
 SWEEPS = {
     "ablation": ([], 39),
     "base_accuracy": (["stage=evaluate", "model@student=smollm2_135m"], 16),
-    "claim_alpha": ([], 27),
+    "claim_alpha": ([], 15),
     "claim_cold_start": ([], 15),
     "claim_lambda": ([], 35),
     "claim_nano": ([], 66),

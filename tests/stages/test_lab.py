@@ -148,7 +148,7 @@ def test_two_evaluations_are_compared(chain: Path) -> None:
     page = (chain / "compared" / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert "2 finished of 2 runs" in rlt([*command, "check=true"], chain).stdout
-    assert "holds a run of another config" in refused([*command, "title=x"], chain)
+    assert "x y z" in rlt([*command, "title=x y z"], chain).stdout  # only a page is made anew
 
 
 def test_a_gate_stops_a_pipeline_before_it_costs_more(base: Path, tmp_path: Path) -> None:
@@ -169,6 +169,17 @@ def test_a_sweep_ends_in_a_page(base: Path, tmp_path: Path) -> None:
     evaluated = stage("evaluate", "student_path=base", "output_dir=sweep")
     callback = "+hydra.callbacks.compare={_target_: rlt.report.sweep.CompareJobs, reference: none}"
     done = rlt(["-m", *evaluated, "samples=2,3", "seed=0,1", callback], tmp_path)
-    assert "reference" in done.stdout
+    assert "samples=2 (reference)" in done.stdout
+    assert "no arm 'none': compared with 'samples=2' instead" in done.stdout
     page = (tmp_path / "sweep" / "compare" / "report.md").read_text()
     assert "samples=2" in page and "Student's over seeds" in page
+
+
+def test_a_sweep_with_a_failed_job_has_its_page_too(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").symlink_to(base)
+    evaluated = stage("evaluate", "student_path=base", "output_dir=sweep")
+    callback = "+hydra.callbacks.compare={_target_: rlt.report.sweep.CompareJobs}"
+    done = rlt(["-m", *evaluated, "samples=2,0", callback], tmp_path, status=2)
+    assert "samples=0: must be a whole number of at least 1" in done.stderr
+    page = (tmp_path / "sweep" / "compare" / "report.md").read_text()
+    assert "avg@2" in page

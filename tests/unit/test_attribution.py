@@ -15,7 +15,7 @@ from rlt.rewards import ScoredExplanation, TokenScores
 from rlt.rewards.attribution import attribution, extremes
 
 FOUND = {
-    "explanation": [("so ", 0.25), ("``` <b>&\n", 2.5), ('"q\\" ', -1.0)],
+    "explanation": [("so ", 0.25), ("``` <b>&\n", 2.5), ("a\u2028b", 0.0), ('"q\\" ', -1.0)],
     "solution": [("7", -3.0), ("</s>", -0.5)],
 }
 
@@ -46,11 +46,11 @@ def test_the_block_survives_any_token_and_is_read_back_in_colour() -> None:
     block = attribution_fence(FOUND)
     fence = re.match("`+", block)
     assert fence and len(fence[0]) == 4 and block.endswith("\n````")
-    page = coloured("\n".join(block.splitlines()[1:-1]))
+    page = coloured("\n".join(block.split("\n")[1:-1]))
     spans = re.findall(r'<span style="([^"]*)"( class=framed)? title="([^"]*)">(.*?)</span>', page)
     shown = [(html.unescape(text).replace("⏎<br>", "\n"), float(v)) for _, _, v, text in spans]
     assert shown == [*FOUND["explanation"], *FOUND["solution"]]
-    assert [bool(framed) for _, framed, _, _ in spans] == [False, True, False, True, False]
+    assert [bool(framed) for _, framed, _, _ in spans] == [False, True, False, False, True, False]
     assert "<b>" not in page and "rgba(217,38,38,0.75)" in page
     assert attribution_fence({"explanation": [], "solution": []}) == ""
 

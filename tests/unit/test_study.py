@@ -165,14 +165,14 @@ def pipeline(
 
 def test_behaviours_rewards_and_their_correlation(tmp_path: Path) -> None:
     for seed in (0, 1):
-        for n, (accuracy, reward) in enumerate([(1, -3.0), (2, -2.0), (4, -1.0)]):
+        for n, (accuracy, reward) in enumerate([(1, -3.0), (2, -2.0), (4, -1.0), (3, -1.5)]):
             name = f"arm{n}_{seed}"
             pipeline(
                 tmp_path / "s" / name, tmp_path / "store" / name, accuracy, reward, f"arm {n}", seed
             )
     run = compare_run(tmp_path / "c", [str(tmp_path / "s")], reference="arm 2")
     text = check_markdown(write_result(run))
-    assert "over 3 arms: **1.00** [1.00, 1.00]" in text
+    assert "over 4 sets of traces: **1.00** [1.00, 1.00]" in text
     assert "| arm 0 | 25.0 % | 75.0 % |" in text  # step, leak
     # Of 40 traces 10 are steps: n = 0, 4, …, 36, mean -18; the others' mean is -20.
     assert "| leak | 60 |" in text and "| step | 20 |" in text

@@ -35,11 +35,12 @@ def test_answers_are_verified_and_missing_ones_penalised(views: Views) -> None:
     texts = [f"so{opened}2{task.stop}", f"{opened}3", "nothing", opened]
     rows = written(views, task.prompt(PROBLEMS[0]), *texts)
     judged, table = task.judge(None, [PROBLEMS[0]] * 4, rows, [], 1.0)
-    assert table.rewards == [1.0, 0.0, -0.5, 0.0]
+    assert table.rewards == [1.0, 0.0, -0.5, -0.5]
     assert table.terms["answer/correct"] == [1.0, 0.0, 0.0, 0.0]
-    assert table.terms["answer/missing_penalty"] == [0.0, 0.0, 0.5, 0.0]
-    assert [one.closed for one in judged] == [True, True, False, True]
+    assert table.terms["answer/missing_penalty"] == [0.0, 0.0, 0.5, 0.5]
+    assert [one.closed for one in judged] == [True, True, False, False]
     assert judged[2].text == "nothing"
+    assert [one.thought for one in judged] == ["so", "", "nothing", ""]
     assert task.monitor(judged, 4) == {} == task.details(judged[0], table, 0)
 
 
