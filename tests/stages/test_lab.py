@@ -137,13 +137,14 @@ def test_questions_that_were_trained_on_are_refused(chain: Path) -> None:
 
 def test_two_evaluations_are_compared(chain: Path) -> None:
     rlt(stage("evaluate", "student_path=pretrain/model", "output_dir=of_base"), chain)
-    command = ["stage=compare", "runs=[of_base,evaluate]", "output_dir=compared"]
+    rlt(stage("evaluate", "student_path=distill/model", "output_dir=of_student"), chain)
+    command = ["stage=compare", "runs=[of_base,of_student]", "output_dir=compared"]
     first = rlt(command, chain).stdout
     assert "student_path=pretrain/model" in first and "student_path=distill/model" in first
     assert "going on" not in rlt(command, chain).stdout  # made again
     metrics = read(chain / "compared" / "metrics.json")
     assert metrics["compare/jobs"] == 2.0
-    known = results(chain / "evaluate")["eval/avg@3"]
+    known = results(chain / "of_student")["eval/avg@3"]
     assert metrics["compare/student_path=distill/model/accuracy"] == pytest.approx(known)
     page = (chain / "compared" / "report.html").read_text()
     assert "data:image/png;base64," in page

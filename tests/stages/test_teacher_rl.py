@@ -59,6 +59,7 @@ def test_reward(train, reward: str) -> None:
     expected = {
         "correctness": {"correctness"},
         "length": {"length"},
+        "random": {"random"},
         "kl_only": {"thought_kl"},
         "solution_only": {"solution_log_prob"},
     }.get(reward, {"solution_log_prob", "thought_kl"})
