@@ -86,7 +86,7 @@ def check_values(cfg: DictConfig) -> dict[str, Any]:
         errors.append(f"keep_share={share}: must be above 0 and at most 1")
     if cfg.get("temperature", 1.0) <= 0:
         errors.append(f"temperature={cfg.temperature}: must be above 0")
-    if cfg.get("rank", 1) > cfg.get("best_of", 1):
+    if cfg.get("rank", 1) > cfg.get("best_of", 1) >= 1:
         errors.append(f"rank={cfg.rank}: of best_of={cfg.best_of} completions there is no such one")
     raise_if_any(errors)
     return parts

@@ -60,7 +60,8 @@ def cli(
         (
             ["optim=sgd"],
             "optim: this config has no such part; did you mean optim@distill.optim or "
-            "optim@pretrain.optim or optim@teacher_rl.optim or optim@teacher_sft.optim?",
+            "optim@pretrain.optim or optim@student_rl.optim or optim@teacher_rl.optim or "
+            "optim@teacher_sft.optim?",
         ),
         (["stage=teacher_rl", "seed=x"], "Error merging override seed=x: Value 'x' of type 'str'"),
         (["seed=0,1"], "Ambiguous value for argument 'seed=0,1'"),

@@ -22,6 +22,7 @@ from tests.stages.cli import read, read_lines, results, rlt, stage
 TRAINING = ("pretrain", "teacher_sft", "teacher_rl", "distill")
 STAGES = (*TRAINING, "collect", "evaluate")
 TRACE_FIELDS = {
+    "behaviour",
     "problem_id", "question", "solution", "explanation", "system", "finish", "end_tag_found",
     "teacher_tokens", "student_tokens", "reward", "reward_terms", "reward_mean_of_n", "teacher",
     "student", "config", "seed", "sampling",
