@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.cli import DATA, pipeline, rlt, stage
+from tests.stages.cli import pipeline, rlt, stage
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +26,7 @@ def chain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "teacher_rl": ["teacher_path=teacher_sft/model"],
         "collect": ["teacher_path=teacher_rl/model", student],
         "distill": ["traces=collect/traces", student],
-        "evaluate": [
-            "student_path=distill/model",
-            *("data@trained_on=digit_chain", *(f"trained_on.{k[5:]}" for k in DATA)),
-        ],
+        "evaluate": ["student_path=distill/model"],
     }.items():
         rlt(stage(name, f"output_dir={name}", *overrides), folder)
     return folder

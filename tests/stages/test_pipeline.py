@@ -8,7 +8,7 @@ import pytest
 
 from rlt.report import read_scalars
 from tests.metrics_doc import documented
-from tests.stages.cli import read, results, rlt, weights
+from tests.stages.cli import DATA, read, results, rlt, stage, weights
 from tests.stages.conftest import pipeline_from
 
 STEPS = ["warm_up", "teacher", "traces", "student", "base_accuracy", "accuracy"]
@@ -63,8 +63,11 @@ def test_steps_are_the_stages_run_by_hand(piped: Path, chain: Path) -> None:
         "teacher": "teacher_rl",
         "traces": "collect",
         "student": "distill",
-        "accuracy": "evaluate",
+        "accuracy": "evaluated",
     }
+    # A pipeline looks for the questions in its own data.
+    trained_on = ["data@trained_on=digit_chain", *(f"trained_on.{k[5:]}" for k in DATA)]
+    rlt(stage("evaluate", "student_path=distill/model", "output_dir=evaluated", *trained_on), chain)
     for name, run in by_hand.items():
         assert results(Path(steps[name]["dir"])) == results(chain / run), name
         if steps[name]["stage"] not in ("collect", "evaluate"):
