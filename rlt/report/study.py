@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -284,28 +283,3 @@ def failures(jobs: Sequence[Job]) -> list[tuple[str, str]]:
         for job in jobs
         if not job.finished
     ]
-
-
-def behaviour_shares_of(metrics: dict[str, float], prefix: str) -> dict[str, float]:
-    """Behaviour → share, of the metrics `<prefix>behaviour/<name>_share`."""
-    start = f"{prefix}behaviour/"
-    return {
-        name.removeprefix(start).removesuffix("_share"): value
-        for name, value in metrics.items()
-        if name.startswith(start)
-    }
-
-
-def mean_by_key(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each key over the rows that have it."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        for key, value in row.items():
-            values.setdefault(key, []).append(value)
-    return {key: float(np.mean(v)) for key, v in values.items()}
-
-
-def metrics_of(arm: Arm, stage: str) -> list[dict[str, Any]]:
-    """Final metrics of the last step of a stage in each cell that has one."""
-    steps = [cell.last(stage) for cell in arm.cells.values()]
-    return [step.metrics for step in steps if step is not None]

@@ -36,9 +36,9 @@ def write_study_report(run_dir: Path) -> Path:
     jobs, arms, reference = read_study(
         config["runs"], config.get("reference"), config["evaluations"]
     )
-    others = [arm for arm in arms if arm is not reference]
-    differences = [d for arm in others if (d := compare_arms(reference, arm)) is not None]
-    apart = [arm.name for arm in others if compare_arms(reference, arm) is None]
+    compared = {a.name: compare_arms(reference, a) for a in arms if a is not reference}
+    differences = [difference for difference in compared.values() if difference is not None]
+    apart = [name for name, difference in compared.items() if difference is None]
     title = config.get("title") or f"{len(arms)} arms compared"
     made = {k: v for k, v in jobs[0].run.manifest.items() if k not in ("seed", "key", "seconds")}
     again = " ".join(["rlt", *map(str, run.manifest.get("command") or [])])

@@ -18,10 +18,7 @@ from rlt.report.study import (
     Cell,
     Difference,
     Job,
-    behaviour_shares_of,
     failures,
-    mean_by_key,
-    metrics_of,
 )
 from rlt.report.text import (
     duration,
@@ -262,3 +259,28 @@ def _seconds_by_stage(cell: Cell) -> dict[str, float]:
         spent = float(step.run.manifest.get("seconds") or 0.0)
         seconds[step.stage] = seconds.get(step.stage, 0.0) + spent
     return seconds
+
+
+def behaviour_shares_of(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    """Behaviour → share, of the metrics `<prefix>behaviour/<name>_share`."""
+    start = f"{prefix}behaviour/"
+    return {
+        name.removeprefix(start).removesuffix("_share"): value
+        for name, value in metrics.items()
+        if name.startswith(start)
+    }
+
+
+def mean_by_key(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each key over the rows that have it."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            values.setdefault(key, []).append(value)
+    return {key: float(np.mean(v)) for key, v in values.items()}
+
+
+def metrics_of(arm: Arm, stage: str) -> list[dict[str, Any]]:
+    """Final metrics of the last step of a stage in each cell that has one."""
+    steps = [cell.last(stage) for cell in arm.cells.values()]
+    return [step.metrics for step in steps if step is not None]
