@@ -143,10 +143,7 @@ class RunFolder:
             "command": sys.argv[1:],
             "overrides": _overrides(),
             "began": [*self.manifest.get("began", []), _now()],
-            "rlt": __version__,
-            "git": git_revision(),
-            "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-            "hardware": hardware_facts(),
+            **environment(),
         }
         write_json(self.folder / "manifest.json", self.manifest)
 
@@ -179,7 +176,7 @@ def _difference(saved: Path, cfg: DictConfig) -> str:
 
 def config_changes(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     """Dotted key → (old value, new value), `-` where there is none; not where results are put."""
-    before, after = (_flat(OmegaConf.to_container(cfg, resolve=True)) for cfg in (old, new))
+    before, after = (flatten(OmegaConf.to_container(cfg, resolve=True)) for cfg in (old, new))
     return {
         key: (before.get(key, "-"), after.get(key, "-"))
         for key in sorted(before.keys() | after.keys())
@@ -187,12 +184,13 @@ def config_changes(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key → value of nested mappings; an empty mapping is a value."""
     if isinstance(content, dict) and content:
         return {
             name: value
             for key, child in content.items()
-            for name, value in _flat(child, f"{prefix}.{key}" if prefix else str(key)).items()
+            for name, value in flatten(child, f"{prefix}.{key}" if prefix else str(key)).items()
         }
     return {prefix: content}
 
@@ -204,6 +202,16 @@ def _overrides() -> list[str]:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def environment() -> dict[str, Any]:
+    """What a run computes with, as its manifest records it: code, packages, machine."""
+    return {
+        "rlt": __version__,
+        "git": git_revision(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "hardware": hardware_facts(),
+    }
 
 
 @functools.cache

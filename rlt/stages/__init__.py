@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlt.runtime import RunFolder, config_key
-from rlt.stages.projection import input_fingerprints
+from rlt.stages.projection import code_digest, input_fingerprints
 from rlt.stages.values import check_values, require_device
 
 log = logging.getLogger(__name__)
@@ -43,12 +43,11 @@ def run_stage(
     if "hardware" in cfg:
         require_device(cfg)
         prepare(cfg)
+    inputs: dict[str, str] = {}  # of a pipeline its steps have their own
     if key is None and cfg.stage != "pipeline":
         check_values(cfg)
-        key_used = config_key(cfg, input_fingerprints(cfg))
-    else:
-        key_used = key or config_key(cfg)
-    run = RunFolder(run_dir, cfg, key_used)
+        inputs = input_fingerprints(cfg)
+    run = RunFolder(run_dir, cfg, key or config_key(cfg, inputs))
     if run.status == "finished":
         log.info("already finished, nothing to do")
         if not (run_dir / "report.md").is_file():
@@ -57,8 +56,9 @@ def run_stage(
         return run.metrics
     if run.status == "resumed" and cfg.stage != "compare":
         log.info("%s: going on where it stopped", run_dir)
-    if changed:
-        run.record(**changed)
+    if key is not None:
+        inputs = input_fingerprints(cfg)
+    run.record(inputs=inputs, code=code_digest(), **(changed or {}))
     L.seed_everything(cfg.seed, verbose=False)
     try:
         metrics = importlib.import_module(f"rlt.stages.{cfg.stage}").run(cfg, run)
