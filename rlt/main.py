@@ -29,12 +29,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlt import __version__, schema
+from rlt.signals import exit_status, terminable
+from rlt.sweeps import JobFailed, failures, run_job
+from rlt.verbs import verb_of
 
 # Errors that say what to change; their message is enough, unless HYDRA_FULL_ERROR=1.
-_USER_ERRORS = (ValueError, FileNotFoundError, InstantiationException)
+USER_ERRORS = (ValueError, FileNotFoundError, InstantiationException)
 _MAX_FOLDER_NAME = 120
 _SHOWN_CHANGES = 60
-_IN_FULL = os.environ.get("HYDRA_FULL_ERROR") == "1"
+# Whether to show stack traces. Processes that are started from here are told what the user said, as
+# Hydra's variable is set for Hydra's sake.
+_FULL_ERROR = "RLT_FULL_ERROR"
+IN_FULL = os.environ.get(_FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR")) == "1"
+_PARTIAL_FAILURE = 1  # exit status of a sweep of which jobs have failed
 
 
 def config_dir() -> Path:
@@ -73,15 +80,15 @@ def _register() -> None:
 _register()
 
 
-def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
-    """Check a composed config, then run its stage (or, with `check=true`, print its plan)."""
-    from rlt.checks import check_hydra_node, check_schema_keys, check_targets, raise_if_any
+def run(cfg: DictConfig, run_dir: Path, facts: dict[str, Any] | None = None) -> dict[str, float]:
+    """Check a composed config, then run its stage (or, with `check=true`, print its plan).
 
-    errors = check_schema_keys(cfg, schema.STAGES[cfg.stage]) + check_targets(cfg)
-    if HydraConfig.initialized():
-        node = cast(DictConfig, HydraConfig.get())
-        errors += check_hydra_node(node)  # a sweep may have changed it for this job
-    raise_if_any(errors)
+    Args:
+        facts: how the run was asked for, for its manifest.
+    """
+    from rlt.checks import check_schema_keys, check_targets, raise_if_any
+
+    raise_if_any(check_schema_keys(cfg, schema.STAGES[cfg.stage]) + check_targets(cfg))
     from rlt.quiet import quiet
     from rlt.stages import run_stage
     from rlt.stages.plan import print_plan
@@ -91,7 +98,16 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     if cfg.check:
         print_plan(cfg, run_dir)
         return {}
-    return run_stage(cfg, run_dir, changed=_changed(cfg))
+    return run_stage(cfg, run_dir, facts=facts)
+
+
+def _asked(cfg: DictConfig) -> dict[str, Any]:
+    """How Hydra was asked for this job: what its manifest is told of it."""
+    asked = HydraConfig.get().overrides
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    overrides = list(asked.task)
+    command = [*asked.hydra, *overrides] if multirun else sys.argv[1:]
+    return {"command": command, "overrides": overrides, **_changed(cfg)}
 
 
 def _changed(cfg: DictConfig) -> dict[str, Any]:
@@ -101,8 +117,6 @@ def _changed(cfg: DictConfig) -> dict[str, Any]:
     """
     from rlt.runtime import config_changes
 
-    if not HydraConfig.initialized():
-        return {}
     overrides = list(HydraConfig.get().overrides.task)
     base = [o for o in overrides if o.partition("=")[0] in ("stage", "experiment")]
     chosen = HydraConfig.get().runtime.choices
@@ -110,8 +124,14 @@ def _changed(cfg: DictConfig) -> dict[str, Any]:
         base = [f"experiment={chosen['experiment']}"] if chosen.get("experiment") else base
     if len(base) == len(overrides):
         return {}
-    options = get_args_parser().parse_args(sys.argv[1:])
-    search = [o for o in options.overrides if o.partition("=")[0] == "hydra.searchpath"]
+    sources = {source.provider: source for source in HydraConfig.get().runtime.config_sources}
+    given = sources.get("command-line")
+    options = Namespace(config_path=None, config_dir=given.path if given else None)
+    search = [
+        f"hydra.searchpath=[{source.schema}://{source.path}]"
+        for provider, source in sources.items()
+        if provider.startswith("hydra.searchpath")
+    ]
     try:
         plain = _loader(options).load_configuration("config", [*search, *base], RunMode.RUN)
     except HydraException:  # without the overrides it does not compose
@@ -124,18 +144,31 @@ def _changed(cfg: DictConfig) -> dict[str, Any]:
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
 def _task(cfg: DictConfig) -> dict[str, float]:
+    from rlt.checks import check_hydra_node, raise_if_any
+
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     # Something to see before torch is imported.
     print(f"rlt {__version__}: {'check of ' if cfg.check else ''}stage={cfg.stage}", flush=True)
     if cfg.check:
         _offline_unless_the_hub_answers()
+    node = HydraConfig.get()
+    multirun = node.mode == RunMode.MULTIRUN
     try:
-        return run(cfg, run_dir)
-    except _USER_ERRORS as error:
-        multirun = HydraConfig.get().mode == RunMode.MULTIRUN  # the other jobs go on first
-        if not _IN_FULL:
+        raise_if_any(check_hydra_node(cast(DictConfig, node)))  # may be another for each job
+        if cfg.check:
+            return run(cfg, run_dir)
+        if not multirun:
+            return run(cfg, run_dir, _asked(cfg))
+        return run_job(cfg, run_dir, Path(node.sweep.dir).absolute(), _asked(cfg))
+    except KeyboardInterrupt:
+        if multirun:
+            again = f"rlt resume={Path(node.sweep.dir).absolute()}"
+            print(f"\nThe sweep was interrupted. This goes on from here:  {again}", flush=True)
+        raise
+    except USER_ERRORS as error:  # the other jobs of a sweep go on first
+        if not IN_FULL:
             _print(error)
-        if multirun or _IN_FULL:
+        if multirun or IN_FULL:
             raise
         sys.exit(2)
     finally:
@@ -156,8 +189,10 @@ def _offline_unless_the_hub_answers() -> None:
 
 def main() -> None:
     """The console script: `_task`, with errors in one line instead of Hydra's or a stack trace."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
+    # Hydra then raises errors instead of printing them.
+    given = {"HYDRA_FULL_ERROR": "1", _FULL_ERROR: str(int(IN_FULL))}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ |= given
     try:
         options = get_args_parser().parse_args()
         if (
@@ -165,21 +200,36 @@ def main() -> None:
         ):  # Hydra would copy every group again to list each, which takes seconds
             print(OmegaConf.load(config_dir() / "config.yaml").hydra.help.template)
             return
-        _check_before_hydra_acts(sys.argv[1:])
-        _task()
-    except (*_USER_ERRORS, HydraException) as error:
-        if _IN_FULL:
+        with terminable():
+            if (verb := verb_of(sys.argv[1:])) is not None:
+                sys.exit(verb())
+            compose_and_run()
+    except KeyboardInterrupt as stop:
+        print("\nInterrupted.", file=sys.stderr)
+        sys.exit(exit_status(stop))
+    except JobFailed as error:
+        print(f"\nrlt: {failures(Path(error.args[2]))}", file=sys.stderr)
+        sys.exit(_PARTIAL_FAILURE)
+    except (*USER_ERRORS, HydraException) as error:
+        if IN_FULL:
             raise
         _print(error)
         sys.exit(2)
     finally:
-        del os.environ["HYDRA_FULL_ERROR"]
-        if before is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
+
+
+def compose_and_run() -> None:
+    """What the command line asks for, by Hydra."""
+    _check_before_hydra_acts(sys.argv[1:])
+    _task()
 
 
 def _print(error: Exception) -> None:
-    print(f"\nrlt: {_explain(error, sys.argv[1:])}", file=sys.stderr)
+    print(f"\nrlt: {explain(error, sys.argv[1:])}", file=sys.stderr)
     print("(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
 
 
@@ -215,7 +265,7 @@ def _loader(options: Namespace) -> ConfigLoaderImpl:
     return ConfigLoaderImpl(search_path)
 
 
-def _explain(error: Exception, arguments: list[str]) -> str:
+def explain(error: Exception, arguments: list[str]) -> str:
     """What is wrong, with the names that were perhaps meant."""
     from rlt.names import explain_struct_error
 

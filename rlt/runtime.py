@@ -1,8 +1,4 @@
-"""The run folder: who owns it, what it records, and how objects are built from config nodes.
-
-One rule covers a new run, a repeated one and a resumed one. A folder belongs to the config whose
-key it holds: the same config goes on in it (or is told that it has finished), any other is refused.
-"""
+"""What decides a run's result, and what it is made with; objects built from config nodes."""
 
 import functools
 import hashlib
@@ -12,19 +8,17 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rlt import __version__
 
 # What does not change a result: where it is put, how it is watched.
-_NOT_IN_KEY = ("output_dir", "note", "check", "logger", "store_dir")
+_NOT_IN_KEY = ("output_dir", "note", "check", "logger", "store_dir", "accept_changes")
 _CALLBACKS_NOT_IN_KEY = ("checkpoint", "hacking", "lines", "progress")
 _PACKAGES = (
     "torch", "lightning", "transformers", "datasets", "hydra-core", "omegaconf", "tokenizers",
@@ -78,102 +72,6 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-class RunFolder:
-    """Claims a folder for a config and keeps its manifest.
-
-    Attributes:
-        status: `new`, `resumed` (it was begun and not finished) or `finished`.
-
-    A run that failed or was interrupted before it made anything gives its folder to the next.
-
-    Raises:
-        ValueError: the folder holds another config's run, or files that are no run at all.
-    """
-
-    def __init__(self, folder: Path, cfg: DictConfig, key: str) -> None:
-        self.folder = folder
-        self.key = key
-        manifest = folder / "manifest.json"
-        if manifest.is_file():
-            self.manifest: dict[str, Any] = read_json(manifest)
-            if self.manifest["key"] != self.key:
-                # What was compared may be compared otherwise: nothing but the page is lost.
-                if not self._made_nothing() and not self._compares(cfg):
-                    raise ValueError(
-                        f"output_dir={folder} holds a run of another config "
-                        f"({_difference(folder / 'config.yaml', cfg)}); choose another "
-                        "output_dir, or repeat the command in its manifest.json to go on with it"
-                    )
-                self.manifest = {}
-            # A pipeline is walked through again: its steps know best what is still good. What is
-            # compared may have grown.
-            again = cfg.stage in ("pipeline", "compare")
-            done = self.manifest.get("status") == "finished" and not again
-            self.status = "finished" if done else "resumed" if self.manifest else "new"
-        else:
-            strangers = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-            if strangers:
-                raise ValueError(
-                    f"output_dir={folder} is not empty and holds no run (found "
-                    f"{', '.join(sorted(strangers)[:3])}); choose another output_dir"
-                )
-            self.status = "new"
-            self.manifest = {}
-        if self.status != "finished":
-            folder.mkdir(parents=True, exist_ok=True)
-            self._begin(cfg)
-
-    def _compares(self, cfg: DictConfig) -> bool:
-        return cfg.stage == "compare" == self.manifest.get("stage")
-
-    def _made_nothing(self) -> bool:
-        """Whether the run that claimed the folder ended before it made anything to lose."""
-        ended = self.manifest["status"] in ("failed", "interrupted")
-        return ended and {p.name for p in self.folder.iterdir()} <= {"config.yaml", "manifest.json"}
-
-    def _begin(self, cfg: DictConfig) -> None:
-        OmegaConf.save(cfg, self.folder / "config.yaml", resolve=True)
-        self.started = time.time()
-        self.manifest.pop("error", None)
-        self.manifest |= {
-            "key": self.key,
-            "status": "running",
-            "stage": cfg.stage,
-            "seed": cfg.seed,
-            "command": sys.argv[1:],
-            "overrides": _overrides(),
-            "began": [*self.manifest.get("began", []), _now()],
-            **environment(),
-        }
-        write_json(self.folder / "manifest.json", self.manifest)
-
-    def record(self, **facts: Any) -> None:
-        """Add facts (data report, fingerprints) to the manifest."""
-        self.manifest |= facts
-        write_json(self.folder / "manifest.json", self.manifest)
-
-    def finish(self, metrics: dict[str, float]) -> None:
-        write_json(self.folder / "metrics.json", metrics)
-        seconds = self.manifest.get("seconds", 0.0) + time.time() - self.started
-        self.record(status="finished", ended=_now(), seconds=round(seconds, 1))
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Final metrics of a finished run."""
-        metrics: dict[str, float] = read_json(self.folder / "metrics.json")
-        return metrics
-
-
-def _difference(saved: Path, cfg: DictConfig) -> str:
-    """The first keys in which a saved config and this one differ."""
-    if not saved.is_file():
-        return "its config.yaml is gone"
-    changes = config_changes(OmegaConf.load(saved), cfg)
-    shown = [f"{k}: {old} there, {new} here" for k, (old, new) in list(changes.items())[:3]]
-    more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
-    return ("; ".join(shown) + more) or "its inputs have changed"
-
-
 def config_changes(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     """Dotted key → (old value, new value), `-` where there is none; not where results are put."""
     before, after = (flatten(OmegaConf.to_container(cfg, resolve=True)) for cfg in (old, new))
@@ -193,15 +91,6 @@ def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
             for name, value in flatten(child, f"{prefix}.{key}" if prefix else str(key)).items()
         }
     return {prefix: content}
-
-
-def _overrides() -> list[str]:
-    """What this job was asked for: of a sweep, the values it was given."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def environment() -> dict[str, Any]:

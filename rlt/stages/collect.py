@@ -19,7 +19,8 @@ from rlt.logprobs import row_log_probs
 from rlt.models import context_tokens, fingerprint, freeze
 from rlt.rewards import RewardScorer, ScoredExplanation
 from rlt.rollout import known_log_probs
-from rlt.runtime import RunFolder, build, peak_memory_bytes
+from rlt.run_folder import RunFolder
+from rlt.runtime import build, peak_memory_bytes
 from rlt.stages.common import (
     in_batches,
     load_data,

@@ -22,7 +22,8 @@ from rlt.data.prompts import Views
 from rlt.models import LanguageModel, context_tokens, save_model, source_at
 from rlt.modules import Example
 from rlt.modules.policy import PolicyModule
-from rlt.runtime import RunFolder, build, build_partial, peak_memory_bytes, read_json, write_json
+from rlt.run_folder import RunFolder
+from rlt.runtime import build, build_partial, peak_memory_bytes, read_json, write_json
 
 log = logging.getLogger(__name__)
 

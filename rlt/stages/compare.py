@@ -9,7 +9,7 @@ Loads no model: it reads what the runs left, and may be run again while a sweep 
 from omegaconf import DictConfig
 
 from rlt.report.study import read_study
-from rlt.runtime import RunFolder
+from rlt.run_folder import RunFolder
 
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:

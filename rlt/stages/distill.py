@@ -12,7 +12,8 @@ from rlt.data.dataset import ProblemData, split_problems
 from rlt.data.prompts import Views
 from rlt.data.records import Problem
 from rlt.evaluation.answers import extract_answer
-from rlt.runtime import RunFolder, build
+from rlt.run_folder import RunFolder
+from rlt.runtime import build
 from rlt.stages.common import fit_sft, load_data, load_views
 from rlt.stages.examples import require_explanations, student_examples
 from rlt.traces import trace_source

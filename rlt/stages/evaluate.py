@@ -10,7 +10,8 @@ from rlt.data.records import Problem
 from rlt.evaluation.benchmark import Benchmark, evaluate_answers
 from rlt.hardware import device_of
 from rlt.models import fingerprint, freeze
-from rlt.runtime import RunFolder, build, peak_memory_bytes
+from rlt.run_folder import RunFolder
+from rlt.runtime import build, peak_memory_bytes
 from rlt.stages.common import in_batches, load_model, load_views, log_scalars
 
 

@@ -15,7 +15,8 @@ from filelock import FileLock
 from omegaconf import DictConfig
 
 from rlt.names import did_you_mean
-from rlt.runtime import RunFolder, write_json
+from rlt.run_folder import RunFolder
+from rlt.runtime import write_json
 from rlt.stages.plan import check_plan
 from rlt.stages.projection import step_config, step_key
 

@@ -2,7 +2,8 @@
 
 from omegaconf import DictConfig
 
-from rlt.runtime import RunFolder, build
+from rlt.run_folder import RunFolder
+from rlt.runtime import build
 from rlt.stages.common import fit_sft, load_data, load_views
 from rlt.stages.examples import require_explanations, student_examples, without_explanation
 

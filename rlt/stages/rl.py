@@ -13,7 +13,8 @@ from rlt.data.prompts import Views
 from rlt.models import LanguageModel, fingerprint
 from rlt.modules.tasks import Task
 from rlt.report import HELD_OUT_FILE, SampleWriter, StepRows
-from rlt.runtime import RunFolder, build, build_partial
+from rlt.run_folder import RunFolder
+from rlt.runtime import build, build_partial
 from rlt.stages.common import make_logger, train
 
 log = logging.getLogger(__name__)

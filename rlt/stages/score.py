@@ -23,7 +23,8 @@ from rlt.report.run import best_and_worst_of
 from rlt.report.samples import log_attributions
 from rlt.rewards import RewardScorer, ScoredExplanation
 from rlt.rewards.attribution import attribution
-from rlt.runtime import RunFolder, build, peak_memory_bytes
+from rlt.run_folder import RunFolder
+from rlt.runtime import build, peak_memory_bytes
 from rlt.stages.common import (
     in_batches,
     load_data,

@@ -12,7 +12,8 @@ from rlt.algorithms import Algorithm
 from rlt.data.dataset import ProblemData
 from rlt.models import context_tokens, freeze
 from rlt.modules import Answering
-from rlt.runtime import RunFolder, build
+from rlt.run_folder import RunFolder
+from rlt.runtime import build
 from rlt.stages.common import load_data, load_model, load_views
 from rlt.stages.rl import fit_rl, record_weights
 

@@ -18,7 +18,8 @@ from rlt.data.records import Problem
 from rlt.models import LanguageModel, context_tokens, fingerprint, freeze
 from rlt.modules import Teaching
 from rlt.rewards import RewardScorer
-from rlt.runtime import RunFolder, build
+from rlt.run_folder import RunFolder
+from rlt.runtime import build
 from rlt.stages.common import (
     load_data,
     load_model,

@@ -1,0 +1,64 @@
+"""A run in a process of its own: `python -m rlt.job <config.yaml> <run dir>`.
+
+So are the jobs of a sweep run, and reproductions: nothing that one of them loaded, changed or used
+up is there for the next. Beside the config lies `facts.json`, what the manifest is told, if there
+is such a file, and `result.json` is written: metrics, or why there are none.
+"""
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlt.main import IN_FULL, USER_ERRORS, explain, run
+from rlt.names import did_you_mean
+from rlt.runtime import read_json, write_json
+from rlt.schema import STAGES
+from rlt.signals import end_with_parent, exit_status, terminable
+
+
+def load_config(file: Path) -> DictConfig:
+    """A saved config with the types that its stage gives it.
+
+    Raises:
+        ValueError: it is no config of a stage, or has keys or values that the stage has not.
+    """
+    try:
+        saved = OmegaConf.load(file)
+        stage = saved.get("stage") if isinstance(saved, DictConfig) else None
+        if stage not in STAGES:
+            raise ValueError(
+                f"{file}: stage={stage} is none of {', '.join(STAGES)}"
+                f"{did_you_mean(str(stage), STAGES)}"
+            )
+        cfg = OmegaConf.merge(OmegaConf.structured(STAGES[stage]), saved)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
+    assert isinstance(cfg, DictConfig)
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def main() -> None:
+    config, run_dir = map(Path, sys.argv[1:])
+    facts_file, result_file = config.with_name("facts.json"), config.with_name("result.json")
+    facts = read_json(facts_file) if facts_file.is_file() else {}
+    try:
+        with terminable():
+            end_with_parent()
+            metrics = run(load_config(config), run_dir, facts)
+    except BaseException as error:
+        status = exit_status(error)
+        if status is not None:
+            sys.exit(status)
+        write_json(result_file, {"error": f"{type(error).__name__}: {error}"})
+        if IN_FULL or not isinstance(error, USER_ERRORS):
+            raise
+        print(f"\nrlt: {explain(error, [])}", file=sys.stderr)
+        sys.exit(2)
+    write_json(result_file, {"metrics": metrics})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Jobs of a sweep: each in a process of its own, each written down when it ends.
+
+Whichever launcher Hydra uses (one job after another, joblib, submitit, Ray), what it calls is
+`run_job`, which starts `rlt.job` and waits for it. A job's folder is named by what it was asked
+for, so a sweep that is started again goes on with unfinished jobs and repeats none.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rlt.runtime import read_json, write_json
+from rlt.signals import INTERRUPTED, TERMINATED, Terminated
+
+JOBS_FILE = "jobs.jsonl"
+_PACKAGE_HOME = Path(__file__).parent.parent
+
+
+class JobFailed(Exception):
+    """A job ended without a result. Arguments: the reason, the job's folder, the sweep's folder."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def run_job(
+    cfg: DictConfig, run_dir: Path, sweep_dir: Path, facts: dict[str, Any]
+) -> dict[str, float]:
+    """Run one job in a fresh process and write its end to `<sweep_dir>/jobs.jsonl`.
+
+    Args:
+        facts: what the job's manifest is told; its `overrides` name the job.
+
+    Returns:
+        The job's final metrics.
+
+    Raises:
+        JobFailed: it failed, or was killed.
+        KeyboardInterrupt: it was interrupted, or this process was, and has passed that on.
+    """
+    row: dict[str, Any] = {"overrides": facts["overrides"], "dir": str(run_dir)}
+    _write_row(sweep_dir, row | {"status": "running"})
+    started = time.time()
+    with tempfile.TemporaryDirectory(prefix="rlt-job-") as folder:
+        config = Path(folder) / "config.yaml"
+        OmegaConf.save(cfg, config)
+        write_json(config.with_name("facts.json"), facts)
+        code = run_config(config, run_dir)
+        file = config.with_name("result.json")
+        result = read_json(file) if file.is_file() else {}
+    metrics = result.get("metrics")
+    stopped = code in (INTERRUPTED, TERMINATED)
+    reason = None
+    if metrics is None and not stopped:
+        reason = result.get("error") or _how_it_ended(code)
+    row |= {
+        "status": "failed" if reason else "interrupted" if stopped else "finished",
+        "reason": reason,
+        "seconds": round(time.time() - started, 1),
+        "exit_code": code,
+    }
+    _write_row(sweep_dir, row)
+    if stopped:
+        raise Terminated if code == TERMINATED else KeyboardInterrupt
+    if reason:
+        raise JobFailed(reason, str(run_dir), str(sweep_dir))
+    assert metrics is not None
+    return dict(metrics)
+
+
+def run_config(config: Path, run_dir: Path) -> int:
+    """Run a saved config in a fresh process (`rlt.job`).
+
+    Ctrl-C and SIGTERM are passed on to it, once, and its end is waited for.
+
+    Returns:
+        Its exit status; 130 or 143 if this process was interrupted or terminated meanwhile.
+    """
+    # The very package that runs now, wherever the process is started.
+    paths = [str(_PACKAGE_HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "rlt.job", str(config), str(run_dir)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        process_group=0,
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
+        process.send_signal(signal.SIGTERM if terminated else signal.SIGINT)
+        process.wait()
+        return TERMINATED if terminated else INTERRUPTED
+
+
+def read_jobs(sweep_dir: Path) -> list[dict[str, Any]]:
+    """The newest row of each job of a sweep, in the order in which the jobs were begun."""
+    file = sweep_dir / JOBS_FILE
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    newest: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:  # killed while it was written
+            continue
+        newest[row["dir"]] = row
+    return list(newest.values())
+
+
+def failures(sweep_dir: Path) -> str:
+    """Which jobs of a sweep have failed, and why: a line each."""
+    jobs = read_jobs(sweep_dir)
+    failed = [job for job in jobs if job["status"] == "failed"]
+    lines = [f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again:"]
+    for job in failed:
+        reason = (job.get("reason") or "no reason given").splitlines()
+        lines.append(f"  {Path(job['dir']).name}: {reason[0]}")
+        lines += [f"    {line.strip()}" for line in reason[1:]]
+    return "\n".join(lines)
+
+
+def _write_row(sweep_dir: Path, row: dict[str, Any]) -> None:
+    """Append a row in one write, as several jobs may end at once."""
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    with (sweep_dir / JOBS_FILE).open("ab", buffering=0) as file:
+        file.write((json.dumps(row) + "\n").encode())
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"exit status {code}"
+    why = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-code).name}{why}"

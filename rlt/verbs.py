@@ -1,0 +1,108 @@
+"""What is done with runs that are there: written like overrides, `rlt resume=outputs/mine`."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlt.names import explain_struct_error
+
+
+def verb_of(arguments: list[str]) -> Callable[[], int] | None:
+    """What the command line asks for, if it is one of the verbs; returns its exit status.
+
+    Raises:
+        ValueError: a verb without a folder.
+    """
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in _VERBS and equals:
+            if not value:
+                raise ValueError(f"{name}= needs a run folder, such as {name}=outputs/mine")
+            return partial(_VERBS[name], value, arguments[:place] + arguments[place + 1 :])
+    return None
+
+
+def resume(folder: str, overrides: list[str]) -> int:
+    """Go on with a run, or with a sweep, from what its folder holds.
+
+    Args:
+        overrides: new values of keys that may change (`rlt.run_folder.MAY_CHANGE`), or that
+            `accept_changes=[…]` names.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: a key that it has not, or that may not change.
+    """
+    run_dir = Path(folder).absolute()
+    if (run_dir / "multirun.yaml").is_file():
+        return _resume_sweep(run_dir, overrides)
+    from rlt.job import load_config
+    from rlt.main import run
+    from rlt.run_folder import saved_config
+    from rlt.runtime import read_json
+
+    manifest_file = run_dir / "manifest.json"
+    if not manifest_file.is_file():
+        raise FileNotFoundError(
+            f"resume={folder}: no run is there (no manifest.json); give a run's folder, which the "
+            "run named when it was interrupted"
+        )
+    manifest = read_json(manifest_file)
+    cfg = load_config(saved_config(run_dir))
+    _change(cfg, overrides)
+    cfg.output_dir = str(run_dir)
+    if Path(manifest.get("cwd", "")).is_dir():
+        os.chdir(manifest["cwd"])  # where relative paths in the config start
+    print(f"rlt: going on with {run_dir} (stage={cfg.stage})", flush=True)
+    run(cfg, run_dir, {"overrides": [*manifest.get("overrides", []), *overrides]})
+    return 0
+
+
+def _change(cfg: DictConfig, overrides: list[str]) -> None:
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key, written = override.key_or_group, override.input_line
+        plain = not (override.is_add() or override.is_delete() or override.is_sweep_override())
+        if not plain or override.package is not None:
+            raise ValueError(f"{written}: resume= takes key=value, to change a value")
+        try:
+            if isinstance(
+                OmegaConf.select(cfg, key, throw_on_resolution_failure=False), DictConfig
+            ):
+                raise ValueError(
+                    f"{written}: resume= changes values below {key}, not the whole part; begin "
+                    "another run for that"
+                )
+            OmegaConf.update(cfg, key, override.value(), merge=False)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{written}: {explain_struct_error(error, map(str, cfg))}") from error
+
+
+def _resume_sweep(folder: Path, overrides: list[str]) -> int:
+    """The sweep's own command once more: finished jobs are not repeated."""
+    from rlt import main
+
+    saved: Any = OmegaConf.load(folder / "multirun.yaml")
+    hydra = saved.hydra
+    if overrides:
+        raise ValueError(
+            f"{' '.join(overrides)}: a sweep goes on as it began; change its command instead, and "
+            "give it another output_dir"
+        )
+    given = [*hydra.overrides.hydra, *hydra.overrides.task]
+    given = [one for one in given if not one.startswith("output_dir=")] + [f"output_dir={folder}"]
+    os.chdir(hydra.runtime.cwd)
+    sources = [s for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    sys.argv[1:] = [*(f"--config-dir={source.path}" for source in sources), *given]
+    print(f"rlt: going on with {' '.join(sys.argv[1:])}", flush=True)
+    main.compose_and_run()
+    return 0
+
+
+_VERBS: dict[str, Callable[[str, list[str]], int]] = {"resume": resume}
