@@ -83,8 +83,9 @@ lock:
 	$(PYTHON) -m venv $(UV_VENV)
 	$(UV_VENV)/bin/python -m pip install -qq uv==0.13.9
 	$(UV_COMPILE) requirements/build.in --output-file requirements/build.lock
-	$(UV_COMPILE) requirements/main.in pyproject.toml --extra dev --output-file requirements/main.lock \
-	  --constraints requirements/build.lock --excludes requirements/excluded.in
+	$(UV_COMPILE) requirements/main.in pyproject.toml --extra dev --extra sweep --extra submitit \
+	  --output-file requirements/main.lock --constraints requirements/build.lock \
+	  --excludes requirements/excluded.in
 
 # --- cleaning ----------------------------------------------------------------------------------
 

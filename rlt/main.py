@@ -69,6 +69,8 @@ def _config_groups() -> str:
 
 
 def _register() -> None:
+    # Hydra looks for plugins in the namespace package hydra_plugins alone; ours adds to it.
+    sys.path.append(str(Path(__file__).parent / "plugins"))
     schema.register()
     OmegaConf.register_new_resolver(
         "run_dir", lambda chosen, default: chosen or default, replace=True
@@ -142,7 +144,6 @@ def _changed(cfg: DictConfig) -> dict[str, Any]:
     return {"changed_from": " ".join(base) or "stage=pipeline", "changed": dict(changes)}
 
 
-@hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
 def _task(cfg: DictConfig) -> dict[str, float]:
     from rlt.checks import check_hydra_node, raise_if_any
 
@@ -174,6 +175,12 @@ def _task(cfg: DictConfig) -> dict[str, float]:
     finally:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # made by Hydra before anything was checked
+
+
+# The undecorated function keeps its name, by which launchers send it to other processes.
+_composed_task = hydra.main(
+    version_base="1.3", config_path=str(config_dir()), config_name="config"
+)(_task)
 
 
 def _offline_unless_the_hub_answers() -> None:
@@ -225,7 +232,7 @@ def main() -> None:
 def compose_and_run() -> None:
     """What the command line asks for, by Hydra."""
     _check_before_hydra_acts(sys.argv[1:])
-    _task()
+    _composed_task()
 
 
 def _print(error: Exception) -> None:

@@ -1,0 +1,215 @@
+"""A Hydra sweeper on a study that is kept: stopped and started again, it goes on where it was.
+
+The values of a trial make its job's folder, so a trial that was under way goes on from its last
+checkpoint. A failed trial is told to the study as such, with its reason; it stops nothing. (The
+published hydra-optuna-sweeper takes Optuna below 3 alone, begins all its trials anew, and ends on
+a trial without a number.)
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, Transformer
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from rlt.names import did_you_mean
+
+log = logging.getLogger(__name__)
+
+_SAMPLERS = ("TPESampler", "RandomSampler", "QMCSampler", "CmaEsSampler", "GPSampler")
+
+
+class OptunaSweeper(Sweeper):
+    """Proposes values for the swept keys and learns from the metric that came out.
+
+    Args:
+        params: swept key → `interval(low, high)`, `tag(log, interval(low, high))`, or a choice
+            `a,b,c`; other keys have one value each. The same may stand on the command line.
+        metric: name of the final metric.
+        direction: `maximize` or `minimize` it.
+        n_trials: trials in all, those of an earlier start counted.
+        n_jobs: trials proposed at once; take the launcher's number of jobs.
+        seeds: each trial runs once with each; its value is their mean.
+        sampler: class of `optuna.samplers`.
+        sampler_seed: of the sampler.
+        storage: where the study is kept (any URL that Optuna takes).
+        study_name: its name there.
+
+    Raises:
+        ValueError: an option that Optuna does not know, or a sweep that it cannot propose.
+    """
+
+    def __init__(
+        self,
+        params: dict[str, str] | None,
+        metric: str,
+        direction: str,
+        n_trials: int,
+        n_jobs: int,
+        seeds: list[int],
+        sampler: str,
+        sampler_seed: int,
+        storage: str,
+        study_name: str,
+    ) -> None:
+        if direction not in ("maximize", "minimize"):
+            raise ValueError(
+                f"hydra.sweeper.direction={direction}: choose maximize or minimize"
+                f"{did_you_mean(direction, ('maximize', 'minimize'))}"
+            )
+        if sampler not in _SAMPLERS:
+            raise ValueError(
+                f"hydra.sweeper.sampler={sampler}: choose {', '.join(_SAMPLERS)}"
+                f"{did_you_mean(sampler, _SAMPLERS)}"
+            )
+        for name, value in {"n_trials": n_trials, "n_jobs": n_jobs, "seeds": len(seeds)}.items():
+            if value < 1:
+                raise ValueError(f"hydra.sweeper.{name}={value}: must be at least 1")
+        self.params = params or {}
+        self.metric = metric
+        self.direction = direction
+        self.n_trials = n_trials
+        self.n_jobs = n_jobs
+        self.seeds = seeds
+        self.sampler = sampler
+        self.sampler_seed = sampler_seed
+        self.storage = storage
+        self.study_name = study_name
+        self.launcher: Launcher
+        self.config: DictConfig
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.config = config
+        self.hydra_context = hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        import optuna
+
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        given = [f"{key}={value}" for key, value in self.params.items()] + arguments
+        fixed, space = _fixed_and_swept(OverridesParser.create().parse_overrides(given))
+        if not space:
+            raise ValueError(
+                "hydra/sweeper=optuna: nothing to propose values for; give hydra.sweeper.params "
+                "such as {optim.lr: 'tag(log, interval(1e-6, 1e-4))'}"
+            )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler = getattr(optuna.samplers, self.sampler)(seed=self.sampler_seed)
+        study = optuna.create_study(
+            storage=self.storage,
+            sampler=sampler,
+            study_name=self.study_name,
+            direction=optuna.study.StudyDirection[self.direction.upper()],
+            load_if_exists=True,
+        )
+        errors: list[BaseException] = []
+        states = optuna.trial.TrialState
+        while True:
+            begun = study.get_trials(deepcopy=False)
+            numbers = [trial.number for trial in begun if trial.state == states.RUNNING]
+            left = self.n_trials - len(begun)
+            numbers += [
+                study.ask(space).number for _ in range(min(self.n_jobs - len(numbers), left))
+            ]
+            if not numbers:
+                break
+            proposed = [study.trials[number].params for number in numbers]
+            jobs = [self._jobs_of(values, fixed) for values in proposed]
+            returns = iter(
+                self.launcher.launch(
+                    [job for trial in jobs for job in trial],
+                    initial_job_idx=numbers[0] * len(self.seeds),
+                )
+            )
+            for number, trial in zip(numbers, jobs, strict=True):
+                try:
+                    value = self._value_of([next(returns) for _ in trial])
+                    study.tell(number, value)
+                    log.info("trial %d: %s = %.6g", number, self.metric, value)
+                except Exception as error:  # whatever a job may raise
+                    errors.append(error)
+                    study.tell(number, state=states.FAIL)
+                    log.warning("trial %d failed: %s", number, error)
+        done = study.get_trials(deepcopy=False, states=[states.COMPLETE])
+        if done:
+            best = study.best_trial
+            values = ", ".join(f"{key}={value}" for key, value in best.params.items())
+            log.info("best of %d: trial %d with %s", len(done), best.number, values)
+        if errors:
+            raise errors[0]
+        return None
+
+    def _jobs_of(self, values: dict[str, Any], fixed: Sequence[str]) -> list[list[str]]:
+        """The overrides of a trial's jobs, one for each seed."""
+        proposed = [f"{key}={value}" for key, value in values.items()]
+        return [[*fixed, *proposed, f"seed={seed}"] for seed in self.seeds]
+
+    def _value_of(self, returns: Iterable[JobReturn]) -> float:
+        """Mean of the metric over a trial's jobs.
+
+        Raises:
+            Exception: what a job has raised.
+            ValueError: a job has no such metric, or it is no number.
+        """
+        values = []
+        for job in list(returns):
+            metrics: dict[str, float] = job.return_value
+            if self.metric not in metrics:
+                raise ValueError(
+                    f"hydra.sweeper.metric={self.metric}: the job has no such metric"
+                    f"{did_you_mean(self.metric, metrics)}"
+                )
+            if not math.isfinite(metrics[self.metric]):
+                raise ValueError(f"{self.metric} is {metrics[self.metric]}")
+            values.append(float(metrics[self.metric]))
+        return fmean(values)
+
+
+def _fixed_and_swept(overrides: Sequence[Override]) -> tuple[list[str], dict[str, Any]]:
+    """Overrides that are the same in each job, and Optuna's distribution of each swept key."""
+    fixed: dict[str, str] = {}
+    space: dict[str, Any] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        fixed.pop(key, None)  # the command line comes last
+        space.pop(key, None)
+        if override.is_sweep_override():
+            space[key] = _distribution(override)
+        else:
+            fixed[key] = f"{key}={override.get_value_element_as_str()}"
+    return list(fixed.values()), space
+
+
+def _distribution(override: Override) -> Any:
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        low, high, is_log = value.start, value.end, "log" in value.tags
+        assert low is not None and high is not None
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=is_log)
+        return FloatDistribution(low, high, log=is_log)
+    choices: list[Any] = list(override.sweep_iterator(transformer=Transformer.encode))
+    return CategoricalDistribution(choices)
