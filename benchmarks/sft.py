@@ -67,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def examples_of(work: Work, args: Any) -> list[Example]:
     whole = random_ids(work.tokenizer, args.rows, args.prompt_tokens + args.target_tokens)
-    return [Example(ids[: args.prompt_tokens], ids[args.prompt_tokens :]) for ids in whole]
+    return [
+        Example(ids[: args.prompt_tokens], ids[args.prompt_tokens :], f"row {n}")
+        for n, ids in enumerate(whole)
+    ]
 
 
 def run_rlt(args: Any) -> dict[str, Any]:

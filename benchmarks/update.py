@@ -36,7 +36,7 @@ from benchmarks.work import (
 )
 from rlt.logprobs import shares_prefixes
 from rlt.modules import RL
-from rlt.modules.rl import Experience
+from rlt.modules.experience import Experience
 
 TOLERANCE = 1e-4
 

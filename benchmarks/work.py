@@ -28,7 +28,7 @@ from rlt.hardware import device_of, prepare
 from rlt.main import config_dir
 from rlt.models import LanguageModel
 from rlt.modules import RL, SFT, Teaching
-from rlt.modules.rl import Experience
+from rlt.modules.experience import Experience
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
 from rlt.rollout import Completion
 from rlt.runtime import build, build_partial

@@ -4,6 +4,7 @@ Loss weights are computed over the whole optimizer batch before it is cut into m
 token budget; micro-batches then add up to the same gradient, whatever the cut.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,9 +13,31 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from rlt.algorithms import token_means
 from rlt.batching import Row, cut_rows, padding_share
+from rlt.data.datamodule import Batch
+from rlt.finite import NotFinite, require_finite_sum
 from rlt.flops import forward_flops, matmul_flops_per_second
-from rlt.logprobs import shares_prefixes
+from rlt.logprobs import row_log_probs, shares_prefixes
+from rlt.memory import TokenBudget
+
+Step = Callable[[Any, Batch, int], None]
+
+
+def names_the_step(step: Step) -> Step:
+    """Has a `NotFinite` that a training or validation step raises tell which step it was."""
+
+    @functools.wraps(step)
+    def named(self: Any, batch: Batch, batch_idx: int) -> None:
+        try:
+            step(self, batch, batch_idx)
+        except NotFinite as error:
+            phase = "training" if self.trainer.training else "validation"
+            where = f"{phase} step {batch_idx}, after {self.global_step} optimizer steps"
+            problems = error.problems or [item.id for item in batch.items]
+            raise NotFinite(error.what, problems, where) from error
+
+    return named
 
 
 class PolicyModule(L.LightningModule):
@@ -27,7 +50,8 @@ class PolicyModule(L.LightningModule):
         schedule: makes the schedule from optimizer and `num_training_steps` (config: `_partial_`).
         optimizer_steps: length of the schedule.
         max_grad_norm: gradients are clipped to this norm; None leaves them.
-        tokens_per_micro_batch: padded tokens per forward and backward pass.
+        tokens_per_micro_batch: padded tokens per forward and backward pass, to begin with: too
+            many for the memory are lowered (`rlt.memory`).
         gradient_checkpointing: trade time for memory in the backward pass.
     """
 
@@ -50,7 +74,7 @@ class PolicyModule(L.LightningModule):
         self.schedule = schedule
         self.optimizer_steps = optimizer_steps
         self.max_grad_norm = max_grad_norm
-        self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.token_budget = TokenBudget(tokens_per_micro_batch, "hardware.tokens_per_micro_batch")
         if gradient_checkpointing:
             # transformers renames the method, and warns of the old name
             name = "activation_checkpointing_enable"
@@ -69,35 +93,59 @@ class PolicyModule(L.LightningModule):
     def pad_id(self) -> int:
         return int(self.views.tokenizer.pad_token_id)
 
+    @property
+    def temperature(self) -> float:
+        """At which log-probs are taken."""
+        return 1.0
+
+    def row_log_probs(self, model: nn.Module, rows: Sequence[Row]) -> list[Tensor]:
+        """Log-probs of every row's continuation tokens, without gradient."""
+        return self.token_budget.fit(
+            lambda tokens: row_log_probs(
+                model, rows, temperature=self.temperature, pad_id=self.pad_id, token_budget=tokens
+            ),
+            lambda tokens: cut_rows(rows, tokens, shares_prefixes(model)),
+        )
+
     def optimizer_step_on(
-        self, rows: Sequence[Row], loss_of: Callable[[list[int]], Tensor]
+        self,
+        rows: Sequence[Row],
+        problems: Sequence[str],
+        loss_of: Callable[[list[int]], tuple[Tensor, dict[str, Tensor]]],
     ) -> dict[str, float]:
         """One optimizer step over `rows`.
 
         Args:
-            loss_of: weighted loss of the rows at the given indices, to be summed over all of them.
+            problems: the id of each row's problem.
+            loss_of: weighted loss of the rows at the given indices, to be summed over all of them,
+                and sums over their tokens, to be made means of (see `token_means`).
 
         Raises:
-            ValueError: the loss or the gradient's norm is NaN or infinite; no step was taken.
+            NotFinite: the loss or the gradient's norm is NaN or infinite; no step was taken.
+            OutOfMemory: not even one row at a time fits into memory.
         """
         started = time.perf_counter()
         self.policy.train()
         optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
-        total = 0.0
         shared = shares_prefixes(self.policy)
-        batches = cut_rows(rows, self.tokens_per_micro_batch, shared)
-        for indices in batches:
-            loss = loss_of(indices)
-            total += float(loss.detach())
-            self.manual_backward(loss)
+        cut = functools.partial(cut_rows, rows, shared=shared)
+
+        def accumulate(tokens: int) -> tuple[float, list[dict[str, Tensor]]]:
+            optimizer.zero_grad()
+            total, sums = 0.0, []
+            for indices in cut(tokens):
+                loss, sums_of_batch = loss_of(indices)
+                value = float(loss.detach())
+                require_finite_sum("the loss", value, [problems[i] for i in indices])
+                self.manual_backward(loss)
+                total += value
+                sums.append(sums_of_batch)
+            return total, sums
+
+        total, sums = self.token_budget.fit(accumulate, cut)
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
-        if not (torch.isfinite(torch.tensor([total, norm])).all()):
-            raise ValueError(
-                f"step {self.global_step}: loss {total}, gradient norm {norm}; no step was taken. "
-                "Lower optim.lr, or look at the last samples and reward terms"
-            )
+        require_finite_sum("the gradient norm", norm, problems)
         lr = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler: Any = self.lr_schedulers()
@@ -109,8 +157,10 @@ class PolicyModule(L.LightningModule):
             "loss": total,
             "grad_norm": norm,
             "lr": lr,
-            "padding_share": padding_share(rows, batches, shared),
+            "padding_share": padding_share(rows, cut(self.token_budget.tokens), shared),
+            "tokens_per_micro_batch": float(self.token_budget.tokens),
             "mfu": flops / seconds / self.peak_flops_per_second,
+            **token_means(sums),
         }
 
     @property

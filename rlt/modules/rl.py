@@ -8,8 +8,7 @@ are all taken at the sampling temperature, as the published code takes them.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,32 +21,19 @@ from rlt.algorithms import (
     loss_mask,
     move_reference_,
     policy_loss_terms,
-    token_means,
     token_sums,
     token_weights,
 )
 from rlt.batching import Row, pad_rows
 from rlt.data.datamodule import Batch
-from rlt.data.dataset import Behaviour, behaviour_shares
+from rlt.data.dataset import Behaviour
 from rlt.data.records import Problem
-from rlt.logprobs import batch_log_probs, row_log_probs
-from rlt.modules.policy import PolicyModule
-from rlt.modules.tasks import Task, Written
-from rlt.rewards import RewardTable
-from rlt.rewards.monitors import repetition
-from rlt.rollout import Completion, Rollout, known_log_probs
-
-
-@dataclass
-class Experience:
-    """N = P × G completions of one rollout, group after group."""
-
-    rows: list[Row]
-    completions: list[Completion]
-    judged: Sequence[Written]
-    log_probs: list[Tensor]
-    table: RewardTable
-    seconds: dict[str, float]
+from rlt.finite import require_finite
+from rlt.logprobs import batch_log_probs
+from rlt.modules.experience import Experience
+from rlt.modules.policy import PolicyModule, names_the_step
+from rlt.modules.tasks import Task
+from rlt.rollout import Rollout, known_log_probs
 
 
 class RL(PolicyModule):
@@ -125,6 +111,7 @@ class RL(PolicyModule):
             if model is not None:
                 model.to(self.trainer.strategy.root_device)
 
+    @names_the_step
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         experience = self.collect_experience(batch.items)
         G = self.completions_per_problem
@@ -141,11 +128,12 @@ class RL(PolicyModule):
         self.log("time/train_tokens_per_second", speed, prog_bar=True)
         self.log("policy/zero_advantage_share", (advantages_PG == 0).all(1).float().mean())
         if batch_idx % self.monitor_every_steps == 0:
-            values = self.monitors(experience) | {"entropy": stats["entropy"]}
+            values = experience.monitors(self.task, G) | {"entropy": stats["entropy"]}
             self.log_dict({f"monitor/{name}": value for name, value in values.items()})
         if self.on_samples is not None and self.samples_per_step:
-            self.on_samples(batch_idx, self.samples(experience))
+            self.on_samples(batch_idx, experience.samples(self.task, self.samples_per_step))
 
+    @names_the_step
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         experience = self.collect_experience(batch.items)
@@ -163,7 +151,11 @@ class RL(PolicyModule):
 
     @torch.no_grad()
     def collect_experience(self, problems: list[Problem]) -> Experience:
-        """Roll out, with the policy's log-probs of what it wrote, and reward it."""
+        """Roll out, with the policy's log-probs of what it wrote, and reward it.
+
+        Raises:
+            NotFinite: a log-prob, a reward or one of its terms is NaN or infinite.
+        """
         self.policy.eval()
         clock = [time.perf_counter()]
         prompts = [self.task.prompt(problem) for problem in problems]
@@ -179,6 +171,7 @@ class RL(PolicyModule):
         if log_probs is None:
             log_probs = self.row_log_probs(self.policy, rows)
         owned = [problems[p] for p in owners]
+        require_finite("a log-prob of the policy", log_probs, [problem.id for problem in owned])
         judged, table = self.task.judge(self.policy, owned, rows, log_probs, self.temperature)
         clock.append(time.perf_counter())
         seconds = {"rollout": clock[1] - clock[0], "reward": clock[2] - clock[1]}
@@ -192,6 +185,7 @@ class RL(PolicyModule):
         if algorithm.needs_reference:
             assert self.reference is not None
             reference = self.row_log_probs(self.reference, rows)
+            require_finite("a log-prob of the reference", reference, experience.problems)
         old = experience.log_probs if algorithm.needs_old_log_probs else None
         if algorithm.minibatches > N:
             raise ValueError(
@@ -221,14 +215,13 @@ class RL(PolicyModule):
         overlong_B = torch.tensor([experience.completions[n].finish == "length" for n in picked])
         mask_BT = loss_mask(mask_BT, overlong_B, algorithm)
         weights_BT = token_weights(mask_BT, algorithm.aggregation, self.rollout.max_new_tokens)
-        sums: list[dict[str, Tensor]] = []
 
         def stacked(values: list[Tensor] | None, indices: list[int]) -> Tensor | None:
             if values is None:
                 return None
             return pad_sequence([values[picked[i]] for i in indices], batch_first=True)
 
-        def loss_of(indices: list[int]) -> Tensor:
+        def loss_of(indices: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
             batch = pad_rows([rows[i] for i in indices], self.pad_id, self.device)
             log_probs_BT, entropy_BT = batch_log_probs(self.policy, batch, self.temperature)
             T = log_probs_BT.shape[1]
@@ -241,10 +234,11 @@ class RL(PolicyModule):
                 algorithm,
                 stacked(reference, indices),
             )
-            sums.append(token_sums(terms, mask) | {"entropy": (entropy_BT * mask).sum()})
-            return (terms.per_token_BT * weights_BT[indices, :T].to(self.device)).sum()
+            loss = (terms.per_token_BT * weights_BT[indices, :T].to(self.device)).sum()
+            return loss, token_sums(terms, mask) | {"entropy": (entropy_BT * mask).sum()}
 
-        stats = self.optimizer_step_on(rows, loss_of) | token_means(sums)
+        problems = [experience.judged[n].problem.id for n in picked]
+        stats = self.optimizer_step_on(rows, problems, loss_of)
         if algorithm.moves_reference_after(self.global_step) and self.reference is not None:
             move_reference_(
                 self.reference.parameters(), self.policy.parameters(), algorithm.reference_mix_up
@@ -256,62 +250,15 @@ class RL(PolicyModule):
         """At which log-probs are taken: the sampling temperature."""
         return self.rollout.temperature or 1.0
 
-    def row_log_probs(self, model: nn.Module, rows: list[Row]) -> list[Tensor]:
-        return row_log_probs(
-            model, rows, temperature=self.temperature, pad_id=self.pad_id,
-            token_budget=self.tokens_per_micro_batch,
-        )  # fmt: skip
-
     def log_experience(self, prefix: str, experience: Experience, rewards_PG: Tensor) -> None:
-        lengths = [len(c.ids) for c in experience.completions]
-        N = len(lengths)
-        values = {
-            f"{prefix}/reward_std": float(rewards_PG.std(1).mean()),
-            f"{prefix}/completion_tokens": sum(lengths) / N,
-            f"{prefix}/end_tag_share": sum(one.closed for one in experience.judged) / N,
-            f"{prefix}/overlong_share": sum(c.finish == "length" for c in experience.completions)
-            / N,
-        }
-        for name, column in experience.table.terms.items():
-            values[f"{prefix}/reward_terms/{name}"] = sum(column) / N
-        if self.behaviour is not None:
-            told = [
-                self.behaviour(one.problem.question, one.problem.solution, one.thought)
-                for one in experience.judged
-            ]
-            for name, share in behaviour_shares(told, self.behaviour.names).items():
-                values[f"{prefix}/{name}"] = share
+        N = rewards_PG.numel()
+        values = {f"{prefix}/reward_std": float(rewards_PG.std(1).mean())}
+        for name, value in experience.metrics(self.behaviour).items():
+            values[f"{prefix}/{name}"] = value
         for name, seconds in experience.seconds.items():
             values[f"time/{prefix}_{name}_seconds"] = seconds
         self.log_dict(values, batch_size=N)
         self.log(f"{prefix}/reward", float(rewards_PG.mean()), prog_bar=True, batch_size=N)
-
-    def monitors(self, experience: Experience) -> dict[str, float]:
-        """What tells reward hacking early; see `rlt.rewards.monitors`."""
-        N = len(experience.rows)
-        return {
-            "repetition": sum(repetition(one.text) for one in experience.judged) / N,
-            "tag_failures": 1 - sum(one.closed for one in experience.judged) / N,
-            **self.task.monitor(experience.judged, self.completions_per_problem),
-        }
-
-    def samples(self, experience: Experience) -> list[dict[str, Any]]:
-        """The best and the worst completions of a step, with their texts and reward terms."""
-        order = sorted(range(len(experience.rows)), key=lambda n: -experience.table.rewards[n])
-        half = (self.samples_per_step + 1) // 2
-        picked = order[:half] + order[len(order) - (self.samples_per_step - half) :]
-        return [
-            {
-                "problem_id": experience.judged[n].problem.id,
-                "question": experience.judged[n].problem.question,
-                "solution": experience.judged[n].problem.solution,
-                self.task.kind: experience.judged[n].text,
-                "finish": experience.completions[n].finish,
-                **experience.table.row(n),
-                **self.task.details(experience.judged[n], experience.table, n),
-            }
-            for n in picked
-        ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.reference is not None and self.algorithm.reference_update_every_steps:

@@ -14,16 +14,22 @@ from torch import Tensor
 
 from rlt.batching import Row, pad_rows
 from rlt.data.datamodule import Batch
-from rlt.logprobs import batch_log_probs, row_log_probs
-from rlt.modules.policy import PolicyModule
+from rlt.finite import require_finite
+from rlt.logprobs import batch_log_probs
+from rlt.modules.policy import PolicyModule, names_the_step
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt (no loss) and of the target that follows it (loss)."""
+    """Token ids of a prompt (no loss) and of the target that follows it (loss).
+
+    Attributes:
+        id: its problem's.
+    """
 
     prompt: list[int]
     target: list[int]
+    id: str
 
 
 class SFT(PolicyModule):
@@ -52,28 +58,28 @@ class SFT(PolicyModule):
         )  # fmt: skip
         self.answer_accuracy = answer_accuracy
 
+    @names_the_step
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         rows = rows_of(batch.items)
         target_tokens = sum(len(target) for _, target in rows)
-        entropy_sum = 0.0
 
-        def loss_of(indices: list[int]) -> Tensor:
-            nonlocal entropy_sum
+        def loss_of(indices: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
             padded = pad_rows([rows[i] for i in indices], self.pad_id, self.device)
-            log_probs_BC, entropy_BC = batch_log_probs(self.policy, padded, temperature=1.0)
-            entropy_sum += float(entropy_BC.sum())
-            return -log_probs_BC.sum() / target_tokens
+            log_probs_BC, entropy_BC = batch_log_probs(self.policy, padded, self.temperature)
+            sums = {"tokens": padded.mask_BC.sum(), "entropy": entropy_BC.sum()}
+            return -log_probs_BC.sum() / target_tokens, sums
 
         started = time.perf_counter()
-        stats = self.optimizer_step_on(rows, loss_of)
+        stats = self.optimizer_step_on(rows, [example.id for example in batch.items], loss_of)
         seconds = time.perf_counter() - started
         self.log_dict(
             {
                 "train/grad_norm": stats["grad_norm"],
                 "train/lr": stats["lr"],
-                "train/entropy": entropy_sum / target_tokens,
+                "train/entropy": stats["entropy"],
                 "train/target_tokens": float(target_tokens),
                 "train/padding_share": stats["padding_share"],
+                "train/tokens_per_micro_batch": stats["tokens_per_micro_batch"],
                 "time/train_mfu": stats["mfu"],
             },
             batch_size=len(batch),
@@ -82,12 +88,11 @@ class SFT(PolicyModule):
         tokens = sum(len(prompt) + len(target) for prompt, target in rows)
         self.log("time/train_tokens_per_second", tokens / seconds, prog_bar=True, batch_size=1)
 
+    @names_the_step
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         rows = rows_of(batch.items)
-        log_probs = row_log_probs(
-            self.policy, rows, temperature=1.0, pad_id=self.pad_id,
-            token_budget=self.tokens_per_micro_batch,
-        )  # fmt: skip
+        log_probs = self.row_log_probs(self.policy, rows)
+        require_finite("a log-prob", log_probs, [example.id for example in batch.items])
         tokens = sum(len(values) for values in log_probs)
         loss = -sum(float(values.sum()) for values in log_probs) / tokens
         self.log("validation/loss", loss, prog_bar=True, batch_size=tokens)

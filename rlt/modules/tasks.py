@@ -15,7 +15,6 @@ from rlt.batching import Row
 from rlt.data.prompts import Views
 from rlt.data.records import Problem
 from rlt.evaluation.answers import extract_answer
-from rlt.logprobs import row_log_probs
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
 from rlt.rewards.attribution import attribution
 from rlt.rewards.monitors import early_excess, rotated
@@ -99,10 +98,7 @@ class Teaching:
         temperature: float,
     ) -> tuple[list[ScoredExplanation], RewardTable]:
         if self.scorer.temperature != temperature:  # reward.temperature
-            log_probs = row_log_probs(
-                policy, rows, temperature=self.scorer.temperature,
-                pad_id=self.views.tokenizer.pad_token_id, token_budget=self.scorer.token_budget,
-            )  # fmt: skip
+            log_probs = self.scorer.row_log_probs(policy, rows)
         scored = [
             ScoredExplanation(problem, self.views.explanation(ids), prompt, values)
             for problem, (prompt, ids), values in zip(problems, rows, log_probs, strict=True)
@@ -205,9 +201,10 @@ class Answering:
             GradedAnswer(problem, text, text.partition(end)[0].strip(), answer is not None)
             for problem, text, answer in zip(problems, texts, answers, strict=True)
         ]
-        return written, RewardTable(
-            rewards, {"answer/correct": correct, "answer/missing_penalty": penalties}
-        )
+        terms = {"answer/correct": correct, "answer/missing_penalty": penalties}
+        table = RewardTable(rewards, terms)
+        table.require_finite([problem.id for problem in problems])
+        return written, table
 
     def monitor(
         self, judged: Sequence[GradedAnswer], completions_per_problem: int

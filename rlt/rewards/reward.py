@@ -4,10 +4,10 @@ Departs from the published code in scoring what is there: an explanation without
 from the terms over its tokens, where the published code fills in the tag penalty.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rlt.finite import require_finite
 from rlt.rewards.terms import Correctness, Term, TokenScores, reduce_tokens
 
 __all__ = ["Reward", "RewardTable", "TokenScores"]
@@ -27,6 +27,16 @@ class RewardTable:
 
     def row(self, n: int) -> dict[str, float]:
         return {"reward": self.rewards[n]} | {name: v[n] for name, v in self.terms.items()}
+
+    def require_finite(self, problems: Sequence[str]) -> None:
+        """Raises NotFinite at the first term, or else reward, that is NaN or infinite.
+
+        Args:
+            problems: the id of each completion's problem.
+        """
+        for name, column in self.terms.items():
+            require_finite(f"reward term {name}", column, problems)
+        require_finite("reward", self.rewards, problems)
 
 
 class Reward:
@@ -71,25 +81,16 @@ class Reward:
         return found[0] if found else None
 
     def __call__(self, scores: Sequence[TokenScores]) -> RewardTable:
-        """Reward each completion.
-
-        Raises:
-            ValueError: a term is NaN or infinite, named with its completion's place.
-        """
+        """Reward each completion."""
         rewards: list[float] = []
         columns: dict[str, list[float]] = {}
-        for n, one in enumerate(scores):
+        for one in scores:
             penalty = 0.0 if one.end_tag_found else self.missing_end_tag_penalty
             total = -penalty
             for name, term in self.terms.items():
                 values = term.values(one)
                 for how, coefficient in term.coefficients.items():
                     reduced = reduce_tokens(values, how)
-                    if not math.isfinite(reduced):
-                        raise ValueError(
-                            f"reward term {name}/{how} of completion {n} is {reduced}: "
-                            "look at the models' log-probs, or lower the learning rate"
-                        )
                     columns.setdefault(f"{name}/{how}", []).append(reduced)
                     total += term.sign * term.weight * coefficient * reduced
             columns.setdefault("end_tag_penalty", []).append(penalty)

@@ -11,11 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlt.batching import PaddedRows, pad_rows
+from rlt.batching import PaddedRows, Row, cut_rows, pad_rows
 from rlt.data.prompts import Explanation, StudentText, Views
 from rlt.data.records import Problem
 from rlt.evaluation.answers import extract_answer
-from rlt.logprobs import chunked_exact_kl, continuation_hidden, row_log_probs
+from rlt.logprobs import (
+    chunked_exact_kl,
+    continuation_hidden,
+    row_log_probs,
+    shares_prefixes,
+)
+from rlt.memory import TokenBudget
 from rlt.rewards.reward import Reward, RewardTable, TokenScores
 from rlt.rewards.terms import Correctness
 
@@ -56,7 +62,7 @@ class RewardScorer:
         student: the frozen student model.
         views: prompt style and tokenizer; teacher and student share the tokenizer.
         temperature: sampling temperature of the teacher; `reward.temperature` overrides it.
-        token_budget: tokens per scoring micro-batch.
+        token_budget: tokens per scoring micro-batch, to begin with (see `rlt.memory`).
         grader: verifies sampled answers; needed by the correctness term alone.
 
     Raises:
@@ -79,7 +85,7 @@ class RewardScorer:
         self.student = student
         self.views = views
         self.temperature = temperature if reward.temperature is None else reward.temperature
-        self.token_budget = token_budget
+        self.token_budget = TokenBudget(token_budget, "hardware.tokens_per_micro_batch")
         self.grader = grader
 
     def token_scores(
@@ -130,19 +136,40 @@ class RewardScorer:
         return [v[slice(*t.solution_span)].cpu() for v, t in zip(values, texts, strict=True)]
 
     def _student_log_probs(self, texts: Sequence[StudentText], visit: Any = None) -> list[Tensor]:
-        return row_log_probs(
-            self.student,
-            [(text.prompt, text.continuation) for text in texts],
-            temperature=self.temperature,
-            pad_id=self.views.tokenizer.pad_token_id,
-            token_budget=self.token_budget,
-            visit=visit,
+        rows = [(text.prompt, text.continuation) for text in texts]
+        return self.row_log_probs(self.student, rows, visit)
+
+    def row_log_probs(
+        self, model: nn.Module, rows: Sequence[Row], visit: Any = None
+    ) -> list[Tensor]:
+        """A model's log-probs of rows at the reward's temperature (see `rlt.logprobs`).
+
+        Args:
+            visit: begins again with the first micro-batch where memory runs out.
+        """
+        return self.token_budget.fit(
+            lambda tokens: row_log_probs(
+                model,
+                rows,
+                temperature=self.temperature,
+                pad_id=self.views.tokenizer.pad_token_id,
+                token_budget=tokens,
+                visit=visit,
+            ),
+            lambda tokens: cut_rows(rows, tokens, shares_prefixes(model)),
         )
 
     def __call__(
         self, rows: Sequence[ScoredExplanation], teacher: nn.Module | None = None
     ) -> RewardTable:
-        return self.reward(self.token_scores(rows, teacher))
+        """Rewards of the explanations.
+
+        Raises:
+            NotFinite: a reward or a term is NaN or infinite.
+        """
+        table = self.reward(self.token_scores(rows, teacher))
+        table.require_finite([row.problem.id for row in rows])
+        return table
 
     def _exact_kl(
         self,

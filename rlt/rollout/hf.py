@@ -9,6 +9,7 @@ written in place (`rlt.rollout.cache`), and rows that have ended leave the batch
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from rlt.batching import micro_batches
+from rlt.finite import NotFinite
 from rlt.logprobs import logits_of
+from rlt.memory import TokenBudget
 from rlt.rollout.base import Completion
 from rlt.rollout.cache import RunningRows
 from rlt.tokenizers import turn_end_ids
@@ -33,7 +36,8 @@ class HFRollout:
         temperature: sampling temperature; 0 decodes greedily (log-probs are then at 1).
         max_new_tokens: completions are cut here.
         top_p, top_k, min_p: truncation of the distribution; 1, 0 and 0 switch them off.
-        token_budget: rows × (prompt + new tokens) generated at once.
+        token_budget: rows × (prompt + new tokens) generated at once, to begin with: too many for
+            the memory are lowered, and what is sampled is what the lower budget samples.
 
     Raises:
         ValueError: a value is out of range.
@@ -60,7 +64,7 @@ class HFRollout:
             raise ValueError(f"rollout.min_p={min_p} must lie in [0, 1); 0 switches it off")
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
-        self.token_budget = token_budget
+        self.token_budget = TokenBudget(token_budget, "hardware.generation_token_budget")
         self._truncate = LogitsProcessorList()
         if top_k:
             self._truncate.append(TopKLogitsWarper(top_k))
@@ -81,14 +85,18 @@ class HFRollout:
         """Sample `n` completions of every prompt (see `Rollout.sample`)."""
         rows = [p for p in range(len(prompts)) for _ in range(n)]
         lengths = [len(prompts[p]) + self.max_new_tokens for p in rows]
-        completions: list[Completion | None] = [None] * len(rows)
-        with _weights_cast_once():
-            for indices in micro_batches(lengths, self.token_budget):
+        cut = functools.partial(micro_batches, lengths)
+
+        def generate(tokens: int) -> dict[int, Completion]:
+            made: dict[int, Completion] = {}
+            for indices in cut(tokens):
                 batch = self._generate(model, tokenizer, [prompts[rows[i]] for i in indices], stop)
-                for index, completion in zip(indices, batch, strict=True):
-                    completions[index] = completion
-        done = [c for c in completions if c is not None]
-        assert len(done) == len(rows)
+                made.update(zip(indices, batch, strict=True))
+            return made
+
+        with _weights_cast_once():
+            made = self.token_budget.fit(generate, cut)
+        done = [made[index] for index in range(len(rows))]
         return [done[p * n : (p + 1) * n] for p in range(len(prompts))]
 
     def _generate(
@@ -123,14 +131,11 @@ class HFRollout:
         """A token for each row, and its log-prob before truncation.
 
         Raises:
-            ValueError: a row's logits are NaN or infinite.
+            NotFinite: a row's logits are NaN or infinite.
         """
         log_probs_BV = logits_BV.log_softmax(-1)
         if log_probs_BV[:, 0].isnan().any():
-            raise ValueError(
-                "the model's logits are NaN or infinite, nothing can be sampled: its weights are "
-                "broken (lower optim.lr), or their precision is too low (hardware.dtype)"
-            )
+            raise NotFinite("the model's logits are NaN or infinite, nothing can be sampled")
         no_ids: Any = None  # none of these looks at what was written
         truncated_BV = self._truncate(no_ids, log_probs_BV)
         if self.temperature == 0:

@@ -15,7 +15,6 @@ from rlt.data.dataset import ProblemData, behaviour_shares
 from rlt.data.prompts import Explanation
 from rlt.data.records import Problem
 from rlt.hardware import device_of
-from rlt.logprobs import row_log_probs
 from rlt.models import context_tokens, fingerprint, freeze
 from rlt.rewards import RewardScorer, ScoredExplanation
 from rlt.rollout import known_log_probs
@@ -74,12 +73,8 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         if scorer.temperature == (rollout.temperature or 1.0):
             log_probs = known_log_probs(teacher, completions)
         if log_probs is None:
-            log_probs = row_log_probs(
-                teacher,
-                [(prompts[p], c.ids) for p, c in zip(owners, completions, strict=True)],
-                temperature=scorer.temperature,
-                pad_id=views.tokenizer.pad_token_id,
-                token_budget=cfg.hardware.tokens_per_micro_batch,
+            log_probs = scorer.row_log_probs(
+                teacher, [(prompts[p], c.ids) for p, c in zip(owners, completions, strict=True)]
             )
         scored = [
             ScoredExplanation(problems[p], views.explanation(c.ids), prompts[p], values)

@@ -27,7 +27,7 @@ def teacher_examples(problems: Sequence[Problem], views: Views) -> list[Example]
     Problems without an explanation are left out.
     """
     return [
-        Example(views.teacher_prompt(p), views.teacher_target(p.explanation))
+        Example(views.teacher_prompt(p), views.teacher_target(p.explanation), p.id)
         for p in problems
         if p.explanation is not None
     ]
@@ -50,4 +50,4 @@ def student_examples(
 def _student_example(problem: Problem, views: Views, explanation: str) -> Example:
     thought = views.thought(explanation) if explanation else []
     text = views.student_text(problem, thought)
-    return Example(text.prompt, text.continuation)
+    return Example(text.prompt, text.continuation, problem.id)

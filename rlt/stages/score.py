@@ -17,7 +17,6 @@ from rlt.data.prompts import Views
 from rlt.data.records import Problem
 from rlt.evaluation.statistics import bootstrap_interval
 from rlt.hardware import device_of
-from rlt.logprobs import row_log_probs
 from rlt.models import context_tokens, fingerprint, freeze
 from rlt.report.run import best_and_worst_of
 from rlt.report.samples import log_attributions
@@ -161,10 +160,7 @@ def scored_explanations(
     rows = [(prompt, one.ids) for prompt, one in zip(prompts, explanations, strict=True)]
     log_probs: list[Any] = [None] * len(rows)
     if teacher is not None:
-        log_probs = row_log_probs(
-            teacher, rows, temperature=scorer.temperature,
-            pad_id=views.tokenizer.pad_token_id, token_budget=scorer.token_budget,
-        )  # fmt: skip
+        log_probs = scorer.row_log_probs(teacher, rows)
     return [
         ScoredExplanation(problem, one, prompt, values)
         for problem, one, prompt, values in zip(

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlt.data.prompts import Views
 from rlt.data.records import Problem, make_problem
 from rlt.evaluation.graders import Verdict, decided
+from rlt.finite import NotFinite
 from rlt.logprobs import row_log_probs
 from rlt.main import config_dir
 from rlt.models import LanguageModel, freeze
@@ -158,15 +159,23 @@ def test_a_term_that_is_not_finite_is_named(bad: float) -> None:
     broken = changed(teacher_log_probs_T=torch.tensor([0.0, 0.0, bad, 0.0]))
     if bad == float("-inf"):
         broken = changed(teacher_log_probs_T=torch.full((4,), bad))
-    with pytest.raises(ValueError, match=r"reward term kl/max of completion 1 is"):
-        reward([SCORES, broken])
+    table = reward([SCORES, broken])
+    with pytest.raises(NotFinite, match=rf"reward term kl/max is {bad} \(problems: second\)"):
+        table.require_finite(["first", "second"])
 
 
 def test_a_term_without_weight_still_counts_as_one_that_must_be_finite() -> None:
     reward = Reward({"r_ss": SolutionLogProb({"mean": 0.0})})
     assert reward([SCORES]).rewards == [0.0]
-    with pytest.raises(ValueError, match="r_ss/mean of completion 0 is nan"):
-        reward([changed(solution_log_probs_K=torch.tensor([float("nan")]))])
+    table = reward([changed(solution_log_probs_K=torch.tensor([float("nan")]))])
+    with pytest.raises(NotFinite, match="r_ss/mean is nan"):
+        table.require_finite(["one"])
+
+
+def test_finite_terms_whose_sum_is_not_are_found_in_the_reward() -> None:
+    table = Reward({"length": Length({"sum": 1e30}, weight=1e30)})([SCORES])
+    with pytest.raises(NotFinite, match="reward is inf"):
+        table.require_finite(["one"])
 
 
 ONE: Mapping[str, float] = {"mean": 1.0}

@@ -1,0 +1,60 @@
+"""NaN and infinity stop a run where they come up, before anything is trained on them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_SHOWN = 5  # problems named in a message
+
+
+class NotFinite(ValueError):
+    """A number that a run goes on from is NaN or infinite.
+
+    Args:
+        what: what is, with its value.
+        problems: ids of the problems concerned; () if they are not known.
+        step: where the run stood.
+    """
+
+    def __init__(self, what: str, problems: Sequence[str] = (), step: str = "") -> None:
+        self.what = what
+        self.problems = list(dict.fromkeys(problems))
+        shown = ", ".join(self.problems[:_SHOWN])
+        more = len(self.problems) - _SHOWN
+        shown += f" and {more} more" if more > 0 else ""
+        super().__init__(
+            f"{step}: {what} (problems: {shown})"
+            if step
+            else what + (f" (problems: {shown})" if shown else "")
+        )
+
+
+def require_finite(
+    what: str, values: Sequence[float] | Sequence[Tensor], problems: Sequence[str]
+) -> None:
+    """Check a number, or a tensor of them, of each row.
+
+    Args:
+        what: the numbers' name.
+        problems: the id of each row's problem.
+
+    Raises:
+        NotFinite: a number is NaN or infinite (as a float32).
+    """
+    tensors = [torch.as_tensor(value, dtype=torch.float32).flatten() for value in values]
+    # One look at all of them, as each waits for the device.
+    if not tensors or torch.cat(tensors).isfinite().all():
+        return
+    bad = [n for n, tensor in enumerate(tensors) if not tensor.isfinite().all()]
+    numbers = tensors[bad[0]]
+    raise NotFinite(
+        f"{what} is {float(numbers[~numbers.isfinite()][0])}", [problems[n] for n in bad]
+    )
+
+
+def require_finite_sum(what: str, value: float, problems: Sequence[str]) -> None:
+    """The same for one number that all of these problems have their part in."""
+    if not math.isfinite(value):
+        raise NotFinite(f"{what} is {value}", problems)
