@@ -19,15 +19,15 @@ class NotFinite(ValueError):
     """
 
     def __init__(self, what: str, problems: Sequence[str] = (), step: str = "") -> None:
-        self.what = what
-        self.problems = list(dict.fromkeys(problems))
+        self.what, self.problems = what, list(dict.fromkeys(problems))
         shown = ", ".join(self.problems[:_SHOWN])
         more = len(self.problems) - _SHOWN
-        shown += f" and {more} more" if more > 0 else ""
+        which = f" (problems: {shown}{f' and {more} more' if more > 0 else ''})" if shown else ""
+        where, kept = (f"{step}: ", "no optimizer step was taken on it. ") if step else ("", "")
         super().__init__(
-            f"{step}: {what} (problems: {shown})"
-            if step
-            else what + (f" (problems: {shown})" if shown else "")
+            f"{where}{what}{which}; {kept}Lower optim.lr, compute in a higher precision "
+            "(hardware.precision=32-true, hardware.dtype=float32), or look at these problems and "
+            "at the last samples and reward terms"
         )
 
 

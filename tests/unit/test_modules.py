@@ -340,6 +340,26 @@ def test_a_nan_reward_takes_no_step(
     assert torch.equal(weights(made.model), before)
 
 
+@pytest.mark.parametrize("bad", ["policy", "reference"])
+def test_broken_weights_are_told_with_step_and_problems(
+    bad: str, views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+) -> None:
+    made, student = tiny(0), freeze(tiny(5).model)
+    rollout = HFRollout(1.0, max_new_tokens=4) if bad == "policy" else None
+    module = teacher_rl(views, made, student=student, rollout=rollout)
+    assert module.reference is not None
+    broken = {"policy": made.model, "reference": module.reference}[bad]
+    with torch.no_grad():
+        broken.model.norm.weight[0] = float("nan")  # type: ignore[union-attr, index]
+    what = {
+        "policy": "the model's logits are NaN or infinite",
+        "reference": "a log-prob of the reference is nan",
+    }[bad]
+    with pytest.raises(NotFinite, match=f"training step 0, after 0 .*: {what}") as error:
+        fit_rl(module, 1, tmp_path)
+    assert all(problem.id in str(error.value) for problem in PROBLEMS)
+
+
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_a_nan_loss_or_gradient_takes_no_step(
     bad: str, views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
