@@ -1,5 +1,8 @@
 """Memory that runs out, and numbers that are none, in the middle of a training run."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +93,53 @@ def test_a_run_that_cannot_fit_says_what_to_change(
     assert "even for one row at a time: shorten the rows" in told and "Traceback" not in told
     manifest = read(tmp_path / "run" / "manifest.json")
     assert manifest["status"] == "failed" and "one row at a time" in manifest["error"]
+
+
+# The command line, in a process that may take so many more MiB once training begins.
+LIMITED = """
+import resource, sys
+from rlt.main import main
+from rlt.modules.policy import PolicyModule
+
+MORE = int(sys.argv.pop(1)) * 2**20
+
+def limit(module):
+    module.policy.train()
+    with open("/proc/self/statm") as pages:
+        held = int(pages.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + MORE, resource.RLIM_INFINITY))
+
+def lift(module):
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+PolicyModule.on_fit_start, PolicyModule.on_fit_end = limit, lift
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_memory_that_really_runs_out(tmp_path: Path) -> None:
+    """256 rows of the micro model at once take about a gigabyte."""
+    command = stage(
+        "distill", "model@student=micro", "explanations=none", "data.source.count=400",
+        "data.max_train=256", "datamodule.batch_size=256", "validation_answers=0",
+        "hardware.tokens_per_micro_batch=1000000",
+    )  # fmt: skip
+    told = {}
+    for limit in ("100000", "300"):
+        done = subprocess.run(
+            [sys.executable, "-c", LIMITED, limit, *command, f"output_dir={limit}"],
+            cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        told[limit] = done.stdout + done.stderr
+    assert "not enough memory" not in told["100000"]
+    assert "not enough memory for hardware.tokens_per_micro_batch=1000000" in told["300"]
+    enough, short = (results(tmp_path / limit) for limit in told)
+    assert short["train/tokens_per_micro_batch"] < 10_000
+    for name in ("train/loss", "train/grad_norm", "validation/loss"):
+        assert short[name] == pytest.approx(enough[name], rel=1e-4)
 
 
 def test_a_reward_term_that_is_nan_stops_before_its_step(
