@@ -100,9 +100,6 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         import optuna
 
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
         given = [f"{key}={value}" for key, value in self.params.items()] + arguments
         fixed, space = _fixed_and_swept(OverridesParser.create().parse_overrides(given))
         if not space:
@@ -111,9 +108,14 @@ class OptunaSweeper(Sweeper):
                 "such as {optim.lr: 'tag(log, interval(1e-6, 1e-4))'}"
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        checking = bool(self.config.get("check"))  # one trial of no study: nothing is written
+        if not checking:
+            folder = Path(self.config.hydra.sweep.dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, folder / "multirun.yaml")
         sampler = getattr(optuna.samplers, self.sampler)(seed=self.sampler_seed)
         study = optuna.create_study(
-            storage=self.storage,
+            storage=None if checking else self.storage,
             sampler=sampler,
             study_name=self.study_name,
             direction=optuna.study.StudyDirection[self.direction.upper()],
@@ -132,12 +134,11 @@ class OptunaSweeper(Sweeper):
                 break
             proposed = [study.trials[number].params for number in numbers]
             jobs = [self._jobs_of(values, fixed) for values in proposed]
-            returns = iter(
-                self.launcher.launch(
-                    [job for trial in jobs for job in trial],
-                    initial_job_idx=numbers[0] * len(self.seeds),
-                )
-            )
+            flat = [job for trial in jobs for job in trial]
+            ended = self.launcher.launch(flat, initial_job_idx=numbers[0] * len(self.seeds))
+            if checking:
+                return [job.return_value for job in ended]
+            returns = iter(ended)
             for number, trial in zip(numbers, jobs, strict=True):
                 try:
                     value = self._value_of([next(returns) for _ in trial])
