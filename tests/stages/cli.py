@@ -78,7 +78,7 @@ def rlt(
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; fails with the output if the exit status is another one."""
     done = subprocess.run(
-        _command(arguments), cwd=cwd, env=_environment(), capture_output=True, text=True,
+        rlt_command(arguments), cwd=cwd, env=rlt_environment(), capture_output=True, text=True,
         timeout=limit_seconds,
     )  # fmt: skip
     assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -105,9 +105,9 @@ def interrupt(
 ) -> str:
     """Press Ctrl-C as soon as `when` holds, and return what was written."""
     process = subprocess.Popen(
-        _command(arguments), cwd=cwd, env=_environment(), text=True,
+        rlt_command(arguments), cwd=cwd, env=rlt_environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        preexec_fn=_heed_interrupts,
+        preexec_fn=heed_interrupts,
     )  # fmt: skip
     end = time.monotonic() + LIMIT_SECONDS
     while not when() and process.poll() is None and time.monotonic() < end:
@@ -119,16 +119,16 @@ def interrupt(
     return output
 
 
-def _heed_interrupts() -> None:
+def heed_interrupts() -> None:
     """A shell starts its background jobs with SIGINT ignored, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _command(arguments: list[str]) -> list[str]:
+def rlt_command(arguments: list[str]) -> list[str]:
     return [sys.executable, "-m", "rlt", *arguments]
 
 
-def _environment() -> dict[str, str]:
+def rlt_environment() -> dict[str, str]:
     return os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
