@@ -1,4 +1,4 @@
-"""`rlt reproduce=<run>`: run again what a run's folder says, and tell whether the results are equal.
+"""`rlt reproduce=<run>`: make a run again from its folder, and tell whether the results are equal.
 
 The run is made in a fresh process, in a folder of its own. Of what decides its numbers, the config
 and the number of torch threads are the original's; what else has changed since is told beforehand.

@@ -48,14 +48,16 @@ class ResultComparison:
     def __str__(self) -> str:
         if self.differences:
             return f"differs first at {self.differences[0]}"
+        if not self.compared.total():
+            return "nothing to compare: neither run has results"
         c = self.compared
-        counts = [
-            _count(c["metrics"], "metric"),
-            f"{_count(c['scalars'], 'scalar')} in {_count(c['tags'], 'tag')}",
-            _count(c["rows"], "row"),
-            f"weights of {_count(c['models'], 'model')}",
-        ]
-        return "equal: " + ", ".join(line for line in counts if not line.startswith("0 "))
+        kinds = {
+            "metrics": _count(c["metrics"], "metric"),
+            "scalars": f"{_count(c['scalars'], 'scalar')} in {_count(c['tags'], 'tag')}",
+            "rows": _count(c["rows"], "row"),
+            "models": f"weights of {_count(c['models'], 'model')}",
+        }
+        return "equal: " + ", ".join(text for kind, text in kinds.items() if c[kind])
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,13 @@ def compare_results(a: Path, b: Path) -> ResultComparison:
         else:
             there = ("made", ABSENT) if name in steps_a else (ABSENT, "made")
             differences.append(Difference(f"step {name}", *there, math.inf))
-    if not differences:  # a pipeline's own metrics are those of its steps
+    if not steps_a and not steps_b:
         parts = (_rows, _scalars, _weights, _metrics)
         found = [d for part in parts for d in part(a, b, compared)]
         # A stable sort: at the same step, what was written comes before what was measured on it.
         differences = sorted(found, key=lambda d: d.step)
+    elif not differences:  # a pipeline's own metrics repeat those of its steps
+        differences = list(_metrics(a, b, Counter()))
     return ResultComparison(compared, differences)
 
 
@@ -161,8 +165,8 @@ def _weights(a: Path, b: Path, compared: Counter[str]) -> Iterator[Difference]:
         return
     compared["models"] += 1
     if files_a.keys() != files_b.keys():
-        names = (", ".join(sorted(files)) or ABSENT for files in (files_a, files_b))
-        yield Difference("model: files", *names, math.inf)
+        old, new = (", ".join(sorted(files)) or ABSENT for files in (files_a, files_b))
+        yield Difference("model: files", old, new, math.inf)
         return
     for name in sorted(files_a):
         if _sha256(files_a[name]) != _sha256(files_b[name]):
@@ -182,8 +186,8 @@ def _first_tensor(a: Path, b: Path) -> Difference:
     old, new = tensors_a.get(differ[0]), tensors_b.get(differ[0])
     about = f"model, {differ[0]} ({len(differ)} of {len(names)} tensors)"
     if old is None or new is None or old.shape != new.shape:
-        shapes = (ABSENT if t is None else tuple(t.shape) for t in (old, new))
-        return Difference(about, *shapes, math.inf)
+        shapes = [ABSENT if t is None else tuple(t.shape) for t in (old, new)]
+        return Difference(f"{about}: shape", shapes[0], shapes[1], math.inf)
     apart = (old.double() - new.double()).abs()
     at = int(apart.argmax())
     about = f"{about}, largest difference {float(apart.max()):.3g}"
