@@ -25,7 +25,9 @@ def copy(run: Path, name: str) -> Path:
     return Path(shutil.copytree(run, run.with_name(name)))
 
 
-def test_teacher_rl_is_made_again_bit_for_bit(chain: Path) -> None:
+def test_teacher_rl_is_made_again_bit_for_bit(
+    chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, again = chain / "teacher_rl", chain / "teacher_rl-reproduced"
     output = rlt(["reproduce=teacher_rl"], chain).stdout
     assert "changed since" not in output
@@ -34,7 +36,8 @@ def test_teacher_rl_is_made_again_bit_for_bit(chain: Path) -> None:
     assert results(again) == results(run)
     assert weights(again) == weights(run)
     assert read(again / "manifest.json")["key"] == read(run / "manifest.json")["key"]
-    assert rlt(["diff=teacher_rl,teacher_rl-reproduced"], chain).stdout.splitlines()[2:] == [last]
+    assert verb("diff=teacher_rl,teacher_rl-reproduced", chain, monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [last]
 
 
 @pytest.mark.slow
@@ -87,24 +90,23 @@ def test_the_number_of_threads_is_the_runs_own(
     assert verb("diff=threads,teacher_sft", chain, monkeypatch) == 1
 
 
-@pytest.fixture(scope="module")
-def from_files(chain: Path) -> Path:
-    """A warm-up on problems in a file beside it."""
-    shutil.copy(chain / "collect" / "traces.jsonl", chain / "problems.jsonl")
-    data = ["data=jsonl", "data.source.files=problems.jsonl", "data.max_validation=4"]
-    knobs = [k for k in stage("teacher_sft") if not k.startswith("data.")]
-    rlt([*knobs, *data, "teacher_path=pretrain/model", "output_dir=files"], chain)
-    return chain / "files"
-
-
 def test_changed_data_are_told_before_and_where_they_show_after(
-    from_files: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    chain: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    chain = from_files.parent
-    rows = read_lines(chain / "problems.jsonl")
-    for row in rows:
-        row["explanation"] = row["explanation"] + " so"
-    (chain / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = chain / "problems.jsonl"
+    traces = read_lines(chain / "collect" / "traces.jsonl")
+    rows = [{k: row[k] for k in ("question", "solution")} for row in traces]
+
+    def write(explanation: str) -> None:
+        file.write_text("".join(json.dumps(r | {"explanation": explanation}) + "\n" for r in rows))
+
+    write("so then")
+    data = ["data=jsonl", "data.source.files=problems.jsonl"]
+    data += ["data.source.columns.explanation=explanation", "data.max_validation=4"]
+    knobs = [knob for knob in stage("teacher_sft") if not knob.startswith("data.")]
+    here([*knobs, *data, "teacher_path=pretrain/model", "output_dir=files"], chain, monkeypatch)
+    write("so now")
+    capfd.readouterr()
     assert verb("reproduce=files", chain, monkeypatch) == 1
     output = capfd.readouterr().out
     told = [line for line in output.splitlines() if line.startswith("changed since: ")]
@@ -115,8 +117,9 @@ def test_changed_data_are_told_before_and_where_they_show_after(
     assert output.splitlines()[-1].startswith("differs first at metrics.json: start/validation/")
     assert "train/loss, step 0" in output
     # Without the file there is nothing to run.
-    (chain / "problems.jsonl").unlink()
-    assert "problems.jsonl" in refused(["reproduce=files"], chain)
+    file.unlink()
+    assert verb("reproduce=files", chain, monkeypatch) == 2
+    assert "problems.jsonl" in capfd.readouterr().err
     assert not (chain / "files-reproduced-2").exists()
 
 
