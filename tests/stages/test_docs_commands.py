@@ -1,0 +1,36 @@
+"""Commands in docs/ that are marked as runnable: they run, in the order in which they stand."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.stages.cli import here
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+PAGES = ["reproducibility.md"]
+
+
+def runnable(page: Path) -> list[list[str]]:
+    """Arguments of every command in the blocks that begin with ```bash runnable."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash runnable\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    commands = [
+        shlex.split(line, comments=True)
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    assert commands, f"{page} has no runnable command"
+    assert all(program == "rlt" for program, *_ in commands)
+    return [arguments for _, *arguments in commands]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in runnable(DOCS / page):
+        try:
+            here(arguments, tmp_path, monkeypatch)
+        except SystemExit as ended:
+            assert ended.code == 0, shlex.join(arguments)
+    assert (tmp_path / "outputs" / "base-reproduced" / "metrics.json").is_file()
