@@ -21,7 +21,7 @@ from rlt.report.equality import (
 from rlt.report.folder import Run
 from rlt.runtime import config_changes, flatten
 
-_SHOWN = 20
+_SHOWN = 20  # of the places in which results differ: the first tell why
 _FACTS = ("rlt", "git", "code", "packages", "hardware")
 
 
@@ -82,8 +82,10 @@ def show_difference(a: Path, b: Path) -> int:
 
 def print_comparison(console: Console, results: ResultComparison, names: tuple[str, str]) -> None:
     """Print where the results first differ, or that they are equal; earliest step first."""
-    rows = ((d.where, d.a, d.b) for d in results.differences)
-    _print_table(console, "results, earliest step first", ("where", *names), rows)
+    rows = [(d.where, d.a, d.b) for d in results.differences]
+    more = len(rows) - _SHOWN
+    title = "results, earliest step first" + (f" (and {more} more)" if more > 0 else "")
+    _print_table(console, title, ("where", *names), rows[:_SHOWN])
     console.print(str(results), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -107,15 +109,11 @@ def _delta(a: Any, b: Any) -> str:
 def _print_table(
     console: Console, title: str, header: Iterable[str], rows: Iterable[tuple[Any, ...]]
 ) -> None:
-    """Print rows, the first of them if there are many; nothing if there is none."""
-    found = list(rows)
-    if not found:
-        return
+    """Print rows, nothing if there is none."""
     table = Table(title=title, title_justify="left")
     for name in header:
         table.add_column(name, overflow="fold")
-    for row in found[:_SHOWN]:
+    for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    if len(found) > _SHOWN:
-        table.caption = f"and {len(found) - _SHOWN} more"
-    console.print(table)
+    if table.rows:
+        console.print(table)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.report_runs import write_events
-from tests.stages.cli import here, read, read_lines, refused, results, rlt, stage, weights
+from tests.stages.cli import here, read, read_lines, results, rlt, stage, weights
 from tests.stages.conftest import pipeline_from
 
 
@@ -183,11 +183,18 @@ def test_runs_of_other_configs_side_by_side(
 
 
 @pytest.mark.parametrize("command", ["reproduce={}", "diff=evaluate,{}"])
-def test_folders_that_hold_no_run(chain: Path, tmp_path: Path, command: str) -> None:
-    assert "nowhere: no such folder" in refused([command.format("nowhere")], chain)
+def test_folders_that_hold_no_run(
+    chain: Path,
+    tmp_path: Path,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert verb(command.format("nowhere"), chain, monkeypatch) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text("stage: evaluate\n")
-    output = refused([command.format(tmp_path)], chain)
-    assert f"{tmp_path} holds no run: manifest.json not found" in output
+    assert verb(command.format(tmp_path), chain, monkeypatch) == 2
+    assert f"{tmp_path} holds no run: manifest.json not found" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_is_not_reproduced(
