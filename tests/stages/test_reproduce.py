@@ -179,7 +179,9 @@ def test_runs_of_other_configs_side_by_side(
     assert "│ stage " in output
     assert "│ inputs.teacher_path " in output
     assert "│ train/reward " in output
-    assert output.index(" config ") < output.index("│ inputs.teacher_path")
+    tables = ["config", "ran on", "metrics"]
+    assert [line.strip() for line in output.splitlines() if line.strip() in tables] == tables
+    assert re.search(r"^results, earliest step first \(and \d+ more\) *$", output, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", ["reproduce={}", "diff=evaluate,{}"])
