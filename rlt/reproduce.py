@@ -6,6 +6,7 @@ and the number of torch threads are the original's; what else has changed since 
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -139,16 +140,19 @@ def _run(cfg: DictConfig, into: Path, threads: int | None) -> int:
         config = Path(temporary) / "config.yaml"
         OmegaConf.save(cfg, config)
         command = [sys.executable, "-P", "-m", "rlt.job", str(config), str(into)]
-        with subprocess.Popen(command, env=os.environ | variables) as process:
+        # In a session of its own it hears of Ctrl-C once, from here, wherever the signal was sent.
+        with subprocess.Popen(
+            command, env=os.environ | variables, start_new_session=True
+        ) as process:
             try:
                 status = process.wait()
             except KeyboardInterrupt:
-                # Ctrl-C has reached the process too; another signal has not.
-                try:
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_SECONDS_TO_STOP)
-                except subprocess.TimeoutExpired:
+                if process.poll() is None:  # it may have been started to ignore it
                     process.terminate()
-                raise
+                status = process.wait()
     return status if status >= 0 else 128 - status
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.report_runs import write_events
-from tests.stages.cli import here, read, read_lines, results, rlt, stage, weights
+from tests.stages.cli import here, interrupt, read, read_lines, results, rlt, stage, weights
 from tests.stages.conftest import pipeline_from
 
 
@@ -213,3 +213,12 @@ def test_an_unfinished_run_is_not_reproduced(
     assert verb("reproduce=run", tmp_path, monkeypatch) == 2
     assert "learning_rate: no such key" in capsys.readouterr().err
     assert not (tmp_path / "run-reproduced").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_new_run_too(chain: Path) -> None:
+    run = Path(shutil.copytree(chain / "teacher_rl", chain / "cut"))
+    again = chain / "cut-reproduced"
+    output = interrupt([f"reproduce={run}"], chain, (again / "samples.jsonl").is_file)
+    assert f"not reproduced: the run in {again} ended with exit status 130" in output
+    assert read(again / "manifest.json")["status"] == "interrupted"
