@@ -5,9 +5,6 @@ and the number of torch threads are the original's; what else has changed since 
 """
 
 import contextlib
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Mapping
@@ -21,10 +18,10 @@ from rlt.job import load_config
 from rlt.report.difference import fact_changes, print_comparison, require_run
 from rlt.report.equality import compare_results, pipeline_steps
 from rlt.report.folder import Run
+from rlt.run_folder import saved_config
 from rlt.runtime import config_key, environment
 from rlt.stages.projection import code_digest, input_fingerprints
-
-_SECONDS_TO_STOP = 10
+from rlt.sweeps import run_config
 
 
 def reproduce(folder: Path, into: Path | None = None) -> int:
@@ -51,7 +48,7 @@ def reproduce(folder: Path, into: Path | None = None) -> int:
         )
     into = _new_folder(folder, into)
     threads = run.manifest.get("hardware", {}).get("torch_threads")
-    cfg = load_config(folder / "config.yaml")
+    cfg = load_config(saved_config(folder))
     with contextlib.chdir(_cwd(run)):
         lines = _changed_since(folder, cfg, threads)
         print(f"reproducing {folder}\n         in {into}", flush=True)
@@ -108,6 +105,8 @@ def _changed_since(folder: Path, cfg: DictConfig, threads: int | None) -> list[s
         key = config_key(cfg, {} if steps else input_fingerprints(cfg))
         if key != then["key"]:
             lines = [f"config.yaml: its key was {then['key']}, now {key}"]
+    if "went_on_with" in then:
+        lines.append("config.yaml: values were changed on the way (manifest.json: went_on_with)")
     return lines
 
 
@@ -132,29 +131,10 @@ def _run(cfg: DictConfig, into: Path, threads: int | None) -> int:
     cfg.output_dir = str(into)
     if "store_dir" in cfg:
         cfg.store_dir = str(into / "store")  # no step is taken from the original's
-    package = str(Path(__file__).parent.parent)  # this code, wherever the process runs
-    variables = {"PYTHONPATH": os.pathsep.join([package, *_python_path()])}
-    if threads is not None:  # sums depend on their number, which a config need not name
-        variables |= {"OMP_NUM_THREADS": str(threads), "MKL_DYNAMIC": "FALSE"}
-    with tempfile.TemporaryDirectory() as temporary:
+    # Sums depend on the number of threads, which a config need not name.
+    threaded = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_DYNAMIC": "FALSE"}
+    with tempfile.TemporaryDirectory(prefix="rlt-job-") as temporary:
         config = Path(temporary) / "config.yaml"
         OmegaConf.save(cfg, config)
-        command = [sys.executable, "-P", "-m", "rlt.job", str(config), str(into)]
-        # In a session of its own it hears of Ctrl-C once, from here, wherever the signal was sent.
-        with subprocess.Popen(
-            command, env=os.environ | variables, start_new_session=True
-        ) as process:
-            try:
-                status = process.wait()
-            except KeyboardInterrupt:
-                process.send_signal(signal.SIGINT)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_SECONDS_TO_STOP)
-                if process.poll() is None:  # it may have been started to ignore it
-                    process.terminate()
-                status = process.wait()
+        status = run_config(config, into, threaded)
     return status if status >= 0 else 128 - status
-
-
-def _python_path() -> list[str]:
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

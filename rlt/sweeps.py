@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,13 @@ def run_job(
     return dict(metrics)
 
 
-def run_config(config: Path, run_dir: Path) -> int:
+def run_config(config: Path, run_dir: Path, environment: Mapping[str, str] | None = None) -> int:
     """Run a saved config in a fresh process (`rlt.job`).
 
     Ctrl-C and SIGTERM are passed on to it, once, and its end is waited for.
+
+    Args:
+        environment: variables that it gets besides this process's own.
 
     Returns:
         Its exit status; 130 or 143 if this process was interrupted or terminated meanwhile.
@@ -88,7 +92,7 @@ def run_config(config: Path, run_dir: Path) -> int:
     paths = [str(_PACKAGE_HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "rlt.job", str(config), str(run_dir)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | dict(environment or {}),
         process_group=0,
     )
     try:

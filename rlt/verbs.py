@@ -105,4 +105,32 @@ def _resume_sweep(folder: Path, overrides: list[str]) -> int:
     return 0
 
 
-_VERBS: dict[str, Callable[[str, list[str]], int]] = {"resume": resume}
+def reproduce(folder: str, overrides: list[str]) -> int:
+    """Make a run again from its folder, and tell whether it came out the same."""
+    from rlt.reproduce import reproduce
+
+    _no_more("reproduce", overrides)
+    return reproduce(Path(folder))
+
+
+def diff(folders: str, overrides: list[str]) -> int:
+    """Two runs side by side: configs, what they ran on, results."""
+    from rlt.report.difference import show_difference
+
+    _no_more("diff", overrides)
+    two = folders.strip("[]").split(",")
+    if len(two) != 2:
+        raise ValueError(f"diff={folders}: give two run folders, diff=outputs/a,outputs/b")
+    return show_difference(*(Path(folder.strip()) for folder in two))
+
+
+def _no_more(verb: str, overrides: list[str]) -> None:
+    if overrides:
+        raise ValueError(f"{' '.join(overrides)}: {verb}= takes no other arguments")
+
+
+_VERBS: dict[str, Callable[[str, list[str]], int]] = {
+    "resume": resume,
+    "reproduce": reproduce,
+    "diff": diff,
+}

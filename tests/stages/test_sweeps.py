@@ -68,7 +68,11 @@ def test_a_study_counts_failed_trials_and_goes_on(tmp_path: Path) -> None:
     failing = [*STUDY, "rollout.temperature=choice(0.7,-1)"]  # below 0: a trial that fails
     # Optuna proposes at random at first, the same values each time.
     rlt([*failing, "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler_seed=1"], tmp_path, status=1)
-    rlt([*failing, "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler_seed=7"], tmp_path, status=None)
+    rlt(
+        [*failing, "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler_seed=7"],
+        tmp_path,
+        status=None,
+    )
     (name,) = optuna.get_all_study_names(f"sqlite:///{tmp_path}/study/optuna.db")
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path}/study/optuna.db")
     states = [trial.state.name for trial in study.trials]
