@@ -28,14 +28,15 @@ def test_a_failed_job_is_told_and_tried_again_and_a_finished_one_is_not(tmp_path
     ]  # fmt: skip
     done = rlt(command, tmp_path, status=1)
     assert "rlt: 2 of 4 jobs failed; the same command tries them again:" in done.stderr
-    assert done.stderr.count("training on several devices is not supported yet") == 2
+    several = "training on several devices is not supported yet"
+    assert done.stderr.partition("2 of 4 jobs failed")[2].count(several) == 2
     assert "Traceback" not in done.stderr
     jobs = read_jobs(tmp_path / "sweep")
     assert [job["status"] for job in jobs] == ["finished", "finished", "failed", "failed"]
     for job in jobs:
         manifest = read(Path(job["dir"]) / "manifest.json")
         assert manifest["status"] == job["status"]
-        assert f"ValueError: {manifest.get('error')}" != job["reason"]
+        assert manifest.get("error") == job["reason"]
     again = rlt(command, tmp_path, status=1)
     assert (again.stdout + again.stderr).count("already finished, nothing to do") == 2
     for job in jobs[:2]:
@@ -66,17 +67,12 @@ def test_a_study_counts_failed_trials_and_goes_on(tmp_path: Path) -> None:
     import optuna
 
     failing = [*STUDY, "rollout.temperature=choice(0.7,-1)"]  # below 0: a trial that fails
-    # Optuna proposes at random at first, the same values each time.
-    rlt([*failing, "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler_seed=1"], tmp_path, status=1)
-    rlt(
-        [*failing, "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler_seed=7"],
-        tmp_path,
-        status=None,
-    )
+    rlt([*failing, "hydra.sweeper.n_trials=2"], tmp_path)  # proposed: 0.7 twice
+    rlt([*failing, "hydra.sweeper.n_trials=3"], tmp_path, status=1)
     (name,) = optuna.get_all_study_names(f"sqlite:///{tmp_path}/study/optuna.db")
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path}/study/optuna.db")
     states = [trial.state.name for trial in study.trials]
-    assert len(states) == 3 and {"COMPLETE", "FAIL"} == set(states)
+    assert states == ["COMPLETE", "COMPLETE", "FAIL"]
     jobs = read_jobs(tmp_path / "study")
     assert len(jobs) == 3
     for trial, job in zip(study.trials, jobs, strict=True):

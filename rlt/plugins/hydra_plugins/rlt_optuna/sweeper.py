@@ -26,7 +26,7 @@ from rlt.names import did_you_mean
 
 log = logging.getLogger(__name__)
 
-_SAMPLERS = ("TPESampler", "RandomSampler", "QMCSampler", "CmaEsSampler", "GPSampler")
+_SAMPLERS = ("TPESampler", "RandomSampler", "GPSampler")
 
 
 class OptunaSweeper(Sweeper):
@@ -41,7 +41,7 @@ class OptunaSweeper(Sweeper):
         n_jobs: trials proposed at once; take the launcher's number of jobs.
         seeds: each trial runs once with each; its value is their mean.
         sampler: class of `optuna.samplers`.
-        sampler_seed: of the sampler.
+        sampler_seed: with a trial's number, it seeds what is proposed.
         storage: where the study is kept (any URL that Optuna takes).
         study_name: its name there.
 
@@ -113,10 +113,8 @@ class OptunaSweeper(Sweeper):
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
-        sampler = getattr(optuna.samplers, self.sampler)(seed=self.sampler_seed)
         study = optuna.create_study(
             storage=None if checking else self.storage,
-            sampler=sampler,
             study_name=self.study_name,
             direction=optuna.study.StudyDirection[self.direction.upper()],
             load_if_exists=True,
@@ -127,6 +125,10 @@ class OptunaSweeper(Sweeper):
             begun = study.get_trials(deepcopy=False)
             numbers = [trial.number for trial in begun if trial.state == states.RUNNING]
             left = self.n_trials - len(begun)
+            # Seeded by the trial's number: a study that goes on proposes what it would have.
+            study.sampler = getattr(optuna.samplers, self.sampler)(
+                seed=self.sampler_seed * 1_000_003 + len(begun)
+            )
             numbers += [
                 study.ask(space).number for _ in range(min(self.n_jobs - len(numbers), left))
             ]
