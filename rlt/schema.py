@@ -254,6 +254,8 @@ class Compare(Base):
     runs: list[str] = field(default_factory=list)
     reference: str | None = None
     evaluations: str = "last"
+    metric: str | None = None
+    direction: str | None = None
     title: str | None = None
 
 

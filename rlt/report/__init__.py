@@ -6,9 +6,9 @@ from rlt.report.card import write_model_card
 from rlt.report.events import read_scalars
 from rlt.report.folder import Run, read_json_list
 from rlt.report.pipeline import write_pipeline_report
-from rlt.report.run import write_report
+from rlt.report.run import REPORT_FILE, write_report
 from rlt.report.samples import HELD_OUT_FILE, SampleWriter, StepRows, log_samples
-from rlt.report.study_page import print_study, write_study_report
+from rlt.report.study_page import print_study
 from rlt.report.table import print_run, print_table
 
 __all__ = [
@@ -33,7 +33,7 @@ def write_result(run_dir: Path) -> Path:
     """Write report.md of a finished run, whichever kind it is, and the card of its model."""
     write_model_card(run_dir)
     if Run(run_dir).stage == _COMPARE:
-        return write_study_report(run_dir)
+        return run_dir / REPORT_FILE  # written by the stage, which has read what it compares
     is_pipeline = (run_dir / _STEPS_FILE).is_file()
     return write_pipeline_report(run_dir) if is_pipeline else write_report(run_dir)
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from rlt.report.events import Scalars
 
@@ -215,6 +215,55 @@ def plot_bars(
     ax.set_title(_plain(title), fontsize=10)
     _tidy(ax, "x")
     return _save(figure, file)
+
+
+def plot_intervals(rows: Sequence[tuple[str, float, float, float]], title: str, file: Path) -> Path:
+    """A dot for each (label, mean, low, high), with its interval where there is one (not NaN)."""
+    figure = Figure(figsize=(7.5, 1.1 + 0.36 * len(rows)), layout="constrained")
+    ax = figure.add_subplot()
+    places = np.arange(len(rows))[::-1]
+    means, lows, highs = (np.array([row[i] for row in rows]) for i in (1, 2, 3))
+    ax.hlines(places, lows, highs, color=GREY, linewidth=2.2)
+    ax.plot(means, places, "o", color=TRAIN, markersize=7)
+    ax.set_yticks(places, [_plain(_short(row[0])) for row in rows], fontsize=9)
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.margins(x=0.06)
+    ax.set_title(_plain(f"{title}, mean and 95 % interval"), fontsize=10)
+    _tidy(ax, "both")
+    return _save(figure, file)
+
+
+def plot_intervals_along(
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]], x_label: str, y_label: str,
+    file: Path, shares: bool,
+) -> Path:  # fmt: skip
+    """Dots (x, mean, low, high) of each line, joined in the order of x."""
+    figure, (ax,) = _grid(1, x_label=x_label)
+    xs = np.unique([x for points in lines.values() for x, *_ in points])
+    _scale(ax, xs)
+    for color, (name, points) in zip(itertools.cycle(_COLORS), lines.items(), strict=False):
+        x, means, lows, highs = np.array(sorted(points), dtype=float).T
+        ax.plot(x, means, "o-", color=color, ms=5, lw=1.3, label=_plain(_short(name)))
+        ax.vlines(x, lows, highs, color=color, linewidth=1.6, alpha=0.6)
+    ax.set_ylabel(_plain(y_label), fontsize=9)
+    if shares:
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    if len(lines) > 1:
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return _save(figure, file)
+
+
+def _scale(ax: Axes, xs: np.ndarray) -> None:
+    """A logarithmic axis for values of more than a decade; a few values are its ticks."""
+    sizes = np.abs(xs[xs != 0])
+    if sizes.max() > 10 * sizes.min():
+        if xs.min() > 0:
+            ax.set_xscale("log")
+        else:
+            ax.set_xscale("symlog", linthresh=sizes.min())
+    if len(xs) <= _FEW:
+        ax.set_xticks(xs, [f"{x:g}" for x in xs])
+        ax.xaxis.set_minor_locator(NullLocator())
 
 
 def plot_points(

@@ -1,176 +1,156 @@
-"""Runs that belong together: which arm and which seed each is, what it measured, what it cost.
+"""Runs that belong together: which arm and which seed each is, and what it measured.
 
 An arm is everything that its jobs have in common and other arms have not; its jobs differ in their
 seed alone. Arms are named after what was overridden and, where that differs too, after the label of
-the evaluation.
+the evaluation. They are measured by the accuracy of their evaluations, or by any final metric.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
-from rlt.evaluation.benchmark import AnswerRecord, compare_answers, correct_matrix
-from rlt.evaluation.statistics import (
-    Interval,
-    avg_at_k_per_question,
-    questions_to_tell_apart,
-    share_interval,
-    t_interval,
-)
 from rlt.names import did_you_mean
-from rlt.report.comparison import EVALUATE, Step, steps_of, verdict_of
-from rlt.report.folder import Run, read_json_list
+from rlt.report.arms import Arm, Cell, Difference, compare_arms
+from rlt.report.comparison import EVALUATE, Step
+from rlt.report.jobs import Job, find_jobs, short_names, swept_keys
 
 EVALUATIONS = ("last", "all")
-_NOT_IN_A_NAME = ("seed", "arm", "sweep", "experiment", "output_dir", "store_dir", "stage")
-
-
-@dataclass
-class Job:
-    """One run of a study: a pipeline, or an evaluation by itself."""
-
-    run: Run
-
-    @cached_property
-    def overrides(self) -> dict[str, str]:
-        """Key → value, of the command line and of the sweep."""
-        pairs = (
-            str(o).lstrip("+~").partition("=") for o in self.run.manifest.get("overrides") or []
-        )
-        return {key: value for key, _, value in pairs}
-
-    @property
-    def seed(self) -> int:
-        return int(self.run.manifest.get("seed") or 0)
-
-    @property
-    def began(self) -> str:
-        return str((self.run.manifest.get("began") or [""])[0])
-
-    @property
-    def status(self) -> str:
-        return str(self.run.manifest.get("status") or "unknown")
-
-    @property
-    def finished(self) -> bool:
-        return self.status == "finished"
-
-    @property
-    def is_pipeline(self) -> bool:
-        return (self.run.folder / "steps.json").is_file()
-
-    @cached_property
-    def steps(self) -> list[Step]:
-        """Of a pipeline its steps; an evaluation is the one step of its own."""
-        if self.is_pipeline:
-            return steps_of(read_json_list(self.run.folder / "steps.json"), self.run.folder)
-        seconds = float(self.run.manifest.get("seconds") or 0.0)
-        name = self.run.folder.name
-        return [Step(name, self.run.stage, name, self.run, reused=False, seconds=seconds)]
-
-
-@dataclass
-class Cell:
-    """One arm under one seed."""
-
-    job: Job
-    evaluation: Step
-
-    @cached_property
-    def steps(self) -> list[Step]:
-        """The evaluation and what led to it, in order; of old runs, all that came before it."""
-        names = [step.name for step in self.job.steps]
-        before = self.job.steps[: names.index(self.evaluation.name) + 1]
-        if self.evaluation.needs is None:
-            return before
-        wanted = {self.evaluation.name}
-        for step in reversed(before):
-            wanted |= set(step.needs or ()) if step.name in wanted else set()
-        return [step for step in before if step.name in wanted]
-
-    def last(self, stage: str) -> Step | None:
-        """The last step of a stage among them."""
-        return next((step for step in reversed(self.steps) if step.stage == stage), None)
-
-    @property
-    def answers(self) -> list[AnswerRecord]:
-        return self.evaluation.run.answers
-
-    @cached_property
-    def shares_P(self) -> np.ndarray:
-        """Share of right answers of each question."""
-        return avg_at_k_per_question(correct_matrix(self.answers))
-
-
-@dataclass
-class Arm:
-    """Cells that differ in their seed alone."""
-
-    name: str
-    cells: dict[int, Cell] = field(default_factory=dict)
-
-    @cached_property
-    def accuracy(self) -> Interval:
-        """Over seeds where there are several, else over questions."""
-        if len(self.cells) > 1:
-            return t_interval([float(cell.shares_P.mean()) for cell in self.cells.values()])
-        [cell] = self.cells.values()
-        return share_interval(cell.shares_P)
-
-    @property
-    def first(self) -> Cell:
-        return self.cells[min(self.cells)]
+DIRECTIONS = ("maximize", "minimize")
+_NOT_IN_A_NAME = ("arm", "experiment", "stage")  # of an evaluation: its label says more
+_SHOWN_NAMES = 12
 
 
 @dataclass(frozen=True)
-class Difference:
-    """`reference` minus `other`, over the seeds (or questions) that both have."""
-
-    other: Arm
-    interval: Interval
-    seeds: int
-    wins: int  # seeds in which the reference is ahead
-    questions_needed: int | None
-
-    @property
-    def verdict(self) -> str:
-        return verdict_of(self.interval)
-
-
-def find_jobs(paths: Sequence[str]) -> list[Job]:
-    """The runs at the paths, or right below them.
-
-    Raises:
-        FileNotFoundError: a path is no folder, or holds no run.
-    """
-    jobs: list[Job] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            raise FileNotFoundError(f"runs: {path} is no folder; give run folders, or a sweep's")
-        folders = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
-        found = [f for f in folders if (f / "manifest.json").is_file()]
-        found = [f for f in found if Run(f).stage != "compare"]
-        found = found[:1] if found[:1] == [path] else found
-        if not found:
-            raise FileNotFoundError(
-                f"runs: {path} holds no run (no manifest.json in it or right below it)"
-            )
-        jobs += [Job(Run(folder)) for folder in found]
-    return sorted(jobs, key=lambda job: job.began)
-
-
-def arms_of(jobs: Sequence[Job], evaluations: str = "last") -> list[Arm]:
-    """Finished jobs by arm, in the order in which arms first appear.
+class Measure:
+    """What arms are ranked by: the accuracy of their evaluations, or a final metric of their jobs.
 
     Args:
-        evaluations: `last` of each job, or `all` of them, each an arm of its own.
+        metric: a name in metrics.json; None: accuracy.
+        direction: `maximize` or `minimize`; of accuracy None.
 
     Raises:
-        ValueError: two runs are of the same arm and seed, or evaluations asked other questions.
+        ValueError: no such direction, or one of the two without the other.
     """
+
+    metric: str | None = None
+    direction: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric is None and self.direction is not None:
+            raise ValueError(
+                f"direction={self.direction!r} goes with metric=; without one, arms are ranked by "
+                "accuracy, the highest first"
+            )
+        if self.metric is not None and self.direction not in DIRECTIONS:
+            raise ValueError(
+                f"direction={self.direction!r}: choose {' or '.join(DIRECTIONS)} for "
+                f"metric={self.metric}"
+            )
+
+    @property
+    def name(self) -> str:
+        return self.metric or "eval/accuracy"
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, -1 where lower is."""
+        return -1 if self.direction == "minimize" else 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """Jobs, the arms that they make, and the one that the others are compared with."""
+
+    jobs: list[Job]
+    every_arm: list[Arm]
+    reference: Arm
+    measure: Measure
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Those of which a job has finished."""
+        return [arm for arm in self.every_arm if arm.cells]
+
+    @cached_property
+    def ranked(self) -> list[Arm]:
+        """Every arm, the best first; those without a finite score come last."""
+
+        def place(arm: Arm) -> tuple[bool, float]:
+            mean = arm.interval.mean
+            return (False, -self.measure.sign * mean) if math.isfinite(mean) else (True, 0.0)
+
+        return sorted(self.every_arm, key=place)
+
+    @cached_property
+    def differences(self) -> dict[str, Difference | None]:
+        """Arm → the reference less that arm; None where they have too few seeds in common."""
+        return {
+            arm.name: compare_arms(self.reference, arm, self.measure.sign)
+            for arm in self.arms
+            if arm is not self.reference
+        }
+
+
+def read_study(
+    runs: Sequence[str],
+    reference: str | None = None,
+    evaluations: str = "last",
+    measure: Measure | None = None,
+) -> Study:
+    """What the runs left, by arm. Each file is read when it is first looked at, and once.
+
+    Args:
+        reference: name of the arm that the others are compared with; None: the first.
+        evaluations: `last` of each job, or `all` of them, each an arm of its own.
+        measure: None: accuracy.
+
+    Raises:
+        ValueError, FileNotFoundError: what cannot be compared, and why.
+    """
+    measure = measure or Measure()
+    if not runs:
+        raise ValueError("runs is empty: give run folders, such as 'runs=[outputs/a, outputs/b]'")
+    if evaluations not in EVALUATIONS:
+        raise ValueError(f"evaluations={evaluations!r}: choose {' or '.join(EVALUATIONS)}")
+    jobs = find_jobs(runs)
+    if measure.metric is not None:
+        if evaluations != "last":
+            raise ValueError(
+                f"evaluations={evaluations!r}: with metric= a job counts once; use last"
+            )
+        _require_metric(jobs, measure.metric)
+    arms = arms_of(jobs, evaluations, measure.metric)
+    if measure.metric is None:
+        _require_same_questions(arms)
+    compared = [arm for arm in arms if arm.cells]
+    if not compared:
+        raise ValueError(
+            f"runs: none of the {len(jobs)} runs has finished with an evaluation; name the final "
+            "metric to rank them by, such as metric=validation/loss direction=minimize"
+        )
+    names = [arm.name for arm in compared]
+    if reference is not None and reference not in names:
+        raise ValueError(
+            f"reference={reference!r}: no such arm{did_you_mean(reference, names)}; there are "
+            f"{', '.join(names)}"
+        )
+    chosen = compared[0 if reference is None else names.index(reference)]
+    return Study(jobs, arms, chosen, measure)
+
+
+def arms_of(jobs: Sequence[Job], evaluations: str = "last", metric: str | None = None) -> list[Arm]:
+    """Jobs by arm, in the order in which arms first appear. Reads no answers.
+
+    Raises:
+        ValueError: two finished runs are of the same arm and seed.
+    """
+    return _of_evaluations(jobs, evaluations) if metric is None else _of_metric(jobs, metric)
+
+
+def _of_evaluations(jobs: Sequence[Job], evaluations: str) -> list[Arm]:
+    """Arms that the evaluations of finished jobs make."""
     found: list[tuple[Job, Step]] = []
     seen: set[Path] = set()
     for job in jobs:
@@ -182,83 +162,77 @@ def arms_of(jobs: Sequence[Job], evaluations: str = "last") -> list[Arm]:
                 continue  # a step that several pipelines share
             seen.add(step.run.folder.resolve())
             found.append((job, step))
-    varying = _varying([job for job, _ in found])
+    swept = swept_keys([job for job, _ in found])
+    named = [key for key in swept if key not in _NOT_IN_A_NAME]
     labels = {step.label for job, step in found if job.is_pipeline}
-    only_seeds_differ = len({job.seed for job, _ in found}) == len(found) > 1
+    only_seeds_differ = _only_seeds_differ([job for job, _ in found])
     arms: dict[str, Arm] = {}
     for job, step in found:
-        parts = [f"{_short(key)}={job.overrides.get(key, 'default')}" for key in varying]
+        parts = _parts(job, named)
         if not parts and only_seeds_differ and not job.is_pipeline:
             parts.append("all runs")
         elif not parts or (job.is_pipeline and len(labels) > 1):
             parts.append(step.label)
         name = ", ".join(parts)
-        arm = arms.setdefault(name, Arm(name))
-        if job.seed in arm.cells:
-            raise ValueError(
-                f"{job.run.folder} and {arm.cells[job.seed].job.run.folder} are both {name!r} with "
-                f"seed {job.seed}; leave one of them out of runs"
-            )
-        arm.cells[job.seed] = Cell(job, step)
-    _require_same_questions(list(arms.values()))
+        arm = arms.setdefault(name, Arm(name, _values(job, swept)))
+        _add(arm, Cell(job, step))
     return list(arms.values())
 
 
-def read_study(
-    runs: Sequence[str], reference: str | None, evaluations: str
-) -> tuple[list[Job], list[Arm], Arm]:
-    """Jobs, arms, and the arm that the others are compared with (None: the first).
+def _of_metric(jobs: Sequence[Job], metric: str) -> list[Arm]:
+    """Arms by what was swept over; those of which no job has finished are empty."""
+    swept = swept_keys(jobs)
+    only_seeds_differ = _only_seeds_differ(jobs)
+    arms: dict[str, Arm] = {}
+    for job in jobs:
+        alone = "all runs" if only_seeds_differ else job.run.folder.name
+        name = ", ".join(_parts(job, swept)) or alone
+        arm = arms.setdefault(name, Arm(name, _values(job, swept)))
+        if job.finished and job.steps:
+            _add(arm, Cell(job, job.steps[-1], metric))
+    return list(arms.values())
 
-    Raises:
-        ValueError, FileNotFoundError: what cannot be compared, and why.
-    """
-    if not runs:
-        raise ValueError("runs is empty: give run folders, such as 'runs=[outputs/a, outputs/b]'")
-    if evaluations not in EVALUATIONS:
-        raise ValueError(f"evaluations={evaluations!r}: choose {' or '.join(EVALUATIONS)}")
-    jobs = find_jobs(runs)
-    arms = arms_of(jobs, evaluations)
-    if not arms:
-        raise ValueError(f"runs: none of the {len(jobs)} runs has finished with an evaluation")
-    names = [arm.name for arm in arms]
-    if reference is not None and reference not in names:
+
+def _only_seeds_differ(jobs: Sequence[Job]) -> bool:
+    return len({job.seed for job in jobs}) == len(jobs) > 1
+
+
+def _values(job: Job, keys: Sequence[str]) -> dict[str, str]:
+    return {key: job.overrides.get(key, "default") for key in keys}
+
+
+def _parts(job: Job, keys: Sequence[str]) -> list[str]:
+    """Parts of an arm's name: the last two parts of each key, or as many as tell it from others."""
+    short = short_names(keys, ".", fewest=2)
+    return [f"{short[key]}={value}" for key, value in _values(job, keys).items()]
+
+
+def _add(arm: Arm, cell: Cell) -> None:
+    seed = cell.job.seed
+    if seed in arm.cells:
         raise ValueError(
-            f"reference={reference!r}: no such arm{did_you_mean(reference, names)}; there are "
-            f"{', '.join(names)}"
+            f"{cell.job.run.folder} and {arm.cells[seed].job.run.folder} are both {arm.name!r} "
+            f"with seed {seed}; leave one of them out of runs"
         )
-    return jobs, arms, arms[0 if reference is None else names.index(reference)]
+    arm.cells[seed] = cell
 
 
-def compare_arms(reference: Arm, other: Arm) -> Difference | None:
-    """By seed where both have several in common, by question where it is one, None without any."""
-    seeds = sorted(reference.cells.keys() & other.cells.keys())
-    if not seeds:
-        return None
-    pairs = [(reference.cells[seed], other.cells[seed]) for seed in seeds]
-    differences = [float(a.shares_P.mean() - b.shares_P.mean()) for a, b in pairs]
-    wins = sum(difference > 0 for difference in differences)
-    if len(seeds) > 1:
-        return Difference(other, t_interval(differences), len(seeds), wins, None)
-    [(a, b)] = pairs
-    needed = questions_to_tell_apart(a.shares_P, b.shares_P)
-    return Difference(other, compare_answers(a.answers, b.answers), 1, wins, needed)
-
-
-def _varying(jobs: Sequence[Job]) -> list[str]:
-    """Keys that jobs were given different values of, but for those that are no part of a name."""
-    keys = dict.fromkeys(key for job in jobs for key in job.overrides)
-    return [
-        key
-        for key in keys
-        if key not in _NOT_IN_A_NAME
-        and not key.startswith("hydra.")
-        and len({job.overrides.get(key) for job in jobs}) > 1
-    ]
-
-
-def _short(key: str) -> str:
-    """The last two parts of a long key."""
-    return ".".join(key.split(".")[-2:])
+def _require_metric(jobs: Sequence[Job], metric: str) -> None:
+    finished = [job for job in jobs if job.finished]
+    if not finished:
+        why = "; ".join(dict.fromkeys(job.reason for job in jobs))
+        raise ValueError(f"runs: none of the {len(jobs)} jobs has finished: {why}")
+    names = sorted({name for job in finished for name in job.run.metrics})
+    if metric not in names:
+        # A part of the name, such as the step's in a pipeline, is easily forgotten.
+        near = [name for name in names if name.endswith(f"/{metric}")]
+        hint = f"; did you mean {' or '.join(near[:3])}?" if near else did_you_mean(metric, names)
+        shown = [name for name in names if not name.startswith(("start/", "time/"))]
+        more = ", …" if len(shown) > _SHOWN_NAMES else ""
+        raise ValueError(
+            f"metric={metric!r}: no finished job has it{hint}; there are "
+            f"{', '.join(shown[:_SHOWN_NAMES])}{more}"
+        )
 
 
 def _require_same_questions(arms: Sequence[Arm]) -> None:
@@ -267,8 +241,8 @@ def _require_same_questions(arms: Sequence[Arm]) -> None:
         for cell in arm.cells.values():
             questions = frozenset(answer.problem_id for answer in cell.answers)
             if not questions:
-                raise ValueError(f"{cell.evaluation.run.folder} holds no answers.jsonl")
-            known.setdefault(questions, str(cell.evaluation.run.folder))
+                raise ValueError(f"{cell.step.run.folder} holds no answers.jsonl")
+            known.setdefault(questions, str(cell.step.run.folder))
     if len(known) > 1:
         raise ValueError(
             "these evaluations answered different questions: "
@@ -278,8 +252,4 @@ def _require_same_questions(arms: Sequence[Arm]) -> None:
 
 def failures(jobs: Sequence[Job]) -> list[tuple[str, str]]:
     """(folder's name, why) of every job that has not finished."""
-    return [
-        (job.run.folder.name, str(job.run.manifest.get("error") or job.status))
-        for job in jobs
-        if not job.finished
-    ]
+    return [(job.run.folder.name, job.reason) for job in jobs if not job.finished]

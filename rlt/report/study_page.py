@@ -10,49 +10,46 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rlt.report.arms import Difference
 from rlt.report.folder import Run
 from rlt.report.html import write_html
+from rlt.report.leaderboard import read_leaderboard, read_unfinished, write_leaderboard
+from rlt.report.leaderboard_sections import differences_section, leaderboard_section
 from rlt.report.run import REPORT_FILE, provenance
-from rlt.report.study import Arm, Difference, compare_arms, failures, read_study
+from rlt.report.study import Study
 from rlt.report.study_sections import (
-    accuracy_section,
     behaviours_section,
     costs_section,
-    differences_section,
     examples_section,
     failures_section,
-    interval_text,
     reward_predicts_section,
     rewards_by_behaviour_section,
     rl_curves_section,
 )
-from rlt.report.text import heading, inline_code, points
+from rlt.report.text import heading, inline_code, metric_difference, metric_interval, metric_unit
 
 
-def write_study_report(run_dir: Path) -> Path:
-    """Write report.md, report.html and plots/ of a `stage=compare` run, from its config."""
-    run = Run(run_dir)
-    config = run.config
-    jobs, arms, reference = read_study(
-        config["runs"], config.get("reference"), config["evaluations"]
-    )
-    compared = {a.name: compare_arms(reference, a) for a in arms if a is not reference}
-    differences = [difference for difference in compared.values() if difference is not None]
-    apart = [name for name, difference in compared.items() if difference is None]
-    title = config.get("title") or f"{len(arms)} arms compared"
-    made = {k: v for k, v in jobs[0].run.manifest.items() if k not in ("seed", "key", "seconds")}
+def write_study_report(run_dir: Path, study: Study) -> Path:
+    """Write report.md, report.html, plots/ and the leaderboard of a `stage=compare` run."""
+    run, arms = Run(run_dir), study.arms
+    title = run.config.get("title") or f"{len(arms)} arms compared"
+    first = study.jobs[0].run.manifest
+    made = {k: v for k, v in first.items() if k not in ("seed", "key", "seconds")}
     again = " ".join(["rlt", *map(str, run.manifest.get("command") or [])])
+    sentences = [sentence(study, d) for d in study.differences.values() if d is not None]
+    of_accuracy = study.measure.metric is None
     parts = [
-        f"# {heading(title)}",
+        f"# {heading(str(title))}",
         heading(run.note),
-        "\n".join(f"- {sentence(reference, difference)}" for difference in differences),
-        f"No seed in common with {heading(reference.name)}: {heading(', '.join(apart))}."
-        if apart
-        else "",
-        _section("Accuracy", accuracy_section(run_dir, arms, reference)),
-        _section("Differences", differences_section(reference, differences)),
-        _section("Jobs that did not finish", failures_section(jobs)),
-        _section("Does the reward predict teaching?", reward_predicts_section(run_dir, arms)),
+        "\n".join(f"- {text}" for text in sentences),
+        _not_compared(study),
+        _section("Accuracy" if of_accuracy else "Leaderboard", leaderboard_section(run_dir, study)),
+        _section("Differences", differences_section(study)),
+        _section("Jobs that did not finish", failures_section(study.jobs)),
+        _section(
+            "Does the reward predict teaching?",
+            reward_predicts_section(run_dir, arms) if of_accuracy else "",
+        ),
         _section("What the traces do", behaviours_section(arms)),
         _section("Rewards by behaviour", rewards_by_behaviour_section(arms)),
         _section("What RL did", rl_curves_section(run_dir, arms)),
@@ -63,41 +60,62 @@ def write_study_report(run_dir: Path) -> Path:
     file = run_dir / REPORT_FILE
     file.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     write_html(file)
+    write_leaderboard(run_dir, study)
     return file
 
 
 def print_study(run_dir: Path, console: Console | None = None) -> None:
-    """Print accuracies and differences of a `stage=compare` run, and where its page is."""
+    """Print the leaderboard of a `stage=compare` run, what did not finish, where its page is."""
     console = console or Console()
     config = Run(run_dir).config
-    jobs, arms, reference = read_study(
-        config["runs"], config.get("reference"), config["evaluations"]
-    )
-    shown = Table(title=escape(str(config.get("title") or "arms")), title_justify="left")
-    shown.add_column("arm", overflow="fold", min_width=20)
-    for name in ("accuracy\n[95 % interval]", "seeds", "reference minus this\n(points)"):
-        shown.add_column(escape(name), justify="right", no_wrap=True)
-    for arm in arms:
-        difference = None if arm is reference else compare_arms(reference, arm)
-        cell = ""
-        if difference is not None:
-            mean, low, high = map(points, difference.interval)
-            cell = f"{mean} [{low}, {high}]\n{difference.verdict}"
-        name = f"{arm.name} (reference)" if arm is reference else arm.name
-        row = name, interval_text(arm), str(len(arm.cells)), cell
-        shown.add_row(*map(escape, row))
+    rows = read_leaderboard(run_dir)
+    name = rows[0]["metric"]
+    metric, direction = config.get("metric"), config.get("direction")
+    ranked_by = f"{metric}, {direction}" if metric else "accuracy"
+    title = str(config.get("title") or "arms")
+    shown = Table(title=escape(f"{title}\n{ranked_by}"), title_justify="left")
+    shown.add_column("#", justify="right", no_wrap=True)
+    shown.add_column("arm", overflow="fold", min_width=16)
+    compared = any(row["difference"] for row in rows)
+    unit = "\n(points)" if metric_unit(name) == "share" else ""
+    columns = [f"{'mean' if metric else 'accuracy'}\n[95 % interval]", "seeds"]
+    columns += [f"reference minus this{unit}"] if compared else []
+    for column in columns:
+        shown.add_column(escape(column), justify="right", no_wrap=True)
+    for row in rows:
+        mean, low, high = (float(row[key] or "nan") for key in ("mean", "low", "high"))
+        cells = [metric_interval(name, mean, low, high) if row["mean"] else "none", row["n"]]
+        label = row["arm"]
+        if compared:
+            is_reference = row["reference_is"] == "reference"
+            label += " (reference)" if is_reference else ""
+            cells.append(_difference_text(name, row) if row["difference"] else "")
+        shown.add_row(*map(escape, [row["rank"], label, *cells]))
     console.print(shown)
-    for name, why in failures(jobs):
-        console.print(f"not finished: {name}: {why}", markup=False, soft_wrap=True)
-    console.print(f"report: {run_dir / REPORT_FILE}", markup=False, soft_wrap=True)
+    if any(row["n"] == "1" and not row["interval_over"] for row in rows):
+        console.print("One seed has no interval: nothing tells it from chance.", markup=False)
+    for row in read_unfinished(run_dir):
+        text = f"{row['status']}: {Path(row['folder']).name}"
+        text += f": {row['reason']}" if row["reason"] != row["status"] else ""
+        console.print(text, markup=False, soft_wrap=True)
+    console.print(f"report:      {run_dir / REPORT_FILE}", markup=False, soft_wrap=True)
     page = (run_dir / REPORT_FILE).with_suffix(".html")
-    console.print(f"page:   {page}", markup=False, soft_wrap=True)
+    console.print(f"page:        {page}", markup=False, soft_wrap=True)
+    console.print(f"TensorBoard: tensorboard --logdir {run_dir}", markup=False, soft_wrap=True)
 
 
-def sentence(reference: Arm, difference: Difference) -> str:
+def _difference_text(name: str, row: dict[str, str]) -> str:
+    ends = (row[key] for key in ("difference", "difference_low", "difference_high"))
+    mean, low, high = (metric_difference(name, float(end)) for end in ends)
+    return f"{mean} [{low}, {high}]\n{row['reference_is']}"
+
+
+def sentence(study: Study, difference: Difference) -> str:
     """`A is better than B: +70.1 points [68.9, 71.3], ahead in 6 of 6 seeds.`"""
-    a, b, interval = heading(reference.name), heading(difference.other.name), difference.interval
-    numbers = f"{points(interval.mean)} points [{points(interval.low)}, {points(interval.high)}]"
+    a, b, name = heading(study.reference.name), heading(difference.other.name), study.measure.name
+    mean, low, high = (metric_difference(name, value) for value in difference.interval)
+    points = " points" if metric_unit(name) == "share" else ""
+    numbers = f"{mean}{points} [{low}, {high}]"
     if difference.seeds > 1:
         numbers += f", ahead in {difference.wins} of {difference.seeds} seeds"
     elif difference.questions_needed is not None and difference.verdict == "within noise":
@@ -108,6 +126,14 @@ def sentence(reference: Arm, difference: Difference) -> str:
     if difference.verdict == "within noise":
         return f"{a} against {b}: within noise, {numbers}."
     return f"{a} is **{difference.verdict}** than {b}: {numbers}."
+
+
+def _not_compared(study: Study) -> str:
+    apart = [name for name, difference in study.differences.items() if difference is None]
+    if not apart:
+        return ""
+    common = "No seed" if study.measure.metric is None else "Fewer than two seeds"
+    return f"{common} in common with {heading(study.reference.name)}: {heading(', '.join(apart))}."
 
 
 def _section(title: str, body: str) -> str:

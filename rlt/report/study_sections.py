@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 
 from rlt.evaluation.statistics import rank_correlation, t_interval
-from rlt.report.plots import plot_bars, plot_named_curves, plot_points
-from rlt.report.results import accuracy_k
-from rlt.report.study import (
-    Arm,
-    Cell,
-    Difference,
-    Job,
-    failures,
+from rlt.report.arms import Arm, Cell
+from rlt.report.jobs import Job
+from rlt.report.plots import (
+    plot_named_curves,
+    plot_points,
 )
+from rlt.report.study import failures
 from rlt.report.text import (
     duration,
     heading,
@@ -27,68 +25,12 @@ from rlt.report.text import (
     inline_code,
     number,
     percent,
-    points,
     reward_terms,
     sample_text,
     table,
 )
 
 _FEWEST_TRACES = 4  # of different rewards, for a rank correlation to say anything
-
-
-def interval_text(arm: Arm) -> str:
-    low, high = 100 * arm.accuracy.low, 100 * arm.accuracy.high
-    return f"{percent(arm.accuracy.mean)} [{max(low, 0):.1f}, {min(high, 100):.1f}]"
-
-
-def accuracy_section(folder: Path, arms: Sequence[Arm], reference: Arm) -> str:
-    k = accuracy_k(arms[0].first.evaluation.metrics)
-    rows = [
-        [
-            heading(arm.name),
-            interval_text(arm),
-            " ".join(f"{100 * c.shares_P.mean():.1f}" for _, c in sorted(arm.cells.items())),
-            str(len(arm.cells)),
-        ]
-        for arm in arms
-    ]
-    bars = [
-        (a.name, a.accuracy.mean, max(0.0, a.accuracy.low), min(1.0, a.accuracy.high)) for a in arms
-    ]
-    title = f"avg@{k}, 95 % intervals"
-    plot = plot_bars(bars, title, folder / "plots" / "accuracy.png", marked=reference.name)
-    questions = len(arms[0].first.shares_P)
-    several = any(len(arm.cells) > 1 for arm in arms)
-    how = (
-        "Intervals are Student's over seeds: they hold for training again from another seed."
-        if several
-        else "Intervals are bootstrapped over questions: they hold for these very models, not for "
-        "training again from another seed."
-    )
-    return "\n\n".join(
-        [
-            table(["arm", f"avg@{k} [95 % interval]", "each seed", "seeds"], rows),
-            image_links([plot], folder),
-            f"{questions:,} questions, {k} sampled answers each. {how}",
-        ]
-    )
-
-
-def differences_section(reference: Arm, differences: Sequence[Difference]) -> str:
-    rows = [
-        [
-            heading(d.other.name),
-            points(d.interval.mean),
-            f"[{points(d.interval.low)}, {points(d.interval.high)}]",
-            f"{d.wins} of {d.seeds}",
-            d.verdict,
-        ]
-        for d in differences
-    ]
-    if not rows:
-        return ""
-    header = [f"{heading(reference.name)} against", "points", "95 % interval", "ahead in", "is"]
-    return f"Paired by seed and question.\n\n{table(header, rows)}"
 
 
 def failures_section(jobs: Sequence[Job]) -> str:

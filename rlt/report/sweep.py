@@ -9,6 +9,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from rlt.report.jobs import find_jobs
+from rlt.report.study import Measure, arms_of
+
 log = logging.getLogger(__name__)
 
 
@@ -20,10 +23,18 @@ class CompareJobs(Callback):
     """
 
     def __init__(
-        self, reference: str | None = None, evaluations: str = "last", title: str | None = None
+        self,
+        reference: str | None = None,
+        evaluations: str = "last",
+        metric: str | None = None,
+        direction: str | None = None,
+        title: str | None = None,
     ) -> None:
+        Measure(metric, direction)  # raises before the sweep begins
         self.reference = reference
         self.evaluations = evaluations
+        self.metric = metric
+        self.direction = direction
         self.title = title
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -37,7 +48,6 @@ class CompareJobs(Callback):
 
     def write(self, config: DictConfig) -> None:
         """Compare the jobs that have finished so far."""
-        from rlt.report.study import read_study
         from rlt.schema import Compare
         from rlt.stages import run_stage
 
@@ -45,20 +55,29 @@ class CompareJobs(Callback):
         if config.check or not folder.is_dir():
             return
         try:
-            _, arms, first = read_study([str(folder)], None, self.evaluations)
-            reference = self.reference
-            if reference not in [None, *(arm.name for arm in arms)]:
-                log.warning("no arm %r: compared with %r instead", reference, first.name)
-                reference = None
             cfg = OmegaConf.structured(
                 Compare(
                     stage="compare",
                     runs=[str(folder)],
-                    reference=reference,
+                    reference=self._reference(folder),
                     evaluations=self.evaluations,
+                    metric=self.metric,
+                    direction=self.direction,
                     title=self.title,
                 )
             )
             run_stage(cfg, folder / "compare")
         except (ValueError, FileNotFoundError) as error:
             log.warning("the jobs were not compared: %s", error)
+
+    def _reference(self, folder: Path) -> str | None:
+        """The reference, unless it was left out of the sweep, or failed."""
+        if self.reference is None:
+            return None
+        arms = arms_of(find_jobs([str(folder)]), self.evaluations, self.metric)
+        names = [arm.name for arm in arms if arm.cells]
+        if self.reference not in names:
+            first = repr(names[0]) if names else "nothing"
+            log.warning("no arm %r: compared with %s instead", self.reference, first)
+            return None
+        return self.reference

@@ -44,15 +44,54 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def as_number(text: str) -> float | None:
+    """The finite number that a text is, if it is one."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def metric_unit(name: str) -> str:
+    """The unit that a metric's name tells: `share`, `seconds`, `bytes`, or nothing."""
+    if name.endswith("_bytes"):
+        return "bytes"
+    if name.endswith("_seconds"):
+        return "seconds"
+    return "share" if name.endswith(("_share", "_accuracy")) or _ACCURACY.search(name) else ""
+
+
 def metric_value(name: str, value: float) -> str:
     """A metric with the unit that its name tells."""
-    if name.endswith("_bytes"):
+    unit = metric_unit(name)
+    if not math.isfinite(value):
+        return str(value)
+    if unit == "bytes":
         return f"{value / _GIB:.2f} GiB"
-    if name.endswith("_seconds"):
+    if unit == "seconds":
         return duration(value)
-    if name.endswith(("_share", "_accuracy")) or _ACCURACY.search(name):
-        return percent(value)
-    return number(value)
+    return percent(value) if unit == "share" else number(value)
+
+
+def metric_difference(name: str, difference: float) -> str:
+    """A difference of two values of a metric; of shares in percentage points."""
+    unit = metric_unit(name)
+    if unit == "share":
+        return points(difference)
+    if unit == "":
+        return signed(difference)
+    return ("+" if difference >= 0 else "-") + metric_value(name, abs(difference))
+
+
+def metric_interval(name: str, mean: float, low: float, high: float) -> str:
+    """`97.7 % [96.9, 98.5]`; the value alone where there is no interval (NaN)."""
+    shown = metric_value(name, mean)
+    if math.isnan(low):
+        return shown
+    if metric_unit(name) == "share":
+        return f"{shown} [{max(100 * low, 0):.1f}, {min(100 * high, 100):.1f}]"
+    return f"{shown} [{metric_value(name, low)}, {metric_value(name, high)}]"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

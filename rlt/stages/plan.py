@@ -23,7 +23,7 @@ from rich.table import Table
 from rlt.data.datamodule import total_steps
 from rlt.data.prompts import Views
 from rlt.data.records import Problem
-from rlt.report.study import read_study
+from rlt.report.study import Measure, read_study
 from rlt.runtime import build, config_key
 from rlt.stages.common import FIRST_LOOK, require_same_tokenizer, source_of
 from rlt.stages.distill import check_explanations
@@ -80,11 +80,12 @@ def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> di
         seen: data that other steps have read already.
     """
     if cfg.stage == "compare":
-        jobs, arms, reference = read_study(cfg.runs, cfg.reference, cfg.evaluations)
-        done = sum(job.finished for job in jobs)
+        measure = Measure(cfg.metric, cfg.direction)
+        study = read_study(cfg.runs, cfg.reference, cfg.evaluations, measure)
+        done = sum(job.finished for job in study.jobs)
         return {
-            "reads": f"{done} finished of {len(jobs)} runs",
-            "does": f"{len(arms)} arms, each against {reference.name}",
+            "reads": f"{done} finished of {len(study.jobs)} runs",
+            "does": f"{len(study.arms)} arms, each against {study.reference.name}",
         }
     reads, does = [], []
     for role in ("teacher", "student"):

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rlt.report import print_result, write_result
+from rlt.report import print_result
+from rlt.report.arms import compare_arms
 from rlt.report.html import write_html
-from rlt.report.study import arms_of, compare_arms, failures, find_jobs, read_study
-from rlt.report.study_page import print_study, sentence
+from rlt.report.jobs import find_jobs
+from rlt.report.study import arms_of, failures, read_study
+from rlt.report.study_page import print_study, sentence, write_study_report
 from tests.report_runs import make_evaluate_run, make_run, write_lines
 from tests.unit.test_report import check_markdown
 
@@ -45,25 +47,27 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def test_arms_are_what_differs_but_for_the_seed(sweep: Path) -> None:
-    jobs, arms, reference = read_study([str(sweep)], "reward=rlt", "last")
+    study = read_study([str(sweep)], "reward=rlt", "last")
+    jobs, reference = study.jobs, study.reference
     assert len(jobs) == 7 and reference.name == "reward=rlt"
-    assert {arm.name for arm in arms} == {"reward=rlt", "reward=length"}
+    assert {arm.name for arm in study.arms} == {"reward=rlt", "reward=length"}
     assert sorted(reference.cells) == [0, 1, 2]
     # 14, 16 and 14 of 16: mean 0.9167, t(0.975, 2) = 4.3027, standard error 0.04167
     half = 4.302653 * (0.125**2 / 3 / 3) ** 0.5
-    assert reference.accuracy == pytest.approx((11 / 12, 11 / 12 - half, 11 / 12 + half), abs=1e-4)
+    assert reference.interval == pytest.approx((11 / 12, 11 / 12 - half, 11 / 12 + half), abs=1e-4)
     assert failures(jobs) == [("x", "ValueError: loss nan")]
 
 
 def test_differences_are_paired_by_seed(sweep: Path) -> None:
-    _, arms, reference = read_study([str(sweep)], "reward=rlt", "last")
-    [other] = [arm for arm in arms if arm is not reference]
-    difference = compare_arms(reference, other)
+    study = read_study([str(sweep)], "reward=rlt", "last")
+    [other] = [arm for arm in study.arms if arm is not study.reference]
+    difference = study.differences[other.name]
+    assert difference is not None
     # 13, 14 and 14 of 16 answers more
     assert difference.interval.mean == pytest.approx(41 / 48)
     assert (difference.seeds, difference.wins, difference.verdict) == (3, 3, "better")
-    assert compare_arms(other, reference).verdict == "worse"
-    text = sentence(reference, difference)
+    assert compare_arms(other, study.reference).verdict == "worse"
+    text = sentence(study, difference)
     assert text.startswith("reward=rlt is **better** than reward=length: +85.4 points [")
     assert text.endswith("ahead in 3 of 3 seeds.")
 
@@ -71,16 +75,17 @@ def test_differences_are_paired_by_seed(sweep: Path) -> None:
 def test_two_runs_are_compared_by_question(tmp_path: Path) -> None:
     a = job(tmp_path / "a", answers(4, 4, 0, 0), 0)
     b = job(tmp_path / "b", answers(4, 0, 4, 0), 0)
-    jobs = find_jobs([str(a), str(b)])
-    first, second = arms_of(jobs)
+    first, second = arms_of(find_jobs([str(a), str(b)]))
     assert (first.name, second.name) == ("a", "b")
     difference = compare_arms(first, second)
     assert difference.verdict == "within noise" and difference.questions_needed is None
-    [third] = arms_of(find_jobs([str(job(tmp_path / "c", answers(0, 0, 0, 4), 0))]))
-    noisy = compare_arms(first, third)
+    c = job(tmp_path / "c", answers(0, 0, 0, 4), 0)
+    study = read_study([str(a), str(c)])
+    noisy = study.differences["c"]
+    assert noisy is not None
     # Differences 1, 1, 0, -1: ((1.96 + 0.8416) * 0.9574 / 0.25)^2 = 115.1
     assert noisy.verdict == "within noise" and noisy.questions_needed == 116
-    assert "a difference as large would show over about 116 questions" in sentence(first, noisy)
+    assert "a difference as large would show over about 116 questions" in sentence(study, noisy)
 
 
 def test_what_cannot_be_compared(sweep: Path, tmp_path: Path) -> None:
@@ -109,22 +114,24 @@ def test_what_cannot_be_compared(sweep: Path, tmp_path: Path) -> None:
 
 def compare_run(folder: Path, runs: list[str], **config: Any) -> Path:
     config = {"runs": runs, "reference": None, "evaluations": "last", "title": None} | config
-    return make_run(folder, "compare", {"compare/jobs": 7.0}, config)
+    make_run(folder, "compare", {"compare/jobs": 7.0}, config)
+    write_study_report(folder, read_study(runs, config["reference"]))
+    return folder
 
 
 def test_the_page_of_a_sweep(sweep: Path, tmp_path: Path) -> None:
     run = compare_run(tmp_path / "c", [str(sweep)], reference="reward=rlt", title="A | B <b>")
-    text = check_markdown(write_result(run))
+    text = check_markdown(run / "report.md")
     assert text.startswith("# A \\| B \\<b\\>\n")
     assert "reward=rlt is **better** than reward=length" in text
-    assert "| reward=rlt | 91.7 % [73.7, 100.0] | 87.5 100.0 87.5 | 3 |" in text
+    assert "| 1 | reward=rlt | 91.7 % [73.7, 100.0] | 87.5 100.0 87.5 | 3 |" in text
     assert "1 of 7 jobs." in text and "| `x` | ValueError: loss nan |" in text
     assert "Student's over seeds" in text
     page = (run / "report.html").read_text()
     assert "<b>" not in page.split("</style>")[1].split("is <strong>")[0]
     out = StringIO()
     print_study(run, Console(file=out, width=100))
-    assert "not finished: x: ValueError: loss nan" in out.getvalue()
+    assert "failed: x: ValueError: loss nan" in out.getvalue()
     print_result(run)
 
 
@@ -171,7 +178,7 @@ def test_behaviours_rewards_and_their_correlation(tmp_path: Path) -> None:
                 tmp_path / "s" / name, tmp_path / "store" / name, accuracy, reward, f"arm {n}", seed
             )
     run = compare_run(tmp_path / "c", [str(tmp_path / "s")], reference="arm 2")
-    text = check_markdown(write_result(run))
+    text = check_markdown(run / "report.md")
     assert "over 4 sets of traces: **1.00** [1.00, 1.00]" in text
     assert "| arm 0 | 25.0 % | 75.0 % |" in text  # step, leak
     # Of 40 traces 10 are steps: n = 0, 4, …, 36, mean -18; the others' mean is -20.

@@ -1,0 +1,197 @@
+"""The jobs of a sweep, or runs given by hand: what each was asked for, how it ended, and why.
+
+Read from the run folders; from the sweep's `jobs.jsonl`, which knows of jobs that were refused
+before they had a folder, or killed; and from its `multirun.yaml`, which knows what was planned.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from rlt.report.comparison import Step, steps_of
+from rlt.report.folder import Run, read_json_list, read_jsonl
+
+JOBS_FILE = "jobs.jsonl"
+NOT_STARTED = "not started"
+_COMPARE = "compare"
+# Overrides in which the jobs of one arm may differ: the seed, and where results are put.
+_NOT_SWEPT = ("seed", "sweep", "output_dir", "store_dir")
+
+
+@dataclass
+class Job:
+    """One job: a pipeline, or a stage by itself. Its folder need not exist.
+
+    Args:
+        told: what the sweep itself says of it: `overrides`, `status`, `reason`, `seconds`.
+    """
+
+    run: Run
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def overrides(self) -> dict[str, str]:
+        """Key → value, of the command line and of the sweep."""
+        return _pairs(self.run.manifest.get("overrides") or self.told.get("overrides") or [])
+
+    @property
+    def seed(self) -> int:
+        return int(self.run.manifest.get("seed") or self.overrides.get("seed") or 0)
+
+    @property
+    def began(self) -> str:
+        return str((self.run.manifest.get("began") or [""])[0])
+
+    @property
+    def status(self) -> str:
+        own = self.run.manifest.get("status")
+        if own in (None, "running"):  # it was killed, perhaps, and could not say so
+            own = self.told.get("status") or own
+        return str(own or "unknown")
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def reason(self) -> str:
+        """Why it did not finish, in one line; empty if it did."""
+        if self.finished:
+            return ""
+        why = self.run.manifest.get("error") or self.told.get("reason") or self.status
+        return " ".join(str(why).split())
+
+    @property
+    def seconds(self) -> float | None:
+        seconds = self.run.manifest.get("seconds", self.told.get("seconds"))
+        return None if seconds is None else float(seconds)
+
+    @property
+    def is_pipeline(self) -> bool:
+        return (self.run.folder / "steps.json").is_file()
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """Of a pipeline its steps; any other stage is the one step of its own."""
+        if self.is_pipeline:
+            return steps_of(read_json_list(self.run.folder / "steps.json"), self.run.folder)
+        name = self.run.folder.name
+        return [
+            Step(name, self.run.stage, name, self.run, reused=False, seconds=self.seconds or 0.0)
+        ]
+
+
+def find_jobs(paths: Sequence[str]) -> list[Job]:
+    """The runs at the paths, or right below them, in the order in which they began.
+
+    Of a sweep's folder also the jobs that have no run folder, after those that have one.
+
+    Raises:
+        FileNotFoundError: a path is no folder, or holds no run.
+    """
+    jobs: list[Job] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise FileNotFoundError(f"runs: {path} is no folder; give run folders, or a sweep's")
+        found = [Job(Run(path))] if (path / "manifest.json").is_file() else _jobs_below(path)
+        if not found:
+            raise FileNotFoundError(
+                f"runs: {path} holds no run (no manifest.json in it or right below it)"
+            )
+        jobs += found
+    return sorted(jobs, key=lambda job: (not job.began, job.began))
+
+
+def _jobs_below(sweep: Path) -> list[Job]:
+    # The newest line of a job wins. Its folder is known by name: the sweep's may have moved.
+    told = {Path(row["dir"]).name: row for row in read_jsonl(sweep / JOBS_FILE)}
+    begun = sorted(child.name for child in sweep.iterdir() if (child / "manifest.json").is_file())
+    names = dict.fromkeys([*begun, *told])
+    jobs = [Job(Run(sweep / name), told.get(name, {})) for name in names]
+    jobs = [job for job in jobs if job.run.stage != _COMPARE]
+    planned = _planned(sweep)
+    swept = _varying(planned)
+    for overrides in planned:
+        if not any(overrides.items() <= job.overrides.items() for job in jobs):
+            name = ",".join(f"{key}={overrides[key]}" for key in swept) or "job"
+            rows = [f"{key}={value}" for key, value in overrides.items()]
+            jobs.append(
+                Job(Run(sweep / name.replace("/", "_")), {"status": NOT_STARTED, "overrides": rows})
+            )
+    return jobs
+
+
+def _planned(sweep: Path) -> list[dict[str, str]]:
+    """Overrides of every job that the sweep's last command asked for.
+
+    Nothing where that is not simply known: of another sweeper, or of a glob over a group's options.
+    """
+    file = sweep / "multirun.yaml"
+    if not file.is_file():
+        return []
+    cfg = OmegaConf.load(file)
+    if OmegaConf.select(cfg, "hydra.sweeper._target_") != (
+        f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+    ):
+        return []
+    params = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
+    asked = [f"{key}={value}" for key, value in params.items()]
+    asked += OmegaConf.select(cfg, "hydra.overrides.task") or []
+    try:
+        [batch] = BasicSweeper.split_arguments(
+            OverridesParser.create().parse_overrides(asked), max_batch_size=None
+        )
+    except HydraException:
+        return []
+    return [
+        {
+            key: value
+            for key, value in _pairs(overrides).items()
+            if key != "output_dir" and not key.startswith("hydra.")
+        }
+        for overrides in batch
+    ]
+
+
+def swept_keys(jobs: Sequence[Job]) -> list[str]:
+    """Keys that the jobs were given different values of, but for the seed and where results are."""
+    return [
+        key
+        for key in _varying([job.overrides for job in jobs])
+        if key not in _NOT_SWEPT and not key.startswith("hydra.")
+    ]
+
+
+def short_names(names: Iterable[str], separator: str, fewest: int) -> dict[str, str]:
+    """Each name → its last parts: `fewest` of them, or as many more as tell it from the others."""
+    names = list(dict.fromkeys(names))
+
+    def ending(name: str, parts: int) -> str:
+        return separator.join(name.split(separator)[-parts:])
+
+    short = {}
+    for name in names:
+        parts = fewest
+        while ending(name, parts) in {ending(n, parts) for n in names if n != name}:
+            if ending(name, parts) == name:
+                break
+            parts += 1
+        short[name] = ending(name, parts)
+    return short
+
+
+def _pairs(overrides: Iterable[Any]) -> dict[str, str]:
+    pairs = (str(override).lstrip("+~").partition("=") for override in overrides)
+    return {key: value for key, _, value in pairs}
+
+
+def _varying(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [key for key in keys if len({row.get(key) for row in rows}) > 1]
