@@ -84,7 +84,8 @@ def print_study(run_dir: Path, console: Console | None = None) -> None:
         shown.add_column(escape(column), justify="right", no_wrap=True)
     for row in rows:
         mean, low, high = (float(row[key] or "nan") for key in ("mean", "low", "high"))
-        cells = [metric_interval(name, mean, low, high) if row["mean"] else "none", row["n"]]
+        interval = metric_interval(name, mean, low, high).replace(" [", "\n[")
+        cells = [interval if row["mean"] else "none", row["n"]]
         label = row["arm"]
         if compared:
             is_reference = row["reference_is"] == "reference"
@@ -107,7 +108,7 @@ def print_study(run_dir: Path, console: Console | None = None) -> None:
 def _difference_text(name: str, row: dict[str, str]) -> str:
     ends = (row[key] for key in ("difference", "difference_low", "difference_high"))
     mean, low, high = (metric_difference(name, float(end)) for end in ends)
-    return f"{mean} [{low}, {high}]\n{row['reference_is']}"
+    return f"{mean} {row['reference_is']}\n[{low}, {high}]"
 
 
 def sentence(study: Study, difference: Difference) -> str:
