@@ -64,7 +64,8 @@ def _arm_row(study: Study, arm: Arm, place: int) -> dict[str, Any]:
 
 def _job_row(job: Job, keys: Sequence[str]) -> dict[str, Any]:
     return {
-        "folder": job.run.folder,
+        "job": job.run.folder.name,
+        "folder": job.run.folder if job.run.folder.is_dir() else None,
         "overrides": " ".join(f"{key}={value}" for key, value in job.overrides.items()),
         "seed": job.seed,
         **{f"params.{key}": job.overrides.get(key) for key in keys},

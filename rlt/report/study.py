@@ -162,7 +162,7 @@ def _of_evaluations(jobs: Sequence[Job], evaluations: str) -> list[Arm]:
                 continue  # a step that several pipelines share
             seen.add(step.run.folder.resolve())
             found.append((job, step))
-    swept = swept_keys([job for job, _ in found])
+    swept = swept_keys(jobs)
     named = [key for key in swept if key not in _NOT_IN_A_NAME]
     labels = {step.label for job, step in found if job.is_pipeline}
     only_seeds_differ = _only_seeds_differ([job for job, _ in found])

@@ -96,7 +96,7 @@ def print_study(run_dir: Path, console: Console | None = None) -> None:
     if any(row["n"] == "1" and not row["interval_over"] for row in rows):
         console.print("One seed has no interval: nothing tells it from chance.", markup=False)
     for row in read_unfinished(run_dir):
-        text = f"{row['status']}: {Path(row['folder']).name}"
+        text = f"{row['status']}: {row['job']}"
         text += f": {row['reason']}" if row["reason"] != row["status"] else ""
         console.print(text, markup=False, soft_wrap=True)
     console.print(f"report:      {run_dir / REPORT_FILE}", markup=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """The reward lab, student RL, contamination and comparisons, from the command line."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,15 @@ def test_a_sweep_with_a_failed_job_has_its_page_too(base: Path, tmp_path: Path) 
     (tmp_path / "base").symlink_to(base)
     evaluated = stage("evaluate", "student_path=base", "output_dir=sweep")
     callback = "+hydra.callbacks.compare={_target_: rlt.report.sweep.CompareJobs}"
-    done = rlt(["-m", *evaluated, "samples=2,0", callback], tmp_path, status=2)
-    assert "samples=0: must be a whole number of at least 1" in done.stderr
-    page = (tmp_path / "sweep" / "compare" / "report.md").read_text()
-    assert "avg@2" in page
+    ended = rlt(["-m", *evaluated, "samples=2,0", callback], tmp_path, status=2)
+    assert "samples=0: must be a whole number of at least 1" in ended.stderr
+    compared = tmp_path / "sweep" / "compare"
+    page = (compared / "report.md").read_text()
+    assert "avg@2" in page and "samples=2" in page and "1 of 2 jobs." in page
+    with (compared / "jobs.csv").open(newline="") as rows:
+        done, refused_job = sorted(
+            csv.DictReader(rows), key=lambda row: row["status"] != "finished"
+        )
+    assert (done["params.samples"], done["reason"]) == ("2", "")
+    assert refused_job["params.samples"] == "0" and refused_job["reason"] in page
+    assert f"{refused_job['status']}: {refused_job['job']}" in ended.stdout

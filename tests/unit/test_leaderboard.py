@@ -129,7 +129,8 @@ def test_every_job_is_listed(sweep: Path) -> None:
         ("0.5", "0"): "not started",
         ("0.5", "1"): "not started",
     }
-    assert listed["-1", "0"]["seconds"] == "2.5"
+    refusal = listed["-1", "0"]
+    assert (refusal["seconds"], refusal["job"], refusal["folder"]) == ("2.5", "x", "")
     assert listed["0.001", "0"]["metrics.validation/reward"] == "-1.0"
     assert listed["0.001", "0"]["folder"] == str(sweep / "optim.lr=0.001,seed=0")
     arms = {row["params.optim.lr"]: row for row in rows(run / "leaderboard.csv")}
