@@ -16,9 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from rlt.report.comparison import Step, steps_of
-from rlt.report.folder import Run, read_json_list, read_jsonl
+from rlt.report.folder import Run, read_json_list
+from rlt.sweeps import read_jobs
 
-JOBS_FILE = "jobs.jsonl"
 NOT_STARTED = "not started"
 _COMPARE = "compare"
 # Overrides in which the jobs of one arm may differ: the seed, and where results are put.
@@ -110,8 +110,8 @@ def find_jobs(paths: Sequence[str]) -> list[Job]:
 
 
 def _jobs_below(sweep: Path) -> list[Job]:
-    # The newest line of a job wins. Its folder is known by name: the sweep's may have moved.
-    told = {Path(row["dir"]).name: row for row in read_jsonl(sweep / JOBS_FILE)}
+    # Their folders are known by name: the sweep's may have moved.
+    told = {Path(row["dir"]).name: row for row in read_jobs(sweep)}
     begun = sorted(child.name for child in sweep.iterdir() if (child / "manifest.json").is_file())
     names = dict.fromkeys([*begun, *told])
     jobs = [Job(Run(sweep / name), told.get(name, {})) for name in names]
