@@ -187,9 +187,8 @@ def test_a_sweep_with_a_failed_job_has_its_page_too(base: Path, tmp_path: Path) 
     page = (compared / "report.md").read_text()
     assert "avg@2" in page and "samples=2" in page and "1 of 2 jobs." in page
     with (compared / "jobs.csv").open(newline="") as rows:
-        done, refused_job = sorted(
-            csv.DictReader(rows), key=lambda row: row["status"] != "finished"
-        )
-    assert (done["params.samples"], done["reason"]) == ("2", "")
-    assert refused_job["params.samples"] == "0" and refused_job["reason"] in page
-    assert f"{refused_job['status']}: {refused_job['job']}" in ended.stdout
+        jobs = {row["params.samples"]: row for row in csv.DictReader(rows)}
+    assert (jobs["2"]["status"], jobs["2"]["reason"]) == ("finished", "")
+    assert jobs["0"]["status"] == "failed" and jobs["0"]["reason"] in page
+    assert "samples=0: must be a whole number" in jobs["0"]["reason"]
+    assert f"failed: {jobs['0']['job']}" in ended.stdout
