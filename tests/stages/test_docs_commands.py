@@ -9,7 +9,11 @@ import pytest
 from tests.stages.cli import here
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-PAGES = ["reproducibility.md"]
+# Page → what its commands leave behind.
+PAGES = {
+    "reproducibility.md": "base-reproduced/metrics.json",
+    "sweeps.md": "ranked/leaderboard.csv",
+}
 
 
 def runnable(page: Path) -> list[list[str]]:
@@ -26,11 +30,11 @@ def runnable(page: Path) -> list[list[str]]:
     return [arguments for _, *arguments in commands]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "left"), PAGES.items())
+def test_commands_run(page: str, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments in runnable(DOCS / page):
         try:
             here(arguments, tmp_path, monkeypatch)
         except SystemExit as ended:
             assert ended.code == 0, shlex.join(arguments)
-    assert (tmp_path / "outputs" / "base-reproduced" / "metrics.json").is_file()
+    assert (tmp_path / "outputs" / left).is_file()
