@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlt.names import did_you_mean, nearest
 
 PARTS = ("callbacks", "terms")  # mappings of names to parts that are built, or null
+WHOLE_RUN_GROUPS = ("experiment", "sweep", "debug")  # chosen like keys of the root, but none
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
@@ -134,8 +135,9 @@ def check_schema_keys(cfg: DictConfig, schema: type[Any], path: str = "") -> lis
     """Keys that only `+key=value` can have added, past the dataclasses of the schema."""
     types = get_type_hints(schema)
     known = sorted(types)
+    meant = known if path else [*known, *WHOLE_RUN_GROUPS]
     errors = [
-        f"{_join(path, key)}: no such key{did_you_mean(key, known)}; valid: {', '.join(known)}"
+        f"{_join(path, key)}: no such key{did_you_mean(key, meant)}; valid: {', '.join(known)}"
         for key in map(str, cfg)
         if key not in known
     ]

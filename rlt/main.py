@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -250,13 +251,37 @@ def _check_before_hydra_acts(arguments: list[str]) -> None:
     from rlt.checks import check_hydra_node, raise_if_any
 
     options = get_args_parser().parse_args(arguments)
-    if not (options.hydra_help or options.shell_completion):
-        name = options.config_name or "config"
-        mode = RunMode.MULTIRUN  # leaves out what is swept over
-        cfg = _loader(options).load_configuration(
+    if options.hydra_help or options.shell_completion:
+        return
+    name, loader = options.config_name or "config", _loader(options)
+    mode = RunMode.MULTIRUN  # leaves out what is swept over
+    try:
+        cfg = loader.load_configuration(
             name, options.overrides, mode, validate_sweep_overrides=False
         )
-        raise_if_any(check_hydra_node(cfg.hydra))
+    except HydraException as error:
+        errors = _all_errors(loader, name, options.overrides, arguments)
+        if len(errors) > 1 and not _IN_FULL:
+            raise_if_any(errors)
+        raise error
+    raise_if_any(check_hydra_node(cfg.hydra))
+
+
+def _all_errors(
+    loader: ConfigLoaderImpl, name: str, overrides: list[str], arguments: list[str]
+) -> list[str]:
+    """Everything that is wrong with overrides that do not compose, and with what is left."""
+    from rlt.checks import check_hydra_node, check_schema_keys, check_targets
+    from rlt.overrides import composition_errors
+
+    refused, cfg = composition_errors(loader, name, overrides)
+    errors = [_explain(error, arguments) for error in refused]
+    if cfg is None:
+        return errors
+    errors += check_hydra_node(cfg.hydra)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return errors + check_schema_keys(cfg, schema.STAGES[cfg.stage]) + check_targets(cfg)
 
 
 def _loader(options: Namespace) -> ConfigLoaderImpl:
@@ -284,8 +309,8 @@ def explain(error: Exception, arguments: list[str]) -> str:
     return explain_struct_error(error, groups=_groups(arguments))
 
 
-def _groups(arguments: list[str]) -> list[str]:
-    """What stands left of = to choose an option: `reward`, `model@teacher`, …
+def _groups(arguments: list[str]) -> Iterator[str]:
+    """What stands left of = to choose an option: `reward`, `model@teacher`, …; found if asked for.
 
     They depend on the stage, and on the experiment, unless that is what does not compose.
     """
@@ -303,7 +328,8 @@ def _groups(arguments: list[str]) -> list[str]:
             break
         except HydraException:
             if not chosen:
-                return sorted(groups)
+                yield from sorted(groups)
+                return
             chosen.pop()
     for default in found.defaults:
         group = (default.config_path or "").rpartition("/")[0]
@@ -311,7 +337,7 @@ def _groups(arguments: list[str]) -> list[str]:
         if mounted_by in ("stage", "recipe") and group not in ("schema", "recipe"):
             package = default.package or ""
             groups.add(group if package in ("", group) else f"{group}@{package}")
-    return sorted(groups)
+    yield from sorted(groups)
 
 
 if __name__ == "__main__":

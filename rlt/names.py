@@ -12,7 +12,9 @@ def nearest(name: str, candidates: Iterable[str], n: int = 3) -> list[str]:
     """Up to `n` candidates that `name` may have been meant to be, the nearest first."""
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=n, cutoff=0.6)
-    return [by_lower[match] for match in close]
+    # Two letters swapped are too much of a short name for the cutoff.
+    swapped = [c for c in by_lower if sorted(c) == sorted(name.lower()) and c not in close]
+    return [by_lower[match] for match in [*swapped, *close][:n]]
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
@@ -39,6 +41,8 @@ def explain_struct_error(
         prefix = f"{group}={option}: no such option"
         shown = [option for option in options if not option.startswith("_")]
         return f"{prefix}{did_you_mean(option, shown)}; available: {', '.join(shown)}"
+    if match := re.search(r"Override \+?(\S+?)=.* looks like a config group override", text):
+        return _no_such_group(match[1], list(groups), None)
     not_mounted = r"Could not override '([^']+)'\.\s+(No match|Did you mean to override (.*)\?)"
     if match := re.search(not_mounted, text):
         return _place(text) + _no_such_group(match[1], list(groups), match[3])
