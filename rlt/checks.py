@@ -10,15 +10,17 @@ Runs at the start of every `rlt` command. Hydra acts on its own node before the 
 """
 
 import fnmatch
+import functools
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlt.names import did_you_mean, nearest
@@ -44,7 +46,8 @@ class Allowed:
 
 
 ALLOWED = (
-    Allowed("rlt.*", ("rlt",), classes_only=False),
+    Allowed("rlt.*", ("rlt",)),  # no functions: some write files or build what they are given
+    Allowed("rlt.tokenizers.*", ("rlt.tokenizers",), classes_only=False),
     Allowed("lightning.Trainer", ("lightning.pytorch.trainer",)),
     Allowed("lightning.pytorch.Trainer", ("lightning.pytorch.trainer",)),
     Allowed("lightning.pytorch.callbacks.*", ("lightning.pytorch.callbacks",)),
@@ -63,11 +66,14 @@ ALLOWED = (
     Allowed("transformers.get_*", ("transformers.optimization",), classes_only=False),
     Allowed("transformers.Adafactor", ("transformers.optimization",)),
 )
+# Not among them: plugins. Some launchers run shell commands that their config names.
 ALLOWED_IN_HYDRA = (
     *ALLOWED,
     Allowed("hydra.experimental.callbacks.*", ("hydra.experimental.callbacks",)),
     Allowed("hydra._internal.core_plugins.*", ("hydra._internal.core_plugins",)),
-    Allowed("hydra_plugins.*", ("hydra_plugins",)),
+)
+ALLOW_VARIABLE = (
+    "RLT_ALLOW"  # what the user trusts besides, e.g. RLT_ALLOW=my_package.*,other.Class
 )
 LOGGING_CLASSES = (
     "logging.Formatter",
@@ -93,6 +99,30 @@ class ConfigError(ValueError):
     """What is wrong with a config, all of it."""
 
 
+@functools.cache
+def allowed_by_user() -> tuple[Allowed, ...]:
+    """What the environment variable RLT_ALLOW names; read once. No config can set it.
+
+    Raises:
+        ConfigError: it holds something else than dotted names, each with or without `.*`.
+    """
+    names = [name.strip() for name in os.environ.get(ALLOW_VARIABLE, "").split(",")]
+    for name in filter(None, names):
+        if not all(part.isidentifier() for part in name.removesuffix(".*").split(".")):
+            raise ConfigError(
+                f"{ALLOW_VARIABLE}={name}: must be dotted names with commas between them, such as "
+                "my_package.* or my_package.module.Class"
+            )
+    return tuple(
+        Allowed(
+            name,
+            (name.removesuffix(".*") if name.endswith(".*") else name.partition(".")[0],),
+            classes_only=False,
+        )
+        for name in filter(None, names)
+    )
+
+
 def raise_if_any(errors: list[str]) -> None:
     if errors:
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
@@ -103,9 +133,11 @@ def raise_if_any(errors: list[str]) -> None:
 def check_targets(cfg: DictConfig) -> list[str]:
     """Every `_target_` of `cfg` allowed and importable, its keys known, and nothing left at ???."""
     errors: list[str] = []
+    allowed = (*ALLOWED, *allowed_by_user())
     for path, value in _walk(cfg, "", errors):
+        errors += _check_resolvers(value, path)
         if isinstance(value, DictConfig):
-            errors += _check_node(value, path, ALLOWED)
+            errors += _check_node(value, path, allowed)
             if path.rpartition(".")[2] in PARTS:
                 errors += _check_parts(value, path)
     return errors
@@ -117,11 +149,25 @@ def check_hydra_node(hydra_cfg: DictConfig) -> list[str]:
     Values that Hydra fills in later (???, and what refers to them) are none of its errors.
     """
     errors: list[str] = []
+    allowed = (*ALLOWED_IN_HYDRA, *allowed_by_user())
     for path, value in _walk(hydra_cfg, "hydra", errors=None):
+        errors += _check_resolvers(value, path)
         if isinstance(value, DictConfig):
-            errors += _check_node(value, path, ALLOWED_IN_HYDRA)
+            errors += _check_node(value, path, allowed)
         if path.startswith(("hydra.job_logging", "hydra.hydra_logging")):
             errors += _check_logging(path, value)
+            if isinstance(value, DictConfig):
+                errors += [
+                    f"{_join(path, key)}: must be written out, not be an interpolation"
+                    for key in ("class", "()")
+                    if key in value and OmegaConf.is_interpolation(value, key)
+                ]
+    for key in hydra_cfg.get("sweeper", {}).get("params") or {}:
+        if str(key).lstrip("+~").partition(".")[0].partition("/")[0] == "hydra":
+            errors.append(
+                f"hydra.sweeper.params.{key}: Hydra's own settings may not be swept over, as a "
+                "job acts on them before they are checked; set them for the whole sweep"
+            )
     for name in hydra_cfg.get("job", {}).get("env_set", {}):
         if name not in ENVIRONMENT:
             errors.append(
@@ -219,10 +265,9 @@ def _check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> li
     if "_target_" not in node or OmegaConf.is_missing(node, "_target_"):
         return errors
     where = _join(path, "_target_")
-    try:
-        target = node["_target_"]
-    except OmegaConfBaseException as error:
-        return [*errors, f"{where}: cannot be resolved: {str(error).splitlines()[0]}"]
+    if OmegaConf.is_interpolation(node, "_target_"):  # it might say something else when it is built
+        return [*errors, f"{where}: must be written out, not be an interpolation"]
+    target = node["_target_"]
     if not isinstance(target, str):
         return [*errors, f"{where}={target!r}: must be a dotted name, e.g. rlt.module.Class"]
     try:
@@ -246,6 +291,28 @@ def _check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> li
     return errors
 
 
+def _check_resolvers(node: Any, path: str) -> list[str]:
+    """A mapping that a resolver makes is made anew at each look: what was checked is not built."""
+    if not isinstance(node, DictConfig | ListConfig):
+        return []
+    errors = []
+    keys: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        child = node._get_node(key)
+        raw = child._value() if isinstance(child, Node) else None
+        if isinstance(raw, str) and re.search(r"\$\{\s*[\w.]+\s*:", raw):
+            try:
+                made = node[key]
+            except OmegaConfBaseException:
+                continue
+            if isinstance(made, DictConfig | ListConfig | dict | list):
+                errors.append(
+                    f"{_join(path, key)}={raw}: a resolver may give a plain value, no mapping and "
+                    "no list; write it out"
+                )
+    return errors
+
+
 def _check_parts(node: DictConfig, path: str) -> list[str]:
     """Entries without a `_target_`: a misspelt name beside the part that it was meant to change."""
     named = [str(key) for key in node if isinstance(node[key], DictConfig)]
@@ -263,7 +330,10 @@ def resolve_target(target: str, allowed: tuple[Allowed, ...] = ALLOWED) -> Calla
     entries = [entry for entry in allowed if entry.names(target)]
     if not entries or not all(part.isidentifier() for part in parts):
         names = ", ".join(entry.name for entry in allowed)
-        raise ValueError(f"is not an allowed target; allowed: {names}")
+        raise ValueError(
+            f"is not an allowed target; allowed: {names}; if you trust it, set {ALLOW_VARIABLE}="
+            f"{parts[0]}.* in the environment"
+        )
     if any(part.startswith("_") and part != "_internal" for part in parts):
         raise ValueError("is not an allowed target; names that start with _ are refused")
     found = _import(parts)

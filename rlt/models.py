@@ -4,9 +4,11 @@ Each file in `conf/model/` names one of the sources below; `teacher_path` and `s
 its weights with a folder that an earlier stage has written.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +25,8 @@ from transformers import (
 
 from rlt.logprobs import check_head
 
+# transformers takes the name of a hub repository as well, and runs the code that it finds there.
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 _PAD_CANDIDATES = ("<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]")
 
 
@@ -71,7 +75,9 @@ class Pretrained:
                 f"model path {self.path}: no such folder; give a hub id, or a folder with "
                 "config.json such as <run>/model"
             )
-        options: dict[str, Any] = {"revision": self.revision} if self.revision else {}
+        check_attention(self.attention)
+        options: dict[str, Any] = {"trust_remote_code": False}
+        options |= {"revision": self.revision} if self.revision else {}
         return options | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
 
     def tokenizer(self) -> Any:
@@ -81,15 +87,18 @@ class Pretrained:
             FileNotFoundError: `path` looks like a folder and is none.
             ValueError: the tokenizer has no EOS token, or `pad_token` is not in its vocabulary.
         """
-        tokenizer = AutoTokenizer.from_pretrained(self.path, **self._options())
+        with _data_alone(self.path):
+            tokenizer = AutoTokenizer.from_pretrained(self.path, **self._options())
         return prepare_tokenizer(tokenizer, self.chat_template, self.pad_token)
 
     def load(self) -> LanguageModel:
         tokenizer = self.tokenizer()
         dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            self.path, dtype=dtype, attn_implementation=self.attention, **self._options()
-        )
+        with _data_alone(self.path):
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                self.path, dtype=dtype, attn_implementation=self.attention, use_safetensors=True,
+                **self._options(),
+            )  # fmt: skip
         if self.gguf_file:
             # The weights are dequantised on loading; what is saved is an ordinary checkpoint.
             model.config.__dict__.pop("quantization_config", None)
@@ -162,6 +171,7 @@ class RandomLlama:
     pad_token: str | None = None
 
     def tokenizer(self) -> Any:
+        check_attention(self.attention)
         return prepare_tokenizer(self.make_tokenizer(), self.chat_template, self.pad_token)
 
     def load(self) -> LanguageModel:
@@ -185,6 +195,33 @@ class RandomLlama:
             torch.manual_seed(self.seed)
             model = LlamaForCausalLM(config).to(getattr(torch, self.dtype))
         return _ready(model, tokenizer)
+
+
+@contextlib.contextmanager
+def _data_alone(path: str) -> Iterator[None]:
+    """A model that would bring code is refused: classes of its own, or weights that are pickles."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"model path {path}: it comes with code of its own, which is never run; choose a model "
+            "of an architecture that transformers has"
+        ) from error
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        raise ValueError(
+            f"model path {path}: it has no model.safetensors, and other weight files are never "
+            "read, as they can run code; convert it with transformers' save_pretrained"
+        ) from error
+
+
+def check_attention(name: str) -> None:
+    """Raises ValueError for an attention implementation that is none of transformers' own."""
+    if name not in ATTENTION:
+        raise ValueError(f"attention={name}: choose {', '.join(ATTENTION)}")
 
 
 def source_at(source: Any, path: str | None) -> ModelSource:

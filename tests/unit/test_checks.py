@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlt.checks import (
     ConfigError,
+    allowed_by_user,
     check_hydra_node,
     check_schema_keys,
     check_targets,
@@ -108,10 +109,17 @@ def test_a_target_that_a_reference_carries_is_checked_once_under_its_own_path() 
     assert error.startswith("z.bteta: ")
 
 
-def test_a_target_that_a_resolver_makes_is_checked_too() -> None:
-    cfg = config({"a": "${oc.create:'{_target_: os.system}'}"})
-    (error,) = check_targets(cfg)
-    assert error.startswith("a._target_=os.system: is not an allowed target")
+@pytest.mark.parametrize("text", ["oc.create:'{_target_: os.system}'", "oc.decode:'{x: 1}'"])
+def test_a_mapping_that_a_resolver_makes_is_refused(text: str) -> None:
+    """It is made anew whenever it is looked at, out of an environment that may have changed."""
+    errors = check_targets(config({"a": [{"b": f"${{{text}}}"}]}))
+    assert errors[0].startswith(f"a[0].b=${{{text}}}: a resolver may give a plain value")
+    assert check_targets(config({"a": "${oc.decode:'3'}", "b": "${a}"})) == []
+
+
+def test_a_target_is_written_out() -> None:
+    (error,) = check_targets(config({"x": ALGORITHM, "a": {"_target_": "${x}"}}))
+    assert error == "a._target_: must be written out, not be an interpolation"
 
 
 def test_references_in_a_circle_end() -> None:
@@ -133,6 +141,10 @@ def test_references_in_a_circle_end() -> None:
         ("rlt", "is not an allowed target; allowed: rlt.*"),
         ("rlt..checks", "is not an allowed target; allowed: rlt.*"),
         ("rlt.checks.importlib.import_module", "it is really importlib.import_module"),
+        ("rlt.runtime.write_json", "below rlt.* only classes are"),
+        ("rlt.main.main", "below rlt.* only classes are"),
+        ("rlt.models.Pretrained.load", "below rlt.* only classes are"),
+        ("rlt.evaluation.worker.main", "below rlt.* only classes are"),
         ("rlt.checks.re.compile", "it is really re.compile"),
         ("lightning.pytorch.callbacks.model_checkpoint.os.system", "it is really posix.system"),
         ("torch.optim.sgd.torch.load", "it is really torch.serialization.load"),
@@ -150,6 +162,39 @@ def test_references_in_a_circle_end() -> None:
 def test_targets_that_are_refused(target: str, reason: str) -> None:
     (error,) = check_targets(config({"deep": [{"er": {"_target_": target}}]}))
     assert error.startswith(f"deep[0].er._target_={target}: ") and reason in error
+
+
+@pytest.fixture
+def allow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """`allow("my.*")`: a process started with RLT_ALLOW=my.*"""
+
+    def start(value: str) -> None:
+        monkeypatch.setenv("RLT_ALLOW", value)
+        allowed_by_user.cache_clear()
+
+    yield start
+    allowed_by_user.cache_clear()
+
+
+def test_the_environment_allows_more_and_says_so(allow: Callable[[str], None]) -> None:
+    cfg = config({"a": {"_target_": "collections.Counter"}, "b": {"_target_": "fractions.gcd"}})
+    errors = check_targets(cfg)
+    assert len(errors) == 2
+    assert errors[0].endswith("if you trust it, set RLT_ALLOW=collections.* in the environment")
+    allow("collections.*, math.floor")
+    (error,) = check_targets(cfg)
+    assert error.startswith("b._target_=fractions.gcd: is not an allowed target")
+    assert check_targets(config({"a": {"_target_": "math.floor"}})) == []
+    allow("collections.*")
+    (error,) = check_targets(config({"a": {"_target_": "collections.abc._sys.exit"}}))
+    assert "names that start with _ are refused" in error
+
+
+@pytest.mark.parametrize("value", ["*", "os.system()", "my package"])
+def test_the_environment_allows_names_alone(allow: Callable[[str], None], value: str) -> None:
+    allow(value)
+    with pytest.raises(ConfigError, match="must be dotted names with commas"):
+        check_targets(config({"a": {"_target_": ALGORITHM}}))
 
 
 def test_a_target_must_be_a_name() -> None:
@@ -313,8 +358,16 @@ def test_hydras_own_settings_pass(job_logging: str) -> None:
             "hydra.hydra_logging.handlers.console.stream=ext://hostile.module: is not allowed",
         ),
         (
-            "hydra.job_logging.handlers.console.class=${oc.env:NOT_SET,evil.Handler}",
-            "hydra.job_logging.handlers.console.class=evil.Handler: is not allowed",
+            "hydra.job_logging.handlers.console.class=${oc.env:NOT_SET,logging.NullHandler}",
+            "hydra.job_logging.handlers.console.class: must be written out",
+        ),
+        (
+            "hydra.launcher._target_=hydra_plugins.some_launcher.Launcher",
+            "hydra.launcher._target_=hydra_plugins.some_launcher.Launcher: is not an allowed",
+        ),
+        (
+            "+hydra.job.env_set.RLT_ALLOW=os.*",
+            "hydra.job.env_set.RLT_ALLOW: this environment variable may not be set",
         ),
         (
             "+hydra.job.env_set.LD_PRELOAD=/tmp/hostile.so",
@@ -325,6 +378,12 @@ def test_hydras_own_settings_pass(job_logging: str) -> None:
 def test_code_in_the_hydra_node_is_refused(override: str, message: str) -> None:
     (error,) = check_hydra_node(hydra_node(override))
     assert error.startswith(message)
+
+
+@pytest.mark.parametrize("key", ["hydra.job_logging.x", "+hydra.callbacks.x", "hydra/launcher"])
+def test_a_sweep_over_hydras_own_settings_is_refused(key: str) -> None:
+    (error,) = check_hydra_node(config({"sweeper": {"params": {key: "a,b", "seed": "1,2"}}}))
+    assert error.startswith(f"hydra.sweeper.params.{key}: Hydra's own settings may not be swept")
 
 
 def test_a_logging_factory_is_refused() -> None:

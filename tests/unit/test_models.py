@@ -1,6 +1,7 @@
 """Models: sizes, saving and loading, fingerprints, tokenizers made ready."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,46 @@ def test_a_packaged_model_saved_and_loaded(
     assert again.tokenizer.chat_template == made.tokenizer.chat_template
     assert again.tokenizer.pad_token == made.tokenizer.pad_token
     assert again.tokenizer("A b\n")["input_ids"] == made.tokenizer("A b\n")["input_ids"]
+
+
+class Hostile:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_weights_that_could_run_code_are_refused(nano: Any, tmp_path: Path) -> None:
+    folder, mark = tmp_path / "model", tmp_path / "ran"
+    made = nano(0)
+    save_model(made.model, made.tokenizer, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": Hostile(mark)}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"has no model\.safetensors, and other weight files are"):
+        Pretrained(str(folder)).load()
+    assert not mark.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert mark.exists()  # it would have run
+
+
+def test_a_model_with_code_of_its_own_is_refused(nano: Any, tmp_path: Path) -> None:
+    folder, mark = tmp_path / "model", tmp_path / "ran"
+    made = nano(0)
+    save_model(made.model, made.tokenizer, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "hostile", "auto_map": {"AutoConfig": "code.C"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "code.py").write_text(f"open({str(mark)!r}, 'w')\nclass C: pass\n")
+    with pytest.raises(ValueError, match="code of its own, which is never run"):
+        Pretrained(str(folder)).load()
+    assert not mark.exists()
+
+
+def test_attention_from_a_hub_is_refused(nano: Any, tmp_path: Path) -> None:
+    made = nano(0)
+    save_model(made.model, made.tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="attention=someone/kernel: choose sdpa"):
+        Pretrained(str(tmp_path), attention="someone/kernel").load()
