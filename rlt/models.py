@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -39,9 +40,11 @@ class LanguageModel:
 
 
 class ModelSource(Protocol):
-    """Where a model comes from; `tokenizer` reads no weights."""
+    """Where a model comes from; `tokenizer` and `configuration` read no weights."""
 
     def tokenizer(self) -> Any: ...
+
+    def configuration(self) -> Any: ...
 
     def load(self) -> LanguageModel: ...
 
@@ -90,6 +93,11 @@ class Pretrained:
         with _data_alone(self.path):
             tokenizer = AutoTokenizer.from_pretrained(self.path, **self._options())
         return prepare_tokenizer(tokenizer, self.chat_template, self.pad_token)
+
+    def configuration(self) -> Any:
+        """transformers' config of the model."""
+        with _data_alone(self.path):
+            return AutoConfig.from_pretrained(self.path, **self._options())
 
     def load(self) -> LanguageModel:
         tokenizer = self.tokenizer()
@@ -142,6 +150,9 @@ class Packaged:
     def tokenizer(self) -> Any:
         return self._source().tokenizer()
 
+    def configuration(self) -> Any:
+        return self._source().configuration()
+
     def load(self) -> LanguageModel:
         return self._source().load()
 
@@ -174,7 +185,7 @@ class RandomLlama:
         check_attention(self.attention)
         return prepare_tokenizer(self.make_tokenizer(), self.chat_template, self.pad_token)
 
-    def load(self) -> LanguageModel:
+    def configuration(self) -> Any:
         tokenizer = self.tokenizer()
         config = LlamaConfig(
             vocab_size=len(tokenizer),
@@ -191,10 +202,14 @@ class RandomLlama:
             pad_token_id=tokenizer.pad_token_id,
         )
         config._attn_implementation = self.attention
+        return config
+
+    def load(self) -> LanguageModel:
+        config = self.configuration()
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             model = LlamaForCausalLM(config).to(getattr(torch, self.dtype))
-        return _ready(model, tokenizer)
+        return _ready(model, self.tokenizer())
 
 
 @contextlib.contextmanager
@@ -292,4 +307,9 @@ def fingerprint(model: nn.Module) -> str:
 
 def context_tokens(model: nn.Module) -> int:
     """The longest sequence, in tokens, that the model's config admits."""
-    return int(getattr(model.config, "max_position_embeddings", 2**31 - 1))
+    return context_of(model.config)
+
+
+def context_of(config: Any) -> int:
+    """The same of a config alone."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 2**31 - 1))

@@ -104,12 +104,7 @@ def fit_sft(
         cfg.datamodule, train=train_examples, validation=validation_examples, seed=cfg.seed
     )
     language_model = load_model(cfg, role)
-    longest = max(len(e.prompt) + len(e.target) for e in train_examples + validation_examples)
-    if longest > context_tokens(language_model.model):
-        raise ValueError(
-            f"the longest example has {longest} tokens, the model's context holds "
-            f"{context_tokens(language_model.model)}; lower data.max_tokens"
-        )
+    check_lengths(train_examples + validation_examples, context_tokens(language_model.model))
     module = build(
         cfg.module,
         policy=language_model.model,
@@ -121,6 +116,16 @@ def fit_sft(
         answer_accuracy=answer_accuracy,
     )
     return train(cfg, run, module, datamodule, make_logger(cfg, run.folder))
+
+
+def check_lengths(examples: Sequence[Example], context: int) -> None:
+    """Raises ValueError when an example is longer than the model's context."""
+    longest = max(len(e.prompt) + len(e.target) for e in examples)
+    if longest > context:
+        raise ValueError(
+            f"the longest example has {longest} tokens, the model's context holds "
+            f"{context}; lower data.max_tokens"
+        )
 
 
 def train(

@@ -1,12 +1,13 @@
 """`check=true`: build all that needs no weights, read the data, print what a run would do.
 
 Tried are targets and keys, the values of every part that needs no weights, files, tokenizers, batch
-arithmetic. What lies on a hub that cannot be reached is named as not checked; whether sequences fit
-a model's context is known when it is loaded.
+arithmetic, whether sequences fit the models' contexts and training this machine's memory. What lies
+on a hub that cannot be reached is named as not checked.
 """
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,42 @@ from rlt.data.prompts import Views
 from rlt.data.records import Problem
 from rlt.report.study import Measure, read_study
 from rlt.runtime import build, config_key
-from rlt.stages.common import FIRST_LOOK, require_same_tokenizer, source_of
+from rlt.stages.common import FIRST_LOOK, check_lengths, require_same_tokenizer, source_of
 from rlt.stages.distill import check_explanations
+from rlt.stages.estimate import (
+    Lengths,
+    Shape,
+    gigabytes,
+    lengths_of,
+    machine_bytes,
+    peak_bytes,
+    shape_of,
+)
 from rlt.stages.evaluate import check_contamination
-from rlt.stages.examples import require_explanations
+from rlt.stages.examples import require_explanations, student_examples, teacher_examples
 from rlt.stages.projection import check_all
 from rlt.stages.score import check_score, explained
+from rlt.stages.student_rl import check_context as check_answer_context
+from rlt.stages.teacher_rl import check_context as check_explanation_context
 from rlt.stages.teacher_rl import check_student_choice
 from rlt.stages.values import check_values
 from rlt.traces import find_traces
 
 log = logging.getLogger(__name__)
 
+_RUN = ("config.yaml", "manifest.json", "metrics.json", "report.md", "report.html")
+_TRAINED = (*_RUN, "model/", "checkpoints/")
+ARTEFACT_FILES = {  # stage → what it leaves in its folder
+    "pretrain": _TRAINED,
+    "teacher_sft": _TRAINED,
+    "teacher_rl": (*_TRAINED, "samples.jsonl", "held_out_rewards.jsonl"),
+    "collect": (*_RUN, "traces.jsonl or .parquet"),
+    "distill": _TRAINED,
+    "student_rl": (*_TRAINED, "samples.jsonl", "held_out_rewards.jsonl"),
+    "score": (*_RUN, "scores.jsonl", "traces.jsonl or .parquet"),
+    "evaluate": (*_RUN, "answers.jsonl"),
+    "compare": _RUN,
+}
 _EXPLAINED = ("pretrain", "teacher_sft")  # stages that learn from the data's own explanations
 Seen = dict[str, Any]  # what other steps have read already: problems, tokenizers
 
@@ -50,32 +75,51 @@ def print_plan(cfg: DictConfig, run_dir: Path) -> None:
     table = Table(title=f"plan of stage={cfg.stage}")
     for column in ("step", "stage", "reads", "does"):
         table.add_column(column, overflow="fold")
-    for row in check_plan(cfg):
-        table.add_row(*row)
+    rows = check_plan(cfg)
+    for row in rows:
+        table.add_row(row.name, row.stage, row.reads, row.does)
     console = Console(width=None)
     console.print(table)
+    for row in rows:
+        for warning in row.warnings:
+            console.print(f"warning: {row.name}: {warning}", style="yellow", soft_wrap=True)
+    for row in rows:
+        where = run_dir if cfg.stage != "pipeline" else Path(cfg.store_dir) / row.stage / "<key>"
+        files = ", ".join(ARTEFACT_FILES[row.stage])
+        console.print(f"{row.name} leaves in {where}: {files}", soft_wrap=True)
     console.print(
         f"writes to {run_dir}" + (f" and {cfg.store_dir}" if cfg.stage == "pipeline" else ""),
         f"\nconfig {config_key(cfg)} is sound; nothing was loaded or written",
     )
 
 
-def check_plan(cfg: DictConfig) -> list[tuple[str, str, str, str]]:
-    """Check a stage, or every step of a pipeline: (step, stage, what it reads, what it does)."""
+@dataclass(frozen=True)
+class Row:
+    """One step of a plan: what it reads and does, and what might go wrong with it."""
+
+    name: str
+    stage: str
+    reads: str
+    does: str
+    warnings: list[str]
+
+
+def check_plan(cfg: DictConfig) -> list[Row]:
+    """Check a stage, or every step of a pipeline."""
     pipeline = cfg.stage == "pipeline"
     rows = []
     seen: Seen = {}
     for name, step in (check_all(cfg) if pipeline else {cfg.stage: cfg}).items():
         made_here = dict(cfg.steps[name].needs) if pipeline else {}
-        facts = check_stage(step, made_here, seen)
-        rows.append((name, step.stage, facts["reads"], facts["does"]))
+        rows.append(check_stage(name, step, made_here, seen))
     return rows
 
 
-def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> dict[str, str]:
+def check_stage(name: str, cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> Row:
     """Build a stage's parts without weights.
 
     Args:
+        name: of the step.
         made_here: path key → earlier step of the pipeline that will make what lies there.
         seen: data that other steps have read already.
     """
@@ -83,11 +127,10 @@ def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> di
         measure = Measure(cfg.metric, cfg.direction)
         study = read_study(cfg.runs, cfg.reference, cfg.evaluations, measure)
         done = sum(job.finished for job in study.jobs)
-        return {
-            "reads": f"{done} finished of {len(study.jobs)} runs",
-            "does": f"{len(study.arms)} arms, each against {study.reference.name}",
-        }
-    reads, does = [], []
+        runs = f"{done} finished of {len(study.jobs)} runs"
+        does = f"{len(study.arms)} arms, each against {study.reference.name}"
+        return Row(name, cfg.stage, runs, does, [])
+    reads, does, warnings = [], [], []
     for role in ("teacher", "student"):
         path = cfg.get(f"{role}_path")
         if path is not None and f"{role}_path" not in made_here and not Path(path).is_dir():
@@ -106,14 +149,18 @@ def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> di
     if cfg.stage == "student_rl" and not _grader(cfg):
         raise ValueError("student RL verifies answers: set data.grader (it is null)")
     tokenizers = []
+    shapes: dict[str, Shape] = {}
     for role in ("teacher", "student"):
         if cfg.get(role) is not None:
             views, why = _views(cfg, role, parts["prompt"], made_here, seen)
-            reads.append(f"{role}: {_model_name(cfg, role, made_here)}{why}")
+            shape = _shape(cfg, role, made_here, seen)
+            size = f", {shape.parameters / 1e6:,.1f} M parameters" if shape is not None else ""
+            reads.append(f"{role}: {_model_name(cfg, role, made_here)}{size}{why}")
+            shapes |= {role: shape} if shape is not None else {}
             tokenizers += [views.tokenizer] if views is not None else []
     if len(tokenizers) == 2:
         require_same_tokenizer(*tokenizers)
-    problems, counted = _problems(cfg, views, seen)
+    problems, held_out, counted = _problems(cfg, views, seen)
     reads.append(counted)
     train = None if problems is None else len(problems)
     reads_explanations = cfg.get("explanations") == "data" or cfg.stage in _EXPLAINED
@@ -121,6 +168,11 @@ def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> di
         require_explanations(problems)
     if cfg.get("datamodule") is not None:
         does.append(_training(cfg, train, parts))
+        if train is not None and not reads_traces(cfg) and cfg.datamodule.batch_size > train:
+            warnings.append(
+                f"datamodule.batch_size={cfg.datamodule.batch_size} is more than the {train} "
+                "training problems: a step trains on some of them twice"
+            )
     if cfg.stage == "collect":
         how_many = "all" if cfg.max_problems is None else cfg.max_problems
         which = "best" if cfg.rank == 1 else f"number {cfg.rank}"
@@ -130,7 +182,88 @@ def check_stage(cfg: DictConfig, made_here: Mapping[str, str], seen: Seen) -> di
     if "rollout" in parts:
         rollout = parts["rollout"]
         does.append(f"T = {rollout.temperature}, at most {rollout.max_new_tokens} new tokens")
-    return {"reads": "\n".join(reads), "does": "\n".join(does)}
+    if problems is not None and views is not None:
+        lengths = _check_lengths(cfg, views, problems + held_out, shapes, parts)
+        does.append(str(lengths))
+        if shapes.keys() >= {r for r in ("teacher", "student") if cfg.get(r) is not None}:
+            told, warning = _memory(cfg, shapes, lengths, parts)
+            does.append(told)
+            warnings += warning
+    return Row(name, cfg.stage, "\n".join(reads), "\n".join(does), warnings)
+
+
+def reads_traces(cfg: DictConfig) -> bool:
+    return bool(cfg.get("explanations") == "traces" or cfg.get("traces") is not None)
+
+
+def _check_lengths(
+    cfg: DictConfig,
+    views: Views,
+    problems: list[Problem],
+    shapes: Mapping[str, Shape],
+    parts: dict[str, Any],
+) -> Lengths:
+    """Tokens of prompts and targets; raises ValueError where the run would find them too long."""
+    contexts = {role: shape.context for role, shape in shapes.items()}
+    new_tokens = parts["rollout"].max_new_tokens if "rollout" in parts else 0
+    if cfg.stage == "teacher_rl" and contexts:
+        judged = {"student": contexts.get("student", contexts["teacher"])}
+        check_explanation_context(
+            contexts | judged, views, problems, parts["rollout"].max_new_tokens
+        )
+    if cfg.stage == "student_rl" and contexts:
+        check_answer_context(contexts["student"], views, problems, new_tokens)
+    if cfg.stage in ("teacher_rl", "collect"):
+        return lengths_of((views.teacher_prompt(p), []) for p in problems)
+    if cfg.stage in ("student_rl", "evaluate", "score") or reads_traces(cfg):
+        return lengths_of((views.student_prompt(p), []) for p in problems)
+    if cfg.stage == "teacher_sft":
+        examples = teacher_examples(problems, views)
+    else:
+        examples = student_examples(problems, views, cfg.get("explanations") == "none")
+    if contexts:
+        check_lengths(examples, next(iter(contexts.values())))
+    return lengths_of((one.prompt, one.target) for one in examples)
+
+
+def _memory(
+    cfg: DictConfig, shapes: Mapping[str, Shape], lengths: Lengths, parts: dict[str, Any]
+) -> tuple[str, list[str]]:
+    """The estimated peak in words, and a warning if the machine has less."""
+    new_tokens = parts["rollout"].max_new_tokens if "rollout" in parts else 0
+    prompt = max(lengths.prompts)
+    phases = peak_bytes(cfg, shapes, lengths.longest + new_tokens, prompt, _reference(cfg, parts))
+    phase = max(phases, key=lambda name: phases[name])
+    told = "memory (estimated): " + ", ".join(f"{k} {gigabytes(v)}" for k, v in phases.items())
+    there = machine_bytes(cfg)
+    if there is None:
+        return f"{told}; no such device here", []
+    if phases[phase] <= there:
+        return f"{told}, of {gigabytes(there)}", []
+    return f"{told}, of {gigabytes(there)}", [
+        f"the {phase} needs about {gigabytes(phases[phase])} and this machine has "
+        f"{gigabytes(there)}: lower hardware.tokens_per_micro_batch or "
+        "hardware.generation_token_budget, set hardware.gradient_checkpointing=true, or choose a "
+        "smaller model"
+    ]
+
+
+def _reference(cfg: DictConfig, parts: dict[str, Any]) -> bool:
+    return "algorithm" in parts and parts["algorithm"].needs_reference
+
+
+def _shape(cfg: DictConfig, role: str, made_here: Mapping[str, str], seen: Seen) -> Shape | None:
+    """Sizes of a role's model; of one that an earlier step makes, those of what it starts from."""
+    source = source_of(cfg, role) if f"{role}_path" not in made_here else build(cfg[role])
+    key = f"shape of {source}"
+    if key not in seen:
+        try:
+            seen[key] = shape_of(source)
+        except OSError as error:
+            log.debug("%s: %s", role, error)
+            seen[key] = None
+    shape: Shape | None = seen[key]
+    return shape
 
 
 def _grader(cfg: DictConfig) -> bool:
@@ -179,18 +312,20 @@ def _refusal(error: BaseException | None) -> str | None:
     return None
 
 
-def _problems(cfg: DictConfig, views: Any, seen: Seen) -> tuple[list[Problem] | None, str]:
-    """Training problems (or questions), and a line about what was read."""
+def _problems(
+    cfg: DictConfig, views: Any, seen: Seen
+) -> tuple[list[Problem] | None, list[Problem], str]:
+    """Training problems (or questions), those held out, and a line about what was read."""
     wanted = cfg.benchmark if cfg.stage == "evaluate" else cfg.data
     node = OmegaConf.to_yaml(wanted, resolve=True) if wanted is not None else str(cfg.traces)
     node += OmegaConf.to_yaml(cfg.get("trained_on") or {}, resolve=True)
     if node not in seen:
         seen[node] = _read_problems(cfg, views)
-    problems, counted = seen[node]
-    return problems, counted
+    problems, held_out, counted = seen[node]
+    return problems, held_out, counted
 
 
-def _read_problems(cfg: DictConfig, views: Any) -> tuple[list[Problem] | None, str]:
+def _read_problems(cfg: DictConfig, views: Any) -> tuple[list[Problem] | None, list[Problem], str]:
     forbidden = views.forbidden if views is not None else build(cfg.prompt).forbidden
     count = views.count_tokens if views is not None else len
     try:
@@ -199,7 +334,7 @@ def _read_problems(cfg: DictConfig, views: Any) -> tuple[list[Problem] | None, s
             questions = benchmark.load(build(cfg.prompt).forbidden, count)
             if views is not None:
                 check_contamination(cfg, views, questions)
-            return questions, f"benchmark {benchmark.name}: {len(questions)} questions"
+            return questions, [], f"benchmark {benchmark.name}: {len(questions)} questions"
         data = explained(cfg) if cfg.stage == "score" else build(cfg.data)
         split = data.load(forbidden, count)
         for problem in split.train[:FIRST_LOOK] if views is not None else ():
@@ -208,11 +343,15 @@ def _read_problems(cfg: DictConfig, views: Any) -> tuple[list[Problem] | None, s
         if not isinstance(error.__cause__, ConnectionError):
             raise
         name = f"benchmark {cfg.benchmark.name}" if cfg.stage == "evaluate" else "data"
-        return None, f"{name}: hub not reached, not checked"
+        return None, [], f"{name}: hub not reached, not checked"
     bad = sum(split.report["bad"].values())
-    return split.train, (
-        f"data: {len(split.train)} training, {len(split.validation)} held out"
-        + (f", {bad} broken rows skipped" if bad else "")
+    return (
+        split.train,
+        split.validation,
+        (
+            f"data: {len(split.train)} training, {len(split.validation)} held out"
+            + (f", {bad} broken rows skipped" if bad else "")
+        ),
     )
 
 

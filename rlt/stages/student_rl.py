@@ -10,6 +10,8 @@ from omegaconf import DictConfig
 
 from rlt.algorithms import Algorithm
 from rlt.data.dataset import ProblemData
+from rlt.data.prompts import Views
+from rlt.data.records import Problem
 from rlt.models import context_tokens, freeze
 from rlt.modules import Answering
 from rlt.run_folder import RunFolder
@@ -30,17 +32,23 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         cfg.datamodule, train=split.train, validation=split.validation, seed=cfg.seed
     )
     student = load_model(cfg, "student")
-    for problem in split.train + split.validation:
-        needed = len(views.student_prompt(problem)) + rollout.max_new_tokens
-        if needed > context_tokens(student.model):
-            raise ValueError(
-                f"problem {problem.id} with an answer of {rollout.max_new_tokens} tokens needs "
-                f"{needed} tokens, the student's context holds {context_tokens(student.model)}; "
-                "lower rollout.max_new_tokens or data.max_tokens"
-            )
+    problems = split.train + split.validation
+    check_context(context_tokens(student.model), views, problems, rollout.max_new_tokens)
     reference = freeze(copy.deepcopy(student.model)) if algorithm.needs_reference else None
     record_weights(run, {"student": student.model, "reference": reference})
     with data.grader:
         return fit_rl(
             cfg, run, views, student, reference, task, rollout, algorithm, data, datamodule
         )
+
+
+def check_context(context: int, views: Views, problems: list[Problem], new_tokens: int) -> None:
+    """Raises ValueError when prompt and answer may outgrow the student's context."""
+    for problem in problems:
+        needed = len(views.student_prompt(problem)) + new_tokens
+        if needed > context:
+            raise ValueError(
+                f"problem {problem.id} with an answer of {new_tokens} tokens needs "
+                f"{needed} tokens, the student's context holds {context}; "
+                "lower rollout.max_new_tokens or data.max_tokens"
+            )

@@ -6,7 +6,7 @@ code has it) or `model@student`. Weights that are the same are in memory once.
 
 import copy
 import logging
-from typing import Any
+from collections.abc import Mapping
 
 from omegaconf import DictConfig
 from torch import nn
@@ -48,7 +48,8 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     teacher = load_model(cfg, "teacher")
     reference, student = frozen_models(cfg, teacher, algorithm)
     problems = split.train + split.validation
-    check_context(teacher, student, views, problems, rollout.max_new_tokens)
+    contexts = {"teacher": context_tokens(teacher.model), "student": context_tokens(student)}
+    check_context(contexts, views, problems, rollout.max_new_tokens)
     record_weights(run, {"teacher": teacher.model, "reference": reference, "student": student})
     scorer = RewardScorer(
         build(cfg.reward),
@@ -81,20 +82,24 @@ def check_student_choice(cfg: DictConfig) -> None:
 
 
 def check_context(
-    teacher: LanguageModel, student: Any, views: Views, problems: list[Problem], new_tokens: int
+    contexts: Mapping[str, int], views: Views, problems: list[Problem], new_tokens: int
 ) -> None:
-    """Raises ValueError when prompt and explanation may outgrow a model's context."""
-    for role, model in {"teacher": teacher.model, "student": student}.items():
+    """Raises ValueError when prompt and explanation may outgrow a model's context.
+
+    Args:
+        contexts: of `teacher` and `student`, in tokens.
+    """
+    for role, context in contexts.items():
         for problem in problems:
             if role == "teacher":
                 needed = len(views.teacher_prompt(problem)) + new_tokens
             else:
                 text = views.student_text(problem, [])
                 needed = len(text.prompt) + len(text.continuation) + new_tokens
-            if needed > context_tokens(model):
+            if needed > context:
                 raise ValueError(
                     f"problem {problem.id} with an explanation of {new_tokens} tokens needs "
-                    f"{needed} tokens, the {role}'s context holds {context_tokens(model)}; lower "
+                    f"{needed} tokens, the {role}'s context holds {context}; lower "
                     "rollout.max_new_tokens or data.max_tokens"
                 )
 
