@@ -187,6 +187,8 @@ def check_schema_keys(cfg: DictConfig, schema: type[Any], path: str = "") -> lis
         for key in map(str, cfg)
         if key not in known
     ]
+    if not path and cfg.get("probe") and not cfg.get("check"):
+        errors.append("probe=true: it is a part of a check; add check=true, or leave it out")
     for key, kind in types.items():
         child = cfg.get(key) if key in cfg and not OmegaConf.is_missing(cfg, key) else None
         if isinstance(child, DictConfig):

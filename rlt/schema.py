@@ -46,6 +46,7 @@ class Base:
     output_dir: str | None = None
     note: str | None = None  # printed with the result: what its numbers are good for
     check: bool = False
+    probe: bool = False  # with check: run the first steps, for their time and memory
     accept_changes: list[str] = field(default_factory=list)  # keys: see rlt.run_folder
 
 

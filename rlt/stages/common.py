@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,9 @@ def in_batches(
             if number < len(done):
                 continue
             torch.manual_seed(seed * 1_000_003 + number)
+            started = time.perf_counter()
             batch = work(list(items[start : start + size]))
+            log.debug("batch %d took %.4f seconds", number, time.perf_counter() - started)
             out.write(json.dumps(batch, ensure_ascii=False) + "\n")
             out.flush()
             rows += batch

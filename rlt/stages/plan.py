@@ -39,6 +39,7 @@ from rlt.stages.estimate import (
 )
 from rlt.stages.evaluate import check_contamination
 from rlt.stages.examples import require_explanations, student_examples, teacher_examples
+from rlt.stages.probe import measure
 from rlt.stages.projection import check_all
 from rlt.stages.score import check_score, explained
 from rlt.stages.student_rl import check_context as check_answer_context
@@ -87,21 +88,33 @@ def print_plan(cfg: DictConfig, run_dir: Path) -> None:
         where = run_dir if cfg.stage != "pipeline" else Path(cfg.store_dir) / row.stage / "<key>"
         files = ", ".join(ARTEFACT_FILES[row.stage])
         console.print(f"{row.name} leaves in {where}: {files}", soft_wrap=True)
+    if cfg.probe:
+        steps = check_all(cfg) if cfg.stage == "pipeline" else {cfg.stage: cfg}
+        for row in rows:
+            made_here = dict(cfg.steps[row.name].needs) if cfg.stage == "pipeline" else {}
+            told = measure(steps[row.name], made_here, row.steps)
+            console.print(f"{row.name} {told}", soft_wrap=True)
     console.print(
         f"writes to {run_dir}" + (f" and {cfg.store_dir}" if cfg.stage == "pipeline" else ""),
-        f"\nconfig {config_key(cfg)} is sound; nothing was loaded or written",
+        f"\nconfig {config_key(cfg)} is sound; "
+        + ("nothing was kept" if cfg.probe else "nothing was loaded or written"),
     )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One step of a plan: what it reads and does, and what might go wrong with it."""
+    """One step of a plan: what it reads and does, and what might go wrong with it.
+
+    Attributes:
+        steps: of training, or batches; None if not known.
+    """
 
     name: str
     stage: str
     reads: str
     does: str
     warnings: list[str]
+    steps: int | None = None
 
 
 def check_plan(cfg: DictConfig) -> list[Row]:
@@ -189,7 +202,18 @@ def check_stage(name: str, cfg: DictConfig, made_here: Mapping[str, str], seen: 
             told, warning = _memory(cfg, shapes, lengths, parts)
             does.append(told)
             warnings += warning
-    return Row(name, cfg.stage, "\n".join(reads), "\n".join(does), warnings)
+    return Row(name, cfg.stage, "\n".join(reads), "\n".join(does), warnings, _steps(cfg, train))
+
+
+def _steps(cfg: DictConfig, train: int | None) -> int | None:
+    """Steps of training, or batches, of the whole run; None if that is not known yet."""
+    if cfg.get("datamodule") is not None:
+        node = cfg.datamodule
+        known = node.steps is not None or (train is not None and not reads_traces(cfg))
+        return total_steps(train or 1, node.batch_size, node.steps, node.epochs) if known else None
+    size = cfg.get("problems_per_batch", cfg.get("questions_per_batch", cfg.get("rows_per_batch")))
+    items = train if cfg.get("max_problems") is None else min(train or 0, cfg.max_problems)
+    return None if train is None or items is None else -(-items // size)
 
 
 def reads_traces(cfg: DictConfig) -> bool:
