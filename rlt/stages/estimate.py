@@ -43,7 +43,6 @@ TRAINED = {  # stage → role that it trains
     "distill": "student",
     "student_rl": "student",
 }
-_SAMPLE = 64  # prompts whose tokens are counted
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Lengths:
 
 def lengths_of(rows: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Lengths:
     """Of (prompt, target) pairs of token ids; an empty target is none."""
-    sample = [(len(p), len(t)) for (p, t), _ in zip(rows, range(_SAMPLE), strict=False)]
+    sample = [(len(prompt), len(target)) for prompt, target in rows]
     return Lengths([p for p, _ in sample], [t for _, t in sample if t])
 
 

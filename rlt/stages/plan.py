@@ -24,6 +24,7 @@ from rich.table import Table
 from rlt.data.datamodule import total_steps
 from rlt.data.prompts import Views
 from rlt.data.records import Problem
+from rlt.modules import Example
 from rlt.report.study import Measure, read_study
 from rlt.runtime import build, config_key
 from rlt.stages.common import FIRST_LOOK, check_lengths, require_same_tokenizer, source_of
@@ -227,7 +228,12 @@ def _check_lengths(
     shapes: Mapping[str, Shape],
     parts: dict[str, Any],
 ) -> Lengths:
-    """Tokens of prompts and targets; raises ValueError where the run would find them too long."""
+    """Tokens of prompts and targets; raises ValueError where the run would find them too long.
+
+    Looked at are the longest problems by characters, and some others.
+    """
+    longest = sorted(problems, key=_characters, reverse=True)[:FIRST_LOOK]
+    problems = longest[: FIRST_LOOK // 8] + problems[: FIRST_LOOK - FIRST_LOOK // 8]
     contexts = {role: shape.context for role, shape in shapes.items()}
     new_tokens = parts["rollout"].max_new_tokens if "rollout" in parts else 0
     if cfg.stage == "teacher_rl" and contexts:
@@ -236,18 +242,25 @@ def _check_lengths(
             contexts | judged, views, problems, parts["rollout"].max_new_tokens
         )
     if cfg.stage == "student_rl" and contexts:
-        check_answer_context(contexts["student"], views, problems, new_tokens)
+        check_answer_context(contexts["student"], views, longest, new_tokens)
     if cfg.stage in ("teacher_rl", "collect"):
         return lengths_of((views.teacher_prompt(p), []) for p in problems)
     if cfg.stage in ("student_rl", "evaluate", "score") or reads_traces(cfg):
         return lengths_of((views.student_prompt(p), []) for p in problems)
-    if cfg.stage == "teacher_sft":
-        examples = teacher_examples(problems, views)
-    else:
-        examples = student_examples(problems, views, cfg.get("explanations") == "none")
-    if contexts:
+    examples = _examples(cfg, views, longest)
+    if contexts and examples:
         check_lengths(examples, next(iter(contexts.values())))
-    return lengths_of((one.prompt, one.target) for one in examples)
+    return lengths_of((one.prompt, one.target) for one in _examples(cfg, views, problems))
+
+
+def _examples(cfg: DictConfig, views: Views, problems: list[Problem]) -> list[Example]:
+    if cfg.stage == "teacher_sft":
+        return teacher_examples(problems, views)
+    return student_examples(problems, views, cfg.get("explanations") == "none")
+
+
+def _characters(problem: Problem) -> int:
+    return sum(map(len, (problem.question, problem.solution, problem.explanation or "")))
 
 
 def _memory(
@@ -255,7 +268,7 @@ def _memory(
 ) -> tuple[str, list[str]]:
     """The estimated peak in words, and a warning if the machine has less."""
     new_tokens = parts["rollout"].max_new_tokens if "rollout" in parts else 0
-    prompt = max(lengths.prompts)
+    prompt = max(lengths.prompts, default=0)
     phases = peak_bytes(cfg, shapes, lengths.longest + new_tokens, prompt, _reference(cfg, parts))
     phase = max(phases, key=lambda name: phases[name])
     told = "memory (estimated): " + ", ".join(f"{k} {gigabytes(v)}" for k, v in phases.items())
