@@ -261,7 +261,7 @@ def _check_before_hydra_acts(arguments: list[str]) -> None:
         )
     except HydraException as error:
         errors = _all_errors(loader, name, options.overrides, arguments)
-        if len(errors) > 1 and not _IN_FULL:
+        if len(errors) > 1 and not IN_FULL:
             raise_if_any(errors)
         raise error
     raise_if_any(check_hydra_node(cfg.hydra))
@@ -275,7 +275,7 @@ def _all_errors(
     from rlt.overrides import composition_errors
 
     refused, cfg = composition_errors(loader, name, overrides)
-    errors = [_explain(error, arguments) for error in refused]
+    errors = [explain(error, arguments) for error in refused]
     if cfg is None:
         return errors
     errors += check_hydra_node(cfg.hydra)

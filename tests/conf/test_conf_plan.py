@@ -11,7 +11,7 @@ from rlt import main
 from rlt.checks import ConfigError
 from rlt.models import Packaged
 from rlt.runtime import build, config_key
-from rlt.stages import plan
+from rlt.stages import size
 from rlt.stages.estimate import optimizer_values, peak_bytes, shape_of
 
 Composed = Callable[..., DictConfig]
@@ -65,7 +65,7 @@ def test_a_warning_where_the_machine_is_too_small(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(plan, "machine_bytes", lambda cfg: 10**6)
+    monkeypatch.setattr(size, "machine_bytes", lambda cfg: 10**6)
     main.run(composed("stage=teacher_rl", *SMALL, "check=true"), tmp_path)
     printed = capsys.readouterr().out
     assert "warning: teacher_rl: the rollout needs about" in printed

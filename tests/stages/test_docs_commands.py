@@ -31,7 +31,9 @@ def runnable(page: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("page", "left"), PAGES.items())
-def test_commands_run(page: str, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run(
+    page: str, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for arguments in runnable(DOCS / page):
         try:
             here(arguments, tmp_path, monkeypatch)
