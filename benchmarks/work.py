@@ -21,11 +21,11 @@ from omegaconf import DictConfig
 
 from benchmarks.common import wait
 from rlt.batching import Row
+from rlt.compose import config_dir
 from rlt.data.datamodule import StepDataModule
 from rlt.data.prompts import Views
 from rlt.data.records import Problem, make_problem
 from rlt.hardware import device_of, prepare
-from rlt.main import config_dir
 from rlt.models import LanguageModel
 from rlt.modules import RL, SFT, Teaching
 from rlt.modules.experience import Experience

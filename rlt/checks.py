@@ -9,72 +9,30 @@ Runs at the start of every `rlt` command. Hydra acts on its own node before the 
 `rlt.main` composes it once more beforehand, for this check. No torch import here.
 """
 
-import fnmatch
-import functools
-import importlib
 import inspect
-import os
-import pkgutil
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlt.launchers import check_launcher
 from rlt.names import did_you_mean, nearest
+from rlt.targets import (
+    ALLOWED,
+    ALLOWED_IN_HYDRA,
+    Allowed,
+    allowed_by_user,
+    resolve_target,
+)
 
 PARTS = ("callbacks", "terms")  # mappings of names to parts that are built, or null
 WHOLE_RUN_GROUPS = ("experiment", "sweep", "debug")  # chosen like keys of the root, but none
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
-@dataclass(frozen=True)
-class Allowed:
-    """A target that may be built: an exact name, or a prefix with a star at its end."""
-
-    name: str
-    homes: tuple[str, ...]  # the resolved object must be defined in or below one of these modules
-    classes_only: bool = True
-
-    def names(self, target: str) -> bool:
-        return fnmatch.fnmatchcase(target, self.name)
-
-    def houses(self, module: str) -> bool:
-        return any(module == home or module.startswith(f"{home}.") for home in self.homes)
-
-
-ALLOWED = (
-    Allowed("rlt.*", ("rlt",)),  # no functions: some write files or build what they are given
-    Allowed("rlt.tokenizers.*", ("rlt.tokenizers",), classes_only=False),
-    Allowed("lightning.Trainer", ("lightning.pytorch.trainer",)),
-    Allowed("lightning.pytorch.Trainer", ("lightning.pytorch.trainer",)),
-    Allowed("lightning.pytorch.callbacks.*", ("lightning.pytorch.callbacks",)),
-    Allowed("lightning.pytorch.loggers.*", ("lightning.pytorch.loggers",)),
-    Allowed("lightning.pytorch.profilers.*", ("lightning.pytorch.profilers",)),
-    Allowed("lightning.pytorch.strategies.*", ("lightning.pytorch.strategies",)),
-    Allowed(
-        "lightning.pytorch.plugins.*", ("lightning.pytorch.plugins", "lightning.fabric.plugins")
-    ),
-    Allowed("torch.optim.*", ("torch.optim",)),
-    Allowed(
-        "torch.distributed.fsdp.wrap.size_based_auto_wrap_policy",
-        ("torch.distributed.fsdp.wrap",),
-        classes_only=False,
-    ),
-    Allowed("transformers.get_*", ("transformers.optimization",), classes_only=False),
-    Allowed("transformers.Adafactor", ("transformers.optimization",)),
-)
-# Not among them: plugins. Some launchers run shell commands that their config names.
-ALLOWED_IN_HYDRA = (
-    *ALLOWED,
-    Allowed("hydra.experimental.callbacks.*", ("hydra.experimental.callbacks",)),
-    Allowed("hydra._internal.core_plugins.*", ("hydra._internal.core_plugins",)),
-)
-ALLOW_VARIABLE = (
-    "RLT_ALLOW"  # what the user trusts besides, e.g. RLT_ALLOW=my_package.*,other.Class
-)
 LOGGING_CLASSES = (
     "logging.Formatter",
     "logging.StreamHandler",
@@ -93,41 +51,6 @@ ENVIRONMENT = (
     *("NCCL_DEBUG", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_SOCKET_IFNAME"),
     *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TRANSFORMERS_OFFLINE"),
 )
-
-
-class ConfigError(ValueError):
-    """What is wrong with a config, all of it."""
-
-
-@functools.cache
-def allowed_by_user() -> tuple[Allowed, ...]:
-    """What the environment variable RLT_ALLOW names; read once. No config can set it.
-
-    Raises:
-        ConfigError: it holds something else than dotted names, each with or without `.*`.
-    """
-    names = [name.strip() for name in os.environ.get(ALLOW_VARIABLE, "").split(",")]
-    for name in filter(None, names):
-        if not all(part.isidentifier() for part in name.removesuffix(".*").split(".")):
-            raise ConfigError(
-                f"{ALLOW_VARIABLE}={name}: must be dotted names with commas between them, such as "
-                "my_package.* or my_package.module.Class"
-            )
-    return tuple(
-        Allowed(
-            name,
-            (name.removesuffix(".*") if name.endswith(".*") else name.partition(".")[0],),
-            classes_only=False,
-        )
-        for name in filter(None, names)
-    )
-
-
-def raise_if_any(errors: list[str]) -> None:
-    if errors:
-        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-        lines = [f"  {number}. {error}" for number, error in enumerate(errors, start=1)]
-        raise ConfigError("\n".join([f"the config has {count}:", *lines]))
 
 
 def check_targets(cfg: DictConfig) -> list[str]:
@@ -162,6 +85,11 @@ def check_hydra_node(hydra_cfg: DictConfig) -> list[str]:
                     for key in ("class", "()")
                     if key in value and OmegaConf.is_interpolation(value, key)
                 ]
+    launcher = hydra_cfg.get("launcher")
+    if isinstance(launcher, DictConfig) and not any(
+        entry.names(str(launcher.get("_target_"))) for entry in allowed_by_user()
+    ):
+        errors += check_launcher(launcher)
     for key in hydra_cfg.get("sweeper", {}).get("params") or {}:
         if str(key).lstrip("+~").partition(".")[0].partition("/")[0] == "hydra":
             errors.append(
@@ -324,56 +252,6 @@ def _check_parts(node: DictConfig, path: str) -> list[str]:
         for key in named
         if key not in parts
     ]
-
-
-def resolve_target(target: str, allowed: tuple[Allowed, ...] = ALLOWED) -> Callable[..., Any]:
-    """What `target` names, if it may be built; else a ValueError that says why not."""
-    parts = target.split(".")
-    entries = [entry for entry in allowed if entry.names(target)]
-    if not entries or not all(part.isidentifier() for part in parts):
-        names = ", ".join(entry.name for entry in allowed)
-        raise ValueError(
-            f"is not an allowed target; allowed: {names}; if you trust it, set {ALLOW_VARIABLE}="
-            f"{parts[0]}.* in the environment"
-        )
-    if any(part.startswith("_") and part != "_internal" for part in parts):
-        raise ValueError("is not an allowed target; names that start with _ are refused")
-    found = _import(parts)
-    if not callable(found):
-        raise ValueError(f"is a {type(found).__name__}, not a class or a function")
-    module = getattr(found, "__module__", None) or ""
-    houses = [entry for entry in entries if entry.houses(module)]
-    if not houses:
-        origin = f"{module}.{getattr(found, '__qualname__', type(found).__qualname__)}".lstrip(".")
-        raise ValueError(f"is not an allowed target; it is really {origin}")
-    if not inspect.isclass(found) and all(entry.classes_only for entry in houses):
-        raise ValueError(f"is not an allowed target; below {houses[0].name} only classes are")
-    return found
-
-
-def _import(parts: list[str]) -> Any:
-    """The object at a dotted name: modules as far as they go, then attributes."""
-    found: Any = None
-    for count, part in enumerate(parts, start=1):
-        so_far = ".".join(parts[:count])
-        if found is not None and hasattr(found, part):
-            found = getattr(found, part)
-            continue
-        if found is not None and not inspect.ismodule(found):
-            raise ValueError(f"cannot be imported: {'.'.join(parts[: count - 1])} has no {part!r}")
-        try:
-            found = importlib.import_module(so_far)
-        except ImportError as error:
-            if not isinstance(error, ModuleNotFoundError) or error.name != so_far:
-                raise ValueError(f"cannot be imported: {error}") from error
-            names = [name for name in dir(found) if not name.startswith("_")] if found else []
-            names += [
-                module.name for module in pkgutil.iter_modules(getattr(found, "__path__", []))
-            ]
-            owner = ".".join(parts[: count - 1])
-            reason = f"{owner} has no {part!r}" if owner else f"no module {part!r} is installed"
-            raise ValueError(f"cannot be imported: {reason}{did_you_mean(part, names)}") from error
-    return found
 
 
 def _check_logging(path: str, value: Any) -> list[str]:

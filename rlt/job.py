@@ -11,7 +11,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlt.main import IN_FULL, USER_ERRORS, explain, run
+from rlt.compose import IN_FULL, USER_ERRORS, explain
+from rlt.main import run
 from rlt.names import did_you_mean
 from rlt.runtime import read_json, write_json
 from rlt.schema import STAGES

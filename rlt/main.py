@@ -5,82 +5,39 @@ rlt stage=teacher_rl reward=rlt check=true
 rlt -m stage=teacher_rl reward=rlt,solution_only seed=0,1
 """
 
-import hashlib
 import os
-import re
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import (
-    compute_search_path_dir,
-    create_config_search_path,
     get_args_parser,
 )
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlt import __version__, schema
+from rlt.compose import (
+    FULL_ERROR,
+    IN_FULL,
+    USER_ERRORS,
+    check_before_hydra_acts,
+    config_dir,
+    explain,
+    loader_for,
+)
 from rlt.signals import exit_status, terminable
 from rlt.sweeps import JobFailed, failures, run_job
 from rlt.verbs import verb_of
 
-# Errors that say what to change; their message is enough, unless HYDRA_FULL_ERROR=1.
-USER_ERRORS = (ValueError, FileNotFoundError, InstantiationException)
-_MAX_FOLDER_NAME = 120
 _SHOWN_CHANGES = 60
-# Whether to show stack traces. Processes that are started from here are told what the user said, as
-# Hydra's variable is set for Hydra's sake.
-_FULL_ERROR = "RLT_FULL_ERROR"
-IN_FULL = os.environ.get(_FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 _PARTIAL_FAILURE = 1  # exit status of a sweep of which jobs have failed
-
-
-def config_dir() -> Path:
-    """The config groups: in the installed package, or beside it in a checkout."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
-
-
-def _sweep_folder(overrides: str) -> str:
-    """One folder name for a job: its overrides, shortened to what a file system takes."""
-    name = re.sub(r"[^\w=.,+@-]+", "_", overrides)
-    if len(name) <= _MAX_FOLDER_NAME:
-        return name
-    return f"{name[:_MAX_FOLDER_NAME]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
-
-
-def _config_groups() -> str:
-    """A line per group with its options, for `--help`; recipes are the stages' own."""
-    lines = []
-    for folder in sorted(p for p in config_dir().iterdir() if p.is_dir() and p.name != "recipe"):
-        names = sorted(p.stem for p in folder.glob("*.yaml") if not p.stem.startswith("_"))
-        group = "model@teacher, model@student" if folder.name == "model" else folder.name
-        lines.append(f"{group}: {', '.join(names)}")
-    return "\n".join(lines)
-
-
-def _register() -> None:
-    # Hydra looks for plugins in the namespace package hydra_plugins alone; ours adds to it.
-    sys.path.append(str(Path(__file__).parent / "plugins"))
-    schema.register()
-    OmegaConf.register_new_resolver(
-        "run_dir", lambda chosen, default: chosen or default, replace=True
-    )
-    OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
-    OmegaConf.register_new_resolver("config_groups", _config_groups, replace=True)
-
-
-_register()
 
 
 def run(cfg: DictConfig, run_dir: Path, facts: dict[str, Any] | None = None) -> dict[str, float]:
@@ -89,7 +46,8 @@ def run(cfg: DictConfig, run_dir: Path, facts: dict[str, Any] | None = None) -> 
     Args:
         facts: how the run was asked for, for its manifest.
     """
-    from rlt.checks import check_schema_keys, check_targets, raise_if_any
+    from rlt.checks import check_schema_keys, check_targets
+    from rlt.targets import raise_if_any
 
     raise_if_any(check_schema_keys(cfg, schema.STAGES[cfg.stage]) + check_targets(cfg))
     from rlt.quiet import quiet
@@ -136,7 +94,7 @@ def _changed(cfg: DictConfig) -> dict[str, Any]:
         if provider.startswith("hydra.searchpath")
     ]
     try:
-        plain = _loader(options).load_configuration("config", [*search, *base], RunMode.RUN)
+        plain = loader_for(options).load_configuration("config", [*search, *base], RunMode.RUN)
     except HydraException:  # without the overrides it does not compose
         return {}
     with open_dict(plain):
@@ -146,7 +104,8 @@ def _changed(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _task(cfg: DictConfig) -> dict[str, float]:
-    from rlt.checks import check_hydra_node, raise_if_any
+    from rlt.checks import check_hydra_node
+    from rlt.targets import raise_if_any
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     # Something to see before torch is imported.
@@ -198,7 +157,7 @@ def _offline_unless_the_hub_answers() -> None:
 def main() -> None:
     """The console script: `_task`, with errors in one line instead of Hydra's or a stack trace."""
     # Hydra then raises errors instead of printing them.
-    given = {"HYDRA_FULL_ERROR": "1", _FULL_ERROR: str(int(IN_FULL))}
+    given = {"HYDRA_FULL_ERROR": "1", FULL_ERROR: str(int(IN_FULL))}
     before = {name: os.environ.get(name) for name in given}
     os.environ |= given
     try:
@@ -232,112 +191,13 @@ def main() -> None:
 
 def compose_and_run() -> None:
     """What the command line asks for, by Hydra."""
-    _check_before_hydra_acts(sys.argv[1:])
+    check_before_hydra_acts(sys.argv[1:])
     _composed_task()
 
 
 def _print(error: Exception) -> None:
     print(f"\nrlt: {explain(error, sys.argv[1:])}", file=sys.stderr)
     print("(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
-
-
-def _check_before_hydra_acts(arguments: list[str]) -> None:
-    """Compose the config once more, to check the node `hydra` before Hydra itself acts on it.
-
-    Raises:
-        HydraException: it does not compose.
-        ValueError: it would run code, or set a variable, that is not allowed.
-    """
-    from rlt.checks import check_hydra_node, raise_if_any
-
-    options = get_args_parser().parse_args(arguments)
-    if options.hydra_help or options.shell_completion:
-        return
-    name, loader = options.config_name or "config", _loader(options)
-    mode = RunMode.MULTIRUN  # leaves out what is swept over
-    try:
-        cfg = loader.load_configuration(
-            name, options.overrides, mode, validate_sweep_overrides=False
-        )
-    except HydraException as error:
-        errors = _all_errors(loader, name, options.overrides, arguments)
-        if len(errors) > 1 and not IN_FULL:
-            raise_if_any(errors)
-        raise error
-    raise_if_any(check_hydra_node(cfg.hydra))
-
-
-def _all_errors(
-    loader: ConfigLoaderImpl, name: str, overrides: list[str], arguments: list[str]
-) -> list[str]:
-    """Everything that is wrong with overrides that do not compose, and with what is left."""
-    from rlt.checks import check_hydra_node, check_schema_keys, check_targets
-    from rlt.overrides import composition_errors
-
-    refused, cfg = composition_errors(loader, name, overrides)
-    errors = [explain(error, arguments) for error in refused]
-    if cfg is None:
-        return errors
-    errors += check_hydra_node(cfg.hydra)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return errors + check_schema_keys(cfg, schema.STAGES[cfg.stage]) + check_targets(cfg)
-
-
-def _loader(options: Namespace) -> ConfigLoaderImpl:
-    """Hydra's loader over the folders that it will itself look into."""
-    folder = compute_search_path_dir(__file__, None, options.config_path or str(config_dir()))
-    search_path = create_config_search_path(folder)
-    if options.config_dir is not None:
-        search_path.prepend(
-            provider="command-line",
-            path=f"file://{Path(options.config_dir).absolute()}",
-            anchor=SearchPathQuery(provider="schema"),
-        )
-    return ConfigLoaderImpl(search_path)
-
-
-def explain(error: Exception, arguments: list[str]) -> str:
-    """What is wrong, with the names that were perhaps meant."""
-    from rlt.names import explain_struct_error
-
-    if isinstance(error, InstantiationException):  # a nested node refused its values
-        where = str(error).partition("full_key: ")[2]
-        return f"{where}: {error.__cause__ or error}" if where else str(error)
-    if not isinstance(error, HydraException):
-        return f"{type(error).__name__}: {error}"
-    return explain_struct_error(error, groups=_groups(arguments))
-
-
-def _groups(arguments: list[str]) -> Iterator[str]:
-    """What stands left of = to choose an option: `reward`, `model@teacher`, …; found if asked for.
-
-    They depend on the stage, and on the experiment, unless that is what does not compose.
-    """
-    options = get_args_parser().parse_args(arguments)
-    chosen = [
-        override
-        for key in ("hydra.searchpath", "stage", "experiment")
-        for override in options.overrides
-        if override.partition("=")[0] == key
-    ]
-    groups = {"stage", "experiment", "sweep", "debug"}
-    while True:
-        try:
-            found = _loader(options).compute_defaults_list("config", chosen, RunMode.MULTIRUN)
-            break
-        except HydraException:
-            if not chosen:
-                yield from sorted(groups)
-                return
-            chosen.pop()
-    for default in found.defaults:
-        group = (default.config_path or "").rpartition("/")[0]
-        mounted_by = (default.parent or "").partition("/")[0]
-        if mounted_by in ("stage", "recipe") and group not in ("schema", "recipe"):
-            package = default.package or ""
-            groups.add(group if package in ("", group) else f"{group}@{package}")
-    yield from sorted(groups)
 
 
 if __name__ == "__main__":

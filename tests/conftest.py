@@ -28,7 +28,7 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    from rlt.main import config_dir
+    from rlt.compose import config_dir
 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose("config", list(overrides))

@@ -135,8 +135,8 @@ def check_stage(name: str, cfg: DictConfig, made_here: Mapping[str, str], seen: 
         study = read_study(cfg.runs, cfg.reference, cfg.evaluations, measure)
         done = sum(job.finished for job in study.jobs)
         runs = f"{done} finished of {len(study.jobs)} runs"
-        does = f"{len(study.arms)} arms, each against {study.reference.name}"
-        return Row(name, cfg.stage, runs, does, [])
+        arms = f"{len(study.arms)} arms, each against {study.reference.name}"
+        return Row(name, cfg.stage, runs, arms, [])
     reads, does, warnings = [], [], []
     for role in ("teacher", "student"):
         path = cfg.get(f"{role}_path")

@@ -14,11 +14,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlt.checks import check_targets, raise_if_any
+from rlt.checks import check_targets
 from rlt.data.records import content_hash
 from rlt.names import nearest
 from rlt.runtime import build, config_key
 from rlt.schema import STAGES, STEP_STAGES
+from rlt.targets import raise_if_any
 from rlt.traces import find_traces
 
 # What a stage leaves for later ones: config key of the later stage → artefact in the run folder.

@@ -11,9 +11,9 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.checks import raise_if_any
 from rlt.names import did_you_mean
 from rlt.runtime import build, build_partial
+from rlt.targets import raise_if_any
 from rlt.traces import FORMATS
 
 # Smallest whole number that each of these may be; null, where the key takes it, is no number.

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig
 
 from rlt import main
-from rlt.checks import ConfigError
+from rlt.targets import ConfigError
 
 Composed = Callable[..., DictConfig]
 

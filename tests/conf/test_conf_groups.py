@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from rlt.checks import check_hydra_node, check_schema_keys, check_targets
-from rlt.main import config_dir, run
+from rlt.compose import config_dir
+from rlt.main import run
 from rlt.schema import STAGES
 from rlt.stages.projection import check_all
 

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from omegaconf import DictConfig
 
-from rlt import main
+from rlt import compose, main
 from rlt.stages.plan import _refusal
 from rlt.stages.projection import input_fingerprints
 
@@ -54,7 +54,7 @@ def test_help_lists_every_option(
     listed = {line.partition(":")[0]: line.partition(":")[2] for line in lines}
     assert listed["algorithm"] == " bnpo, cispo, dapo, dr_grpo, grpo, gspo"
     assert "smollm2_135m_packaged" in listed["model@teacher, model@student"]
-    folders = {p.name for p in main.config_dir().iterdir() if p.is_dir()} - {"recipe", "model"}
+    folders = {p.name for p in compose.config_dir().iterdir() if p.is_dir()} - {"recipe", "model"}
     assert folders <= listed.keys()
     assert not any("_benchmark" in line for line in lines)
     assert any(line.startswith("rlt experiment=quickstart") for line in lines)

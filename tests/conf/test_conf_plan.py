@@ -8,11 +8,11 @@ import pytest
 from omegaconf import DictConfig
 
 from rlt import main
-from rlt.checks import ConfigError
 from rlt.models import Packaged
 from rlt.runtime import build, config_key
 from rlt.stages import size
 from rlt.stages.estimate import optimizer_values, peak_bytes, shape_of
+from rlt.targets import ConfigError
 
 Composed = Callable[..., DictConfig]
 SMALL = ("data.source.count=32", "data.max_validation=4")

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from rlt import main
+from rlt import compose, main
 
 STAGES = ("pipeline", "teacher_rl", "distill", "collect", "evaluate", "score", "student_rl")
 N_COMMANDS, TOGETHER = 15, 5  # commands with misspelt keys, and how many of them in each
@@ -96,7 +96,7 @@ def named(message: str) -> list[str]:
 @functools.cache
 def parts(stage: str) -> list[str]:
     """What stands left of = to choose an option in a stage: `reward`, `model@teacher`."""
-    return [g for g in main._groups([f"stage={stage}"]) if g not in ("stage", "sweep", "debug")]
+    return [g for g in compose._groups([f"stage={stage}"]) if g not in ("stage", "sweep", "debug")]
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_misspelt_options_are_refused_and_named(refusal: Callable[..., str]) -> 
     not_named = []
     for stage in itertools.islice(itertools.cycle(STAGES), N_OPTIONS):
         part = rng.choice(parts(stage))
-        folder = main.config_dir() / part.partition("@")[0]
+        folder = compose.config_dir() / part.partition("@")[0]
         options = [f.stem for f in folder.glob("*.yaml") if not f.stem.startswith("_")]
         while (typo := misspelt(rng, meant := rng.choice(options))) in options:
             pass

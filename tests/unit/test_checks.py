@@ -1,5 +1,6 @@
 """Typos, hostile targets and missing values in a config are all found, together, and named."""
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,15 +14,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.checks import (
-    ConfigError,
-    allowed_by_user,
-    check_hydra_node,
-    check_schema_keys,
-    check_targets,
-    raise_if_any,
-)
+from rlt.checks import check_hydra_node, check_schema_keys, check_targets
 from rlt.names import explain_struct_error, nearest
+from rlt.targets import ConfigError, allowed_by_user, raise_if_any
 
 ALGORITHM = "rlt.algorithms.Algorithm"
 
@@ -140,7 +135,7 @@ def test_references_in_a_circle_end() -> None:
         ("rltx.Thing", "is not an allowed target; allowed: rlt.*"),
         ("rlt", "is not an allowed target; allowed: rlt.*"),
         ("rlt..checks", "is not an allowed target; allowed: rlt.*"),
-        ("rlt.checks.importlib.import_module", "it is really importlib.import_module"),
+        ("rlt.targets.importlib.import_module", "it is really importlib.import_module"),
         ("rlt.runtime.write_json", "below rlt.* only classes are"),
         ("rlt.main.main", "below rlt.* only classes are"),
         ("rlt.models.Pretrained.load", "below rlt.* only classes are"),
@@ -437,3 +432,46 @@ def test_nearest_names() -> None:
     assert nearest("rewrad", names, n=1) == ["reward"]
     assert nearest("SEED", names) == ["seed"]
     assert nearest("xyz", names) == []
+
+
+# --- launchers of other packages ----------------------------------------------------------------
+
+
+SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"setup": ["touch hostile"]}, "hydra.launcher.setup: may not be set from a config"),
+        ({"srun_args": ["--x"]}, "hydra.launcher.srun_args: may not be set from a config"),
+        ({"python": "/tmp/evil"}, "hydra.launcher.python: may not be set from a config"),
+        ({"partition": "gpu\ntouch hostile"}, "has a character that a shell might act on"),
+        ({"submitit_folder": "${bad}"}, "has a character that a shell might act on"),
+        ({"partiton": "gpu"}, "did you mean 'partition'?"),
+    ],
+)
+def test_what_a_launcher_may_not_be_told(values: dict[str, Any], message: str) -> None:
+    launcher = {"_target_": SLURM, "partition": "gpu"} | values
+    errors = check_hydra_node(config({"launcher": launcher, "bad": "x\ntouch hostile"}))
+    assert len(errors) == 1 and message in errors[0], errors
+
+
+def test_a_launcher_that_the_user_trusts(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = config({"launcher": {"_target_": SLURM, "setup": ["module load cuda"]}})
+    assert "RLT_ALLOW=hydra_plugins.hydra_submitit_launcher" in check_hydra_node(node)[0]
+    monkeypatch.setenv("RLT_ALLOW", SLURM)
+    allowed_by_user.cache_clear()
+    try:
+        assert check_hydra_node(node) == []
+    finally:
+        monkeypatch.delenv("RLT_ALLOW")
+        allowed_by_user.cache_clear()
+
+
+def test_a_launcher_that_is_not_installed_names_its_extra() -> None:
+    if importlib.util.find_spec("ray"):
+        pytest.skip("it is installed here")
+    target = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
+    (error,) = check_hydra_node(config({"launcher": {"_target_": target}}))
+    assert "is not installed: pip install 'rlt[ray]'" in error

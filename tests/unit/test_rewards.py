@@ -9,12 +9,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from rlt.compose import config_dir
 from rlt.data.prompts import Views
 from rlt.data.records import Problem, make_problem
 from rlt.evaluation.graders import Verdict, decided
 from rlt.finite import NotFinite
 from rlt.logprobs import row_log_probs
-from rlt.main import config_dir
 from rlt.models import LanguageModel, freeze
 from rlt.rewards import (
     Correctness,
