@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib.util
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -285,9 +286,16 @@ def _ready(model: PreTrainedModel, tokenizer: Any) -> LanguageModel:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write weights (safetensors), config and tokenizer as a Hugging Face folder."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Write weights (safetensors), config and tokenizer as a Hugging Face folder.
+
+    A folder of that name is either whole or not there; one of an earlier run is replaced.
+    """
+    unfinished = folder.with_name(f"{folder.name}.tmp")
+    for old in (unfinished, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    unfinished.replace(folder)
 
 
 def freeze(model: nn.Module) -> nn.Module:

@@ -1,7 +1,7 @@
 """Lightning callbacks: resumable checkpoints, progress without a terminal, a watch over hacking."""
 
-from rlt.callbacks.checkpoint import Checkpoint, latest_checkpoint
+from rlt.callbacks.checkpoint import Checkpoint
 from rlt.callbacks.hacking import HackingMonitor
 from rlt.callbacks.lines import ProgressLines
 
-__all__ = ["Checkpoint", "HackingMonitor", "ProgressLines", "latest_checkpoint"]
+__all__ = ["Checkpoint", "HackingMonitor", "ProgressLines"]

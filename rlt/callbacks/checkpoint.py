@@ -1,43 +1,92 @@
-"""Checkpoints that a run can be resumed from at any step, with the random state Lightning omits."""
+"""When checkpoints are written, and all that is in one: a resumed run ends the same, bitwise.
 
+What is small (progress, random numbers, schedules, callbacks) is remembered at the end of every
+step; weights and optimizer state are read when a checkpoint is written. As long as no optimizer has
+moved the weights since, both belong to the same step, and Ctrl-C loses nothing but the step that
+was under way.
+"""
+
+import copy
 import random
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from rlt.checkpoints import CHECKPOINTS, CheckpointError, listed, write_checkpoint
+from rlt.modules.policy import PolicyModule
+
+_LEAST = {"every_steps": 1, "keep": 2}
+_WEIGHTS = ("state_dict", "optimizer_states", "reference")  # of a checkpoint: all that is large
 
 
 class Checkpoint(L.Callback):
-    """Saves the whole training state every so many steps.
+    """Saves the whole training state every so many steps, and when training is interrupted.
 
     Validation draws its random numbers apart from training, the same ones each time: a resumed run
-    does not repeat the validation at its checkpoint, and yet goes on as if never interrupted.
+    repeats the validation at its checkpoint, and goes on as if never interrupted.
 
     Args:
         every_steps: steps (rollouts, in RL) between two checkpoints.
-        keep: newest checkpoints that are kept.
+        keep: newest checkpoints that are kept; at least 2, as the newest may get damaged.
 
     Attributes:
         metrics: last values logged before the checkpoint that was loaded; {} without one.
 
     Raises:
-        ValueError: a number is below 1.
+        ValueError: a number is too small.
     """
 
     def __init__(self, every_steps: int, keep: int) -> None:
         for name, value in {"every_steps": every_steps, "keep": keep}.items():
-            if value < 1:
-                raise ValueError(f"callbacks.checkpoint.{name}={value} must be at least 1")
+            if value < _LEAST[name]:
+                raise ValueError(
+                    f"callbacks.checkpoint.{name}={value} must be at least {_LEAST[name]}"
+                )
         self.every_steps = every_steps
         self.keep = keep
         self.metrics: dict[str, float] = {}
         self._random: dict[str, Any] | None = None
         self._in_training: dict[str, Any] | None = None
+        self._done_steps = 0
+        self._small: dict[str, Any] | None = None  # what is small, at the end of the last step
+        self._logged = False  # whether that step's metrics are written, too
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._random is None:
+            return
+        _restore_random_state(self._random)
+        self._random = None
+        # The checkpoint was written before the validation of its step, which may have been cut
+        # short; Lightning takes it for done.
+        loop = trainer.fit_loop.epoch_loop
+        if loop.batch_progress.current.ready % int(trainer.val_check_batch or 1) == 0:
+            loop.val_loop.restarting = False
+            trainer.validating = True
+            loop.val_loop.run()
+            trainer.training = True
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._after_logging(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        state = _state(trainer)
+        small = copy.deepcopy({k: v for k, v in state.items() if k not in _WEIGHTS})
+        self._done_steps, self._small, self._logged = batch_idx + 1, small, False
+        # Last: interrupted before it, the step is not taken for whole.
+        cast(PolicyModule, pl_module).weights_moved = False
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._after_logging(trainer)
         self._in_training = random_state()
         torch.manual_seed(torch.initial_seed())
 
@@ -46,25 +95,26 @@ class Checkpoint(L.Callback):
         _restore_random_state(self._in_training)
         self._in_training = None
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
-        batch_idx: int,
-    ) -> None:  # fmt: skip
-        if (batch_idx + 1) % self.every_steps == 0:
-            self._save(trainer, batch_idx + 1)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._random is not None:
-            _restore_random_state(self._random)
-            self._random = None
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._after_logging(trainer)
+        self._small = None  # the optimizer's state is let go
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        if isinstance(exception, KeyboardInterrupt):
-            found = latest_checkpoint(Path(trainer.default_root_dir))
-            newest = f"the newest is of step {_step_of(found)}" if found else "there is none yet"
-            print(f"\nTraining was interrupted. Checkpoints: {newest}.", flush=True)
+        if not isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            return
+        # Lightning raises the latter between two steps, when all is logged.
+        logged = self._logged or isinstance(exception, SIGTERMException)
+        failure = ""
+        if self._small is not None and logged and not pl_module.weights_moved:
+            try:
+                self._write(trainer)
+            except CheckpointError as error:
+                failure = f" {error}."
+        steps = [entry.step for entry in listed(_folder(trainer))]
+        newest = f"the newest is of step {steps[-1]}" if steps else "there is none yet"
+        print(f"\nTraining was interrupted. Checkpoints: {newest}.{failure}", flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"random": random_state(), "metrics": self.metrics}
@@ -73,27 +123,36 @@ class Checkpoint(L.Callback):
         self._random = state_dict["random"]
         self.metrics = state_dict["metrics"]
 
-    def _save(self, trainer: L.Trainer, step: int) -> None:
-        folder = Path(trainer.default_root_dir) / "checkpoints"
-        path = folder / f"step={step:08d}.ckpt"
-        temporary = path.with_suffix(".tmp")
-        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            temporary.replace(path)
-            for old in sorted(folder.glob("step=*.ckpt"))[: -self.keep]:
-                old.unlink()
+    def _after_logging(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint that is due, in the first hook after its step's metrics were logged.
+
+        Written earlier, a run killed in between would go on without those metrics.
+        """
+        if self._small is None or self._logged:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        self._logged = True
+        if self._done_steps % self.every_steps == 0:
+            self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        assert self._small is not None
+        folder = _folder(trainer)
+        if any(entry.step == self._done_steps for entry in listed(folder)):
+            return
+        weights = {name: v for name, v in _state(trainer).items() if name in _WEIGHTS}
+        write_checkpoint(folder, self._done_steps, weights | self._small, self.keep)
 
 
-def latest_checkpoint(run_dir: Path) -> Path | None:
-    found = sorted((run_dir / "checkpoints").glob("step=*.ckpt"))
-    return found[-1] if found else None
+def _folder(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / CHECKPOINTS
 
 
-def _step_of(path: Path) -> int:
-    match = re.search(r"step=(\d+)", path.name)
-    assert match
-    return int(match.group(1))
+def _state(trainer: L.Trainer) -> dict[str, Any]:
+    """The content of a checkpoint as it is now; tensors are the live ones, not copies."""
+    state: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    return state
 
 
 def random_state() -> dict[str, Any]:

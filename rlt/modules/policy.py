@@ -53,6 +53,9 @@ class PolicyModule(L.LightningModule):
         tokens_per_micro_batch: padded tokens per forward and backward pass, to begin with: too
             many for the memory are lowered (`rlt.memory`).
         gradient_checkpointing: trade time for memory in the backward pass.
+
+    Attributes:
+        weights_moved: whether a step of the optimizer was begun since it was last set to False.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class PolicyModule(L.LightningModule):
         self.optimizer_steps = optimizer_steps
         self.max_grad_norm = max_grad_norm
         self.token_budget = TokenBudget(tokens_per_micro_batch, "hardware.tokens_per_micro_batch")
+        self.weights_moved = False
         if gradient_checkpointing:
             # transformers renames the method, and warns of the old name
             name = "activation_checkpointing_enable"
@@ -147,6 +151,7 @@ class PolicyModule(L.LightningModule):
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
         require_finite_sum("the gradient norm", norm, problems)
         lr = float(optimizer.param_groups[0]["lr"])
+        self.weights_moved = True
         optimizer.step()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()

@@ -132,13 +132,14 @@ def check_lengths(examples: Sequence[Example], context: int) -> None:
 def train(
     cfg: DictConfig, run: RunFolder, module: PolicyModule, datamodule: Any, logger: Any
 ) -> dict[str, float]:
-    """Validate, fit (from the newest checkpoint if there is one), validate, and save the model.
+    """Validate, fit (from the newest whole checkpoint if there is one), validate, save the model.
 
     Returns:
         Final metrics: the validation before training under `start/`, the last training values, and
         the validation after it.
     """
-    from rlt.callbacks import Checkpoint, latest_checkpoint
+    from rlt.callbacks import Checkpoint
+    from rlt.checkpoints import CHECKPOINTS, newest_whole
 
     folder = run.folder
     callbacks = [build(node) for node in (cfg.callbacks or {}).values() if node]
@@ -154,6 +155,7 @@ def train(
             "training on several devices is not supported yet, as nothing divides a batch among "
             "them; choose a hardware profile of one device"
         )
+    checkpoint = newest_whole(folder / CHECKPOINTS)
     start_file = folder / "start.json"
 
     def validate() -> dict[str, float]:
@@ -163,7 +165,6 @@ def train(
     held_out = len(datamodule.validation) > 0
     if held_out and not start_file.is_file():
         write_json(start_file, validate())
-    checkpoint = latest_checkpoint(folder)
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint.name)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -21,7 +21,7 @@ _AT_LEAST = {
     "attributed": 0,
     "best_of": 1,
     "callbacks.checkpoint.every_steps": 1,
-    "callbacks.checkpoint.keep": 1,
+    "callbacks.checkpoint.keep": 2,
     "datamodule.batch_size": 1,
     "datamodule.epochs": 1,
     "datamodule.steps": 1,
