@@ -74,15 +74,19 @@ def write_checkpoint(folder: Path, step: int, content: Mapping[str, Any], keep: 
         if shutil.disk_usage(folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         _write(folder, step, content, keep, temporary)
-    except (OSError, RuntimeError) as error:  # the latter is torch's, of a failed write
+    except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
+        # torch's writer, closed after a write that failed, raises a RuntimeError in its place
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
         free = shutil.disk_usage(folder).free
         older = [entry.step for entry in listed(folder)]
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {folder} "
-            f"({getattr(error, 'strerror', None) or error}): it needs {needed:,} bytes, {free:,} "
-            f"are free, {max(0, needed - free):,} are missing. Free the space; the same command "
-            f"then goes on from {f'step {older[-1]}' if older else 'the start'}"
+            f"({cause.strerror or cause}): it needs {needed:,} bytes, {free:,} "
+            f"are free, {max(0, needed - free):,} are missing. Make room; the same command then "
+            f"goes on from {f'step {older[-1]}' if older else 'the start'}"
         ) from error
 
 

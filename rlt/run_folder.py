@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.runtime import config_changes, environment, read_json, write_json
+from rlt.runtime import config_changes, environment, read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ MAY_CHANGE = (
 )
 _LENGTH = ("datamodule.epochs", "datamodule.steps")
 _LOCK = ".lock"
+_CLAIM = ("manifest.json", "config.yaml", "composed.yaml")
+_NOTHING_MADE = {_LOCK, *_CLAIM, *(f"{name}.tmp" for name in _CLAIM)}
 _SECONDS_TO_WAIT = 60
 _SHOWN = 3
 
@@ -166,19 +168,15 @@ class RunFolder:
         return changes
 
     def _made(self) -> set[str]:
-        """Names of what lies in the folder."""
+        """Names of what a run, or somebody, has made in the folder."""
         found = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
-        return found - {_LOCK}
+        return found - _NOTHING_MADE
 
     def _made_nothing(self) -> bool:
         """Whether the run that claimed the folder ended before it made anything to lose."""
-        ended = self.manifest["status"] in ("failed", "interrupted")
-        return ended and self._made() <= {"config.yaml", "composed.yaml", "manifest.json"}
+        return self.manifest["status"] != "finished" and not self._made()
 
     def _begin(self, cfg: DictConfig, inputs: dict[str, str], facts: dict[str, Any]) -> None:
-        OmegaConf.save(cfg, self.folder / "config.yaml", resolve=True)
-        if cfg.stage == "pipeline":  # its steps set keys that others refer to
-            OmegaConf.save(cfg, self.folder / "composed.yaml")
         self.started = time.time()
         self.manifest.pop("error", None)
         self.manifest |= {
@@ -192,7 +190,11 @@ class RunFolder:
             **environment(),
             **facts,
         }
+        # The manifest first: killed between the two, the folder is known to be this run's.
         write_json(self.folder / "manifest.json", self.manifest)
+        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        if cfg.stage == "pipeline":  # its steps set keys that others refer to
+            write_text(self.folder / "composed.yaml", OmegaConf.to_yaml(cfg))
 
     def record(self, **facts: Any) -> None:
         """Add facts (data report, fingerprints) to the manifest."""

@@ -57,15 +57,19 @@ def config_key(cfg: DictConfig, inputs: Mapping[str, str] | None = None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write atomically: a reader sees the old file or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, default=str)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write atomically, as JSON."""
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -63,11 +63,14 @@ class Checkpoint(L.Callback):
         # The checkpoint was written before the validation of its step, which may have been cut
         # short; Lightning takes it for done.
         loop = trainer.fit_loop.epoch_loop
-        if loop.batch_progress.current.ready % int(trainer.val_check_batch or 1) == 0:
+        done = loop.batch_progress.current.ready
+        if done % int(trainer.val_check_batch or 1) == 0:
             loop.val_loop.restarting = False
             trainer.validating = True
             loop.val_loop.run()
             trainer.training = True
+        if done == trainer.num_training_batches:
+            loop._batches_that_stepped += 1  # else counted when the next step begins
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -93,6 +93,12 @@ class PolicyModule(L.LightningModule):
     def on_fit_start(self) -> None:
         self.policy.train()  # where Lightning expects it; every phase then sets its own mode
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Lightning would log what only some steps measure again at every other step, and, after a
+        # checkpoint, would not: a resumed run's curves would differ.
+        results: Any = self.trainer._results
+        results.clear()
+
     @property
     def pad_id(self) -> int:
         return int(self.views.tokenizer.pad_token_id)

@@ -4,6 +4,8 @@ A stage is a module with `run(cfg, run)`, given its config and its claimed run f
 its final metrics.
 """
 
+import contextlib
+import errno
 import importlib
 import logging
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rlt.memory import OutOfMemory, is_out_of_memory
 from rlt.run_folder import RunFolder
 from rlt.runtime import config_key
 from rlt.signals import exit_status
@@ -87,6 +90,17 @@ def _run(cfg: DictConfig, run: RunFolder, is_step: bool) -> dict[str, float]:
             )
         raise SystemExit(status) from stop
     except Exception as error:
-        run.record(status="failed", error=f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # a disk that is full takes no manifest either
+            run.record(status="failed", error=f"{type(error).__name__}: {error}")
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise ValueError(
+                f"no space is left where {run.folder} lies ({error}): make room; the same command "
+                "then goes on"
+            ) from error
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                f"not enough memory ({str(error).splitlines()[0]}): choose a smaller model, or "
+                "another hardware profile (hardware=…)"
+            ) from error
         raise
     return metrics

@@ -1,0 +1,200 @@
+"""SIGKILL anywhere, then the same command until it has finished: nothing tells it from one run."""
+
+import random
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlt.report import read_scalars
+from tests.stages.cli import read, read_lines, results, stage, weights
+from tests.stages.conftest import pipeline_from
+from tests.stages.killing import At, finish, killed, killed_after
+
+RL = stage("teacher_rl", "teacher_path=teacher_sft/model")
+SAMPLE = "rlt.rollout.hf:HFRollout.sample"
+SCORE = "rlt.rewards.scorer:RewardScorer.__call__"
+BACKWARD = "rlt.modules.policy:PolicyModule.manual_backward"
+STEP = "torch.optim:AdamW.step"
+SCHEDULE = "rlt.modules.policy:PolicyModule.lr_schedulers"  # the weights have moved, the rate not
+VALIDATE = "rlt.modules.rl:RL.validation_step"
+VALIDATED = "rlt.modules.rl:RL.on_validation_epoch_end"
+SAVE = "torch:save"
+HASH = "rlt.checkpoints:_sha256"  # written, not yet renamed
+SYNC = "rlt.checkpoints:_sync"  # renamed, or listed
+SAVE_MODEL = "rlt.stages.common:save_model"
+SAVE_TOKENIZER = "transformers:PreTrainedTokenizerBase.save_pretrained"
+RECORD = "rlt.runtime:RunFolder.record"
+FINISH = "rlt.runtime:RunFolder.finish"
+REPORT = "rlt.report:write_result"
+WRITE_TRACES = "rlt.stages.collect:write_traces"
+CLAIM = "rlt.runtime:git_revision"  # while the folder is claimed
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Curves but those of time, and of Lightning's `epoch`: a whole run is one."""
+    found = read_scalars(run)
+    return {k: v for k, v in found.items() if not k.startswith("time/") and k != "epoch"}
+
+
+def last_checkpoint(run: Path) -> dict[str, Any]:
+    entry = read(run / "checkpoints" / "manifest.json")[-1]
+    file = run / "checkpoints" / f"step={entry['step']:08d}.ckpt"
+    state: dict[str, Any] = torch.load(file, weights_only=True)
+    state["callbacks"] = {
+        name: {k: v for k, v in values.items() if k != "metrics"}
+        for name, values in state["callbacks"].items()
+    }
+    del state["loops"]  # they count validations that were repeated
+    return state
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for place, (one, other) in enumerate(zip(a, b, strict=True)):
+            assert_same(one, other, f"{where}[{place}]")
+    else:
+        assert a == b, where
+
+
+def assert_same_training(run: Path, whole: Path) -> None:
+    assert weights(run) == weights(whole)
+    assert results(run) == results(whole)
+    assert_same(scalars(run), scalars(whole))
+    for name in ("samples.jsonl", "held_out_rewards.jsonl"):
+        assert (run / name).is_file() == (whole / name).is_file()
+        if (run / name).is_file():
+            assert read_lines(run / name) == read_lines(whole / name)
+    assert_same(last_checkpoint(run), last_checkpoint(whole))
+    assert not list(run.rglob("*.tmp"))
+
+
+def kill_often(command: Sequence[str], cwd: Path, seed: int, kills: int, longest: float) -> None:
+    """Kill at random moments, and then run to the end."""
+    moments = random.Random(seed)
+    for _ in range(kills):
+        if killed_after([*command], cwd, moments.uniform(0.1, longest)):
+            return
+    finish([*command], cwd)
+
+
+def test_killed_beside_its_checkpoint(chain: Path) -> None:
+    """Where most may go wrong: a file that is not listed, and a validation that was cut short."""
+    command = [*RL, "output_dir=rl_killed"]
+    folder = chain / "rl_killed"
+    killed(command, chain, At(SYNC, 2))
+    assert read(folder / "checkpoints" / "manifest.json") == []
+    assert (folder / "checkpoints" / "step=00000002.ckpt").is_file()
+    killed(command, chain, At(VALIDATE, 2))
+    assert [row["step"] for row in read(folder / "checkpoints" / "manifest.json")] == [2]
+    assert "resuming from step=00000002.ckpt" in finish(command, chain)
+    assert_same_training(folder, chain / "teacher_rl")
+
+
+@pytest.mark.slow
+def test_rl_killed_everywhere(chain: Path) -> None:
+    command = [*RL, "output_dir=rl_killed_everywhere"]
+    for at in [
+        At(CLAIM, 1), At(RECORD, 1), At(SAMPLE, 2), At(VALIDATED, 1), At(SCORE, 3),
+        At(BACKWARD, 2), At(STEP, 2), At(SAVE, 1), At(HASH, 1), At(SYNC, 2), At(SYNC, 3),
+        At(VALIDATE, 1), At(VALIDATED, 1), At(SAMPLE, 3), At(SCHEDULE, 2), At(SYNC, 1),
+        At(SYNC, 2), At(STEP, 2), At(SAVE_MODEL, 1), At(SAVE_TOKENIZER, 1), At(FINISH, 1),
+        At(REPORT, 1),
+    ]:  # fmt: skip
+        killed(command, chain, at)
+    finish(command, chain)
+    assert_same_training(chain / "rl_killed_everywhere", chain / "teacher_rl")
+
+
+@pytest.mark.slow
+def test_rl_killed_after_its_last_step(chain: Path) -> None:
+    """The last validation is then one of its own, as the step is none of `val_check_interval`."""
+    command = [*RL, "trainer.val_check_interval=4"]
+    finish([*command, "output_dir=last"], chain)
+    killed([*command, "output_dir=last_killed"], chain, At(VALIDATED, 3))
+    output = finish([*command, "output_dir=last_killed"], chain)
+    assert "resuming from step=00000006.ckpt" in output
+    assert_same_training(chain / "last_killed", chain / "last")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_rl_killed_at_random(chain: Path, seed: int) -> None:
+    folder = f"rl_killed_{seed}"
+    kill_often([*RL, f"output_dir={folder}"], chain, seed, kills=10, longest=8)
+    assert_same_training(chain / folder, chain / "teacher_rl")
+
+
+@pytest.mark.slow
+def test_several_optimizer_steps_and_a_moving_reference(chain: Path) -> None:
+    """Killed and interrupted between the optimizer steps of one rollout, and between rollouts."""
+    command = [
+        *RL, "algorithm.passes=2", "algorithm.minibatches=2", "algorithm.beta=0.1",
+        "algorithm.reference_update_every_steps=3", "callbacks.checkpoint.every_steps=1",
+    ]  # fmt: skip
+    finish([*command, "output_dir=moving"], chain)
+    cut = [*command, "output_dir=moving_cut"]
+    killed(cut, chain, At(STEP, 7))
+    output = finish(cut, chain, At(STEP, 6, signal.SIGINT), status=130)
+    assert "the newest is of step 2" in output
+    output = finish(cut, chain, At(SCORE, 6, signal.SIGINT), status=130)
+    assert "the newest is of step 5" in output
+    finish(cut, chain)
+    assert_same_training(chain / "moving_cut", chain / "moving")
+
+
+@pytest.mark.slow
+def test_distill_killed(chain: Path) -> None:
+    paths = ["traces=collect/traces", "student_path=pretrain/model"]
+    command = stage("distill", *paths, "callbacks.checkpoint.every_steps=1")
+    finish([*command, "output_dir=distilled"], chain)
+    cut = [*command, "output_dir=distill_killed"]
+    for at in [At(SAMPLE, 1), At(BACKWARD, 1), At(SCHEDULE, 1), At(SYNC, 2), At(SAVE_MODEL, 1)]:
+        killed(cut, chain, at)
+    kill_often(cut, chain, seed=0, kills=3, longest=6)
+    assert_same_training(chain / "distill_killed", chain / "distilled")
+
+
+@pytest.mark.slow
+def test_collect_killed(chain: Path) -> None:
+    paths = ["teacher_path=teacher_rl/model", "student_path=pretrain/model"]
+    command = stage("collect", "output_dir=collect_killed", *paths)
+    for at in [At(SAMPLE, 2), At(SCORE, 3), At(SAMPLE, 4), At(WRITE_TRACES, 1), At(FINISH, 1)]:
+        killed(command, chain, at)
+    kill_often(command, chain, seed=1, kills=3, longest=6)
+    folder, whole = chain / "collect_killed", chain / "collect"
+    assert (folder / "traces.jsonl").read_bytes() == (whole / "traces.jsonl").read_bytes()
+    assert results(folder) == results(whole)
+    assert_same(scalars(folder), scalars(whole))
+
+
+@pytest.mark.slow
+def test_evaluate_killed(chain: Path) -> None:
+    command = stage("evaluate", "output_dir=evaluate_killed", "student_path=distill/model")
+    evaluated = "rlt.stages.evaluate:evaluate_answers"
+    for at in [At(SAMPLE, 1), At(SAMPLE, 4), At(evaluated, 1), At(FINISH, 1), At(REPORT, 1)]:
+        killed(command, chain, at)
+    finish(command, chain)
+    folder, whole = chain / "evaluate_killed", chain / "evaluate"
+    assert (folder / "answers.jsonl").read_bytes() == (whole / "answers.jsonl").read_bytes()
+    assert results(folder) == results(whole)
+    assert_same(scalars(folder), scalars(whole))
+
+
+@pytest.mark.slow
+def test_pipeline_killed(base: Path, piped: Path) -> None:
+    command = pipeline_from(base, "output_dir=killed", "store_dir=killed_store")
+    for at in [At(BACKWARD, 2), At(SCORE, 4), At(SYNC, 2), At(WRITE_TRACES, 1), At(FINISH, 2)]:
+        killed(command, piped, at)
+    kill_often(command, piped, seed=2, kills=3, longest=15)
+    assert results(piped / "killed") == results(piped / "first")
