@@ -141,6 +141,11 @@ def test_keys_added_inside_a_pipeline(composed: Composed, tmp_path: Path, overri
         ("teacher_rl", "schedule.name=bogus", "schedule: bogus is not a valid SchedulerType"),
         ("teacher_rl", "module.completions_per_problem=1", "completions_per_problem=1: must be"),
         ("teacher_sft", "callbacks.checkpoint.every_steps=0", "every_steps=0: must be a whole"),
+        (
+            "teacher_sft",
+            "callbacks.checkpoint.keep=1",
+            "must be a whole number of at least 2",
+        ),
         ("teacher_sft", "hardware.dtype=fp8", "hardware.dtype=fp8: choose float32, bfloat16"),
         ("teacher_sft", "hardware.precision=16-mixed", "float16 needs loss scaling"),
         ("teacher_sft", "hardware.precision=bf16mixed", "did you mean 'bf16-mixed'"),

@@ -5,9 +5,9 @@ import shutil
 import signal
 from pathlib import Path
 
-from rlt.report import read_scalars
-from tests.stages.cli import interrupt, read, read_lines, results, rlt, stage, weights
+from tests.stages.cli import interrupt, read, results, rlt, stage
 from tests.stages.conftest import pipeline_from
+from tests.stages.same import assert_same_training
 
 RL = stage("teacher_rl", "teacher_path=teacher_sft/model")
 
@@ -18,14 +18,12 @@ def go_on(arguments: list[str], chain: Path, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-def assert_same_training(run: Path, whole: Path) -> None:
-    assert weights(run) == weights(whole)
-    assert results(run) == results(whole)
-    for name in ("samples.jsonl", "held_out_rewards.jsonl"):
-        assert read_lines(run / name) == read_lines(whole / name)
-    scalars, expected = read_scalars(run), read_scalars(whole)
-    for tag in ("train/reward", "policy/loss", "policy/lr"):
-        assert scalars[tag] == expected[tag], tag
+def begin_again_after_the_last_step(whole: Path, folder: Path) -> None:
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "model")
+    (folder / "metrics.json").unlink()
+    manifest = read(folder / "manifest.json") | {"status": "running"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_teacher_rl_goes_on_from_its_checkpoint(chain: Path) -> None:
@@ -44,6 +42,19 @@ def test_teacher_rl_goes_on_from_its_checkpoint(chain: Path) -> None:
     assert_same_training(folder, chain / "teacher_rl")
 
 
+def test_a_damaged_checkpoint_is_set_aside(chain: Path) -> None:
+    folder = chain / "rl_damaged"
+    begin_again_after_the_last_step(chain / "teacher_rl", folder)
+    newest = folder / "checkpoints" / "step=00000006.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    output = go_on([*RL, "output_dir=rl_damaged"], chain, folder)
+    warnings = [line for line in output.splitlines() if "step=00000006.ckpt" in line]
+    assert len(warnings) == 1 and "not the" in warnings[0], output
+    assert "resuming from step=00000004.ckpt" in output
+    assert (folder / "checkpoints" / "step=00000006.ckpt.damaged").is_file()
+    assert_same_training(folder, chain / "teacher_rl")
+
+
 def test_sigterm_is_told_from_a_run_that_has_finished(chain: Path) -> None:
     folder = chain / "rl_terminated"
     samples = folder / "samples.jsonl"
@@ -57,11 +68,7 @@ def test_sigterm_is_told_from_a_run_that_has_finished(chain: Path) -> None:
 def test_resumed_after_the_last_step(chain: Path) -> None:
     """Stopped between the last checkpoint and the end: nothing is trained, nothing is lost."""
     folder = chain / "rl_last"
-    shutil.copytree(chain / "teacher_rl", folder)
-    shutil.rmtree(folder / "model")
-    (folder / "metrics.json").unlink()
-    manifest = read(folder / "manifest.json") | {"status": "running"}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    begin_again_after_the_last_step(chain / "teacher_rl", folder)
     assert "resuming from step=00000006" in go_on([*RL, "output_dir=rl_last"], chain, folder)
     assert_same_training(folder, chain / "teacher_rl")
 

@@ -4,15 +4,13 @@ import random
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from rlt.report import read_scalars
-from tests.stages.cli import read, read_lines, results, stage, weights
+from tests.stages.cli import read, results, stage
 from tests.stages.conftest import pipeline_from
 from tests.stages.killing import At, finish, killed, killed_after
+from tests.stages.same import assert_same, assert_same_training, scalars
 
 RL = stage("teacher_rl", "teacher_path=teacher_sft/model")
 SAMPLE = "rlt.rollout.hf:HFRollout.sample"
@@ -34,51 +32,6 @@ WRITE_TRACES = "rlt.stages.collect:write_traces"
 CLAIM = "rlt.runtime:git_revision"  # while the folder is claimed
 
 
-def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves but those of time, and of Lightning's `epoch`: a whole run is one."""
-    found = read_scalars(run)
-    return {k: v for k, v in found.items() if not k.startswith("time/") and k != "epoch"}
-
-
-def last_checkpoint(run: Path) -> dict[str, Any]:
-    entry = read(run / "checkpoints" / "manifest.json")[-1]
-    file = run / "checkpoints" / f"step={entry['step']:08d}.ckpt"
-    state: dict[str, Any] = torch.load(file, weights_only=True)
-    state["callbacks"] = {
-        name: {k: v for k, v in values.items() if k != "metrics"}
-        for name, values in state["callbacks"].items()
-    }
-    del state["loops"]  # they count validations that were repeated
-    return state
-
-
-def assert_same(a: Any, b: Any, where: str = "") -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for place, (one, other) in enumerate(zip(a, b, strict=True)):
-            assert_same(one, other, f"{where}[{place}]")
-    else:
-        assert a == b, where
-
-
-def assert_same_training(run: Path, whole: Path) -> None:
-    assert weights(run) == weights(whole)
-    assert results(run) == results(whole)
-    assert_same(scalars(run), scalars(whole))
-    for name in ("samples.jsonl", "held_out_rewards.jsonl"):
-        assert (run / name).is_file() == (whole / name).is_file()
-        if (run / name).is_file():
-            assert read_lines(run / name) == read_lines(whole / name)
-    assert_same(last_checkpoint(run), last_checkpoint(whole))
-    assert not list(run.rglob("*.tmp"))
-
-
 def kill_often(command: Sequence[str], cwd: Path, seed: int, kills: int, longest: float) -> None:
     """Kill at random moments, and then run to the end."""
     moments = random.Random(seed)
@@ -89,7 +42,7 @@ def kill_often(command: Sequence[str], cwd: Path, seed: int, kills: int, longest
 
 
 def test_killed_beside_its_checkpoint(chain: Path) -> None:
-    """Where most may go wrong: a file that is not listed, and a validation that was cut short."""
+    """A file that is not listed; a validation that was cut short; then Ctrl-C in a rollout."""
     command = [*RL, "output_dir=rl_killed"]
     folder = chain / "rl_killed"
     killed(command, chain, At(SYNC, 2))
@@ -97,7 +50,10 @@ def test_killed_beside_its_checkpoint(chain: Path) -> None:
     assert (folder / "checkpoints" / "step=00000002.ckpt").is_file()
     killed(command, chain, At(VALIDATE, 2))
     assert [row["step"] for row in read(folder / "checkpoints" / "manifest.json")] == [2]
-    assert "resuming from step=00000002.ckpt" in finish(command, chain)
+    output = finish(command, chain, At(SAMPLE, 4, signal.SIGINT), status=130)
+    assert "resuming from step=00000002.ckpt" in output
+    assert "Training was interrupted. Checkpoints: the newest is of step 3." in output
+    assert "resuming from step=00000003.ckpt" in finish(command, chain)
     assert_same_training(folder, chain / "teacher_rl")
 
 
@@ -140,15 +96,15 @@ def test_several_optimizer_steps_and_a_moving_reference(chain: Path) -> None:
     """Killed and interrupted between the optimizer steps of one rollout, and between rollouts."""
     command = [
         *RL, "algorithm.passes=2", "algorithm.minibatches=2", "algorithm.beta=0.1",
-        "algorithm.reference_update_every_steps=3", "callbacks.checkpoint.every_steps=1",
+        "algorithm.reference_update_every_steps=3",
     ]  # fmt: skip
     finish([*command, "output_dir=moving"], chain)
     cut = [*command, "output_dir=moving_cut"]
     killed(cut, chain, At(STEP, 7))
-    output = finish(cut, chain, At(STEP, 6, signal.SIGINT), status=130)
-    assert "the newest is of step 2" in output
-    output = finish(cut, chain, At(SCORE, 6, signal.SIGINT), status=130)
-    assert "the newest is of step 5" in output
+    output = finish(cut, chain, At(STEP, 11, signal.SIGINT), status=130)
+    assert "the newest is of step 2" in output  # the third step was half done
+    output = finish(cut, chain, At(SCORE, 4, signal.SIGINT), status=130)
+    assert "the newest is of step 3" in output
     finish(cut, chain)
     assert_same_training(chain / "moving_cut", chain / "moving")
 
