@@ -128,6 +128,12 @@ class RunFolder:
         if finished and cfg.stage not in ("pipeline", "compare"):
             if not any(_below(key, _LENGTH) for key in changes):
                 return "finished"
+            old, new = changes.get("datamodule.steps", (0, 0))
+            if old is not None and new is not None and new < old:
+                raise ValueError(
+                    f"datamodule.steps={new}: this run has been trained for {old} steps, to its "
+                    "end; give more, or choose another output_dir"
+                )
             log.info("%s: trained to its end, going on for longer", self.folder)
         if changes:
             told = {key: list(pair) for key, pair in changes.items()}

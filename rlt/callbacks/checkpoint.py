@@ -55,6 +55,20 @@ class Checkpoint(L.Callback):
         self._small: dict[str, Any] | None = None  # what is small, at the end of the last step
         self._logged = False  # whether that step's metrics are written, too
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Raises ValueError when the run was trained for longer than it now shall be."""
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done, steps = batches["current"]["completed"], cast(Any, trainer).datamodule.steps
+        if done > steps:
+            raise ValueError(
+                f"datamodule.steps={steps}: this run has been trained for {done} steps already; "
+                "give at least as many"
+            )
+        if done < steps:  # what was the last step when it was written is not, if training goes on
+            batches["is_last_batch"] = False
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._random is None:
             return

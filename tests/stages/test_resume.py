@@ -60,7 +60,7 @@ def test_a_finished_run_is_trained_for_longer(
 
 def test_fewer_steps_than_were_trained(resume: Resume, trained: str) -> None:
     message = resume(trained, "datamodule.steps=3", status=2)
-    assert "datamodule.steps=3" in message and "trained for 6 steps" in message
+    assert "datamodule.steps=3" in message and "trained for 6 steps, to its end" in message
 
 
 def test_another_learning_rate_is_refused_unless_accepted(
