@@ -34,7 +34,7 @@ class Checkpoint(L.Callback):
         keep: newest checkpoints that are kept; at least 2, as the newest may get damaged.
 
     Attributes:
-        metrics: last values logged before the checkpoint that was loaded; {} without one.
+        metrics: last values logged, those before the checkpoint that was loaded among them.
 
     Raises:
         ValueError: a number is too small.
@@ -95,7 +95,8 @@ class Checkpoint(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # Some are logged now and then: those of steps before the one that was resumed from, too.
+        self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         state = _state(trainer)
         small = copy.deepcopy({k: v for k, v in state.items() if k not in _WEIGHTS})
         self._done_steps, self._small, self._logged = batch_idx + 1, small, False
