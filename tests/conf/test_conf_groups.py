@@ -1,5 +1,6 @@
 """Every file of every config group composes with a stage that uses it; its targets are sound."""
 
+import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -65,6 +66,7 @@ EXPERIMENTS = (
 SWEEPS = {
     "ablation": ([], 39),
     "base_accuracy": (["stage=evaluate", "model@student=smollm2_135m"], 16),
+    "base_difficulty": (["stage=evaluate", "model@student=smollm2_135m"], 18),
     "claim_alpha": ([], 15),
     "claim_cold_start": ([], 15),
     "claim_lambda": ([], 35),
@@ -74,6 +76,8 @@ SWEEPS = {
     "claim_size": ([], 25),
     "claim_smollm2": ([], 12),
     "claim_transfer": ([], 30),
+    "lambda_alpha": ([], 4),  # the ends of both intervals, not the trials between them
+    "learning_rate": (["stage=teacher_rl"], 18),
     "rewards": (["stage=teacher_rl"], 12),
 }
 
@@ -158,6 +162,12 @@ def test_debug_makes_any_experiment_small(composed: Composed, experiment: str) -
     assert cfg.store_dir == "outputs/debug_steps"
 
 
+def swept(values: str) -> list[str]:
+    """The values of a grid, or the two ends of an interval."""
+    interval = re.search(r"interval\((.*), *(.*?)\)", values)
+    return list(interval.groups()) if interval else values.split(",")
+
+
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_every_value_of_each_sweep_composes(composed: Composed, sweep: str) -> None:
     beside, n_jobs = SWEEPS[sweep]
@@ -166,7 +176,7 @@ def test_every_value_of_each_sweep_composes(composed: Composed, sweep: str) -> N
     assert node.hydra.mode.name == "MULTIRUN"
     assert check_hydra_node(node.hydra) == []
     params = node.hydra.sweeper.params
-    choices = [[f"{key}={v}" for v in str(values).split(",")] for key, values in params.items()]
+    choices = [[f"{key}={v}" for v in swept(str(values))] for key, values in params.items()]
     assert len(list(product(*choices))) == n_jobs
     first = [key_choices[0] for key_choices in choices]
     for place, key_choices in enumerate(choices):
