@@ -25,13 +25,13 @@ from omegaconf import OmegaConf, open_dict
 
 from rlt import schema
 
-# Errors that say what to change; their message is enough, unless HYDRAFULL_ERROR=1.
+# Errors that say what to change; their message is enough, unless HYDRA_FULL_ERROR=1.
 USER_ERRORS = (ValueError, FileNotFoundError, InstantiationException)
 _MAX_FOLDER_NAME = 120
 # Whether to show stack traces. Processes that are started from here are told what the user said, as
 # Hydra's variable is set for Hydra's sake.
-FULL_ERROR = "RLTFULL_ERROR"
-IN_FULL = os.environ.get(FULL_ERROR, os.environ.get("HYDRAFULL_ERROR")) == "1"
+FULL_ERROR = "RLT_FULL_ERROR"
+IN_FULL = os.environ.get(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
 
 def config_dir() -> Path:

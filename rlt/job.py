@@ -11,19 +11,21 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlt.checks import check_schema_keys, check_targets
 from rlt.compose import IN_FULL, USER_ERRORS, explain
 from rlt.main import run
 from rlt.names import did_you_mean
 from rlt.runtime import read_json, write_json
 from rlt.schema import STAGES
 from rlt.signals import end_with_parent, exit_status, terminable
+from rlt.targets import raise_if_any
 
 
 def load_config(file: Path) -> DictConfig:
-    """A saved config with the types that its stage gives it.
+    """A saved config, checked as a composed one is, with the types that its stage gives it.
 
     Raises:
-        ValueError: it is no config of a stage, or has keys or values that the stage has not.
+        ValueError: it is no config of a stage, or has keys, values or targets that are refused.
     """
     try:
         saved = OmegaConf.load(file)
@@ -33,11 +35,14 @@ def load_config(file: Path) -> DictConfig:
                 f"{file}: stage={stage} is none of {', '.join(STAGES)}"
                 f"{did_you_mean(str(stage), STAGES)}"
             )
+        assert isinstance(saved, DictConfig)
+        raise_if_any(check_schema_keys(saved, STAGES[stage]))
         cfg = OmegaConf.merge(OmegaConf.structured(STAGES[stage]), saved)
     except OmegaConfBaseException as error:
         raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
     assert isinstance(cfg, DictConfig)
     OmegaConf.set_struct(cfg, True)
+    raise_if_any(check_targets(cfg))
     return cfg
 
 

@@ -15,24 +15,6 @@ from rlt.targets import ConfigError
 Composed = Callable[..., DictConfig]
 
 
-@pytest.fixture
-def cli(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """`cli(*arguments)`: what a failing `rlt` command writes to stderr; it must exit with 2."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["rlt", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main.main()
-        assert caught.value.code == 2
-        assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".yaml"] == []
-        return capsys.readouterr().err.strip()
-
-    return call
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,7 +4,6 @@ import functools
 import itertools
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,30 +12,13 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from rlt import compose, main
+from rlt import compose
 
 STAGES = ("pipeline", "teacher_rl", "distill", "collect", "evaluate", "score", "student_rl")
 N_COMMANDS, TOGETHER = 15, 5  # commands with misspelt keys, and how many of them in each
 N_OPTIONS = 20
 # Below these stand names of a user's own choosing: what is added there is no typo.
 OWN_NAMES = ("steps", "needs", "set", "expect")
-
-
-@pytest.fixture
-def refusal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """What a command that must exit with 2 writes to stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["rlt", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main.main()
-        assert caught.value.code == 2
-        return capsys.readouterr().err.strip()
-
-    return call
 
 
 def misspelt(rng: random.Random, name: str) -> str:
@@ -119,7 +101,7 @@ def experiment(tmp_path: Path) -> Callable[[str, list[str]], list[str]]:
 
 def test_of_100_misspelt_keys_100_are_refused_and_95_are_named(
     composed: Callable[..., DictConfig],
-    refusal: Callable[..., str],
+    cli: Callable[..., str],
     experiment: Callable[[str, list[str]], list[str]],
 ) -> None:
     rng = random.Random(0)
@@ -138,19 +120,19 @@ def test_of_100_misspelt_keys_100_are_refused_and_95_are_named(
         plus = "+" if n % 3 == 0 else ""
         typos = [misspelt_path(rng, content, OWN_NAMES if plus else ()) for _ in range(TOGETHER)]
         arguments = [f"{plus}{'.'.join(path)}=1" for path, _, _ in typos]
-        written = refusal(f"stage={stage}", *arguments, "check=true")
+        written = cli(f"stage={stage}", *arguments, "check=true")
         for path, place, meant in typos:
             look(".".join(path[: place + 1]), meant, written)
         while (typo := misspelt(rng, meant := rng.choice(parts(stage)))) in parts(stage):
             pass
-        look(typo, meant, refusal(f"stage={stage}", f"{rng.choice(['', '+'])}{typo}=x"))
+        look(typo, meant, cli(f"stage={stage}", f"{rng.choice(['', '+'])}{typo}=x"))
         path, place, meant = misspelt_path(rng, content, OWN_NAMES)
-        look(path[place], meant, refusal(*experiment(stage, path), "check=true"))
+        look(path[place], meant, cli(*experiment(stage, path), "check=true"))
     assert tried == N_COMMANDS * (TOGETHER + 2) >= 100
     assert len(not_named) <= 0.05 * tried, "\n\n".join(map(str, not_named))
 
 
-def test_misspelt_options_are_refused_and_named(refusal: Callable[..., str]) -> None:
+def test_misspelt_options_are_refused_and_named(cli: Callable[..., str]) -> None:
     rng = random.Random(1)
     not_named = []
     for stage in itertools.islice(itertools.cycle(STAGES), N_OPTIONS):
@@ -159,7 +141,7 @@ def test_misspelt_options_are_refused_and_named(refusal: Callable[..., str]) -> 
         options = [f.stem for f in folder.glob("*.yaml") if not f.stem.startswith("_")]
         while (typo := misspelt(rng, meant := rng.choice(options))) in options:
             pass
-        written = refusal(f"stage={stage}", f"{part}={typo}", "check=true")
+        written = cli(f"stage={stage}", f"{part}={typo}", "check=true")
         if meant not in named(written):
             not_named.append((stage, f"{part}={typo}", meant, written))
     assert len(not_named) <= N_OPTIONS // 20, "\n\n".join(map(str, not_named))
@@ -182,9 +164,9 @@ def test_misspelt_options_are_refused_and_named(refusal: Callable[..., str]) -> 
     ],
 )  # fmt: skip
 def test_all_misspelt_overrides_are_told_at_once(
-    refusal: Callable[..., str], arguments: list[str], told: list[str]
+    cli: Callable[..., str], arguments: list[str], told: list[str]
 ) -> None:
-    written = refusal(*arguments)
+    written = cli(*arguments)
     if not told:
         assert "stage=teacher_lr: no such option" in written and "optim" not in written
         return
