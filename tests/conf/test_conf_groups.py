@@ -41,7 +41,7 @@ MOUNTS: dict[str, list[tuple[str, str]]] = {
     "trainer": [("distill", "trainer"), ("pipeline", "trainer@pretrain.trainer")],
 }
 # Files that are not an option of a mount: parts of a stage, or settings of a whole run.
-ELSEWHERE = ("arm", "recipe", "experiment", "sweep", "debug")
+ELSEWHERE = ("arm", "recipe", "experiment", "sweep", "debug", "hydra")
 # What a file leaves to be said, where it is mounted.
 TO_SAY = {
     ("benchmark", "reasoning_gym"): ("benchmark.data.source.task=gcd",),
@@ -232,3 +232,12 @@ def test_plans_of_what_needs_no_hub(
     printed = capsys.readouterr().out
     assert shown in printed and "is sound; nothing was loaded or written" in printed
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("launcher", sorted(f.stem for f in (CONF / "hydra/launcher").iterdir()))
+def test_each_launcher_composes(launcher: str) -> None:
+    """Ray is not in the lock: its extra is then named."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = compose("config", [f"hydra/launcher={launcher}"], return_hydra_config=True)
+    found = check_hydra_node(node.hydra)
+    assert found == [] or (launcher == "ray_cluster" and "pip install 'rlt[ray]'" in found[0])

@@ -60,7 +60,7 @@ def memory_for(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def checkpoints(folder: Path) -> list[str]:
-    return sorted(file.stem for file in (folder / "checkpoints").iterdir())
+    return sorted(file.stem for file in (folder / "checkpoints").glob("*.ckpt"))
 
 
 @pytest.mark.parametrize("name", list(RUNS))
