@@ -13,6 +13,7 @@ from rlt.checks import check_hydra_node, check_schema_keys, check_targets
 from rlt.compose import config_dir
 from rlt.main import run
 from rlt.schema import STAGES
+from rlt.stages.values import check_values
 from rlt.stages.projection import check_all
 
 CONF = config_dir()
@@ -132,6 +133,8 @@ def test_each_file_composes(
     cfg = composed(*overrides, *to_say)
     assert cfg.stage == stage
     assert errors(cfg) == []
+    if stage not in ("pipeline", "compare"):
+        check_values(cfg)
 
 
 # --- whole runs ---------------------------------------------------------------------------------
@@ -219,6 +222,9 @@ def test_each_arm_has_sound_steps(composed: Composed, arm: str) -> None:
         (["experiment=quickstart"], "solutions"),
         (["experiment=claim/nano"], "gold_accuracy"),
         (["experiment=claim/transfer"], "teacher"),
+        (["experiment=claim/size"], "large"),
+        (["experiment=claim/smollm2"], "134.5 M parameters"),
+        (["experiment=smollm2_gsm"], "134.5 M parameters"),
     ],
 )
 def test_plans_of_what_needs_no_hub(
