@@ -60,7 +60,7 @@ class Checkpoint(L.Callback):
     ) -> None:
         """Raises ValueError when the run was trained for longer than it now shall be."""
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        done, steps = batches["current"]["completed"], cast(Any, trainer).datamodule.steps
+        done, steps = batches["current"]["ready"], cast(Any, trainer).datamodule.steps
         if done > steps:
             raise ValueError(
                 f"datamodule.steps={steps}: this run has been trained for {done} steps already; "

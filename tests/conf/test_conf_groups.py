@@ -13,8 +13,8 @@ from rlt.checks import check_hydra_node, check_schema_keys, check_targets
 from rlt.compose import config_dir
 from rlt.main import run
 from rlt.schema import STAGES
-from rlt.stages.values import check_values
 from rlt.stages.projection import check_all
+from rlt.stages.values import check_values
 
 CONF = config_dir()
 
