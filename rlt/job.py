@@ -1,4 +1,4 @@
-"""A run in a process of its own: `python -m rlt.job <config.yaml> <run dir>`.
+"""A run in a process of its own: `python -m rlt.job <config.yaml> <run dir> <parent's pid>`.
 
 So are the jobs of a sweep run, and reproductions: nothing that one of them loaded, changed or used
 up is there for the next. Beside the config lies `facts.json`, what the manifest is told, if there
@@ -8,6 +8,7 @@ is such a file, and `result.json` is written: metrics, or why there are none.
 import sys
 from pathlib import Path
 
+from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,7 +18,7 @@ from rlt.main import run
 from rlt.names import did_you_mean
 from rlt.runtime import read_json, write_json
 from rlt.schema import STAGES
-from rlt.signals import end_with_parent, exit_status, terminable
+from rlt.signals import end_with, exit_status, terminable
 from rlt.targets import raise_if_any
 
 
@@ -27,6 +28,7 @@ def load_config(file: Path) -> DictConfig:
     Raises:
         ValueError: it is no config of a stage, or has keys, values or targets that are refused.
     """
+    setup_globals()  # Hydra's resolver `now`
     try:
         saved = OmegaConf.load(file)
         stage = saved.get("stage") if isinstance(saved, DictConfig) else None
@@ -47,12 +49,12 @@ def load_config(file: Path) -> DictConfig:
 
 
 def main() -> None:
-    config, run_dir = map(Path, sys.argv[1:])
+    config, run_dir, parent = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     facts_file, result_file = config.with_name("facts.json"), config.with_name("result.json")
     facts = read_json(facts_file) if facts_file.is_file() else {}
     try:
         with terminable():
-            end_with_parent()
+            end_with(parent)
             metrics = run(load_config(config), run_dir, facts)
     except BaseException as error:
         status = exit_status(error)

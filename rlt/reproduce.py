@@ -18,7 +18,6 @@ from rlt.job import load_config
 from rlt.report.difference import fact_changes, print_comparison, require_run
 from rlt.report.equality import compare_results, pipeline_steps
 from rlt.report.folder import Run
-from rlt.run_folder import saved_config
 from rlt.runtime import config_key, environment
 from rlt.stages.projection import code_digest, input_fingerprints
 from rlt.sweeps import run_config
@@ -48,7 +47,8 @@ def reproduce(folder: Path, into: Path | None = None) -> int:
         )
     into = _new_folder(folder, into)
     threads = run.manifest.get("hardware", {}).get("torch_threads")
-    cfg = load_config(saved_config(folder))
+    # Resolved, a pipeline's config would not follow what its steps set.
+    cfg = load_config(folder / ("composed.yaml" if pipeline_steps(folder) else "config.yaml"))
     with contextlib.chdir(_cwd(run)):
         lines = _changed_since(folder, cfg, threads)
         print(f"reproducing {folder}\n         in {into}", flush=True)

@@ -128,11 +128,17 @@ class RunFolder:
         if finished and cfg.stage not in ("pipeline", "compare"):
             if not any(_below(key, _LENGTH) for key in changes):
                 return "finished"
-            old, new = changes.get("datamodule.steps", (0, 0))
-            if old is not None and new is not None and new < old:
+            for key in _LENGTH:
+                old, new = changes.get(key, (0, 0))
+                if old is not None and new is not None and new < old:
+                    raise ValueError(
+                        f"{key}={new}: this run has been trained to its end, {old}; give more, or "
+                        "choose another output_dir"
+                    )
+            if not (self.folder / "checkpoints" / "manifest.json").is_file():
                 raise ValueError(
-                    f"datamodule.steps={new}: this run has been trained for {old} steps, to its "
-                    "end; give more, or choose another output_dir"
+                    f"{self.folder} has no checkpoints any more: there is nothing to train on "
+                    "from; choose another output_dir"
                 )
             log.info("%s: trained to its end, going on for longer", self.folder)
         if changes:
@@ -164,7 +170,12 @@ class RunFolder:
             if not _below(key.removeprefix("contents of "), allowed)
         }
         if refused or not changes:
-            what = _shown(refused, "there", "here") or "it was made by another version of rlt"
+            if not refused:
+                raise ValueError(
+                    f"output_dir={self.folder} holds a run of the same config that another version "
+                    "of rlt has made; choose another output_dir"
+                )
+            what = _shown(refused, "there", "here")
             keys = ",".join(key.removeprefix("contents of ") for key in refused)
             remedy = f", or go on all the same: accept_changes=[{keys}]" if trains and keys else ""
             raise ValueError(
@@ -199,8 +210,8 @@ class RunFolder:
         # The manifest first: killed between the two, the folder is known to be this run's.
         write_json(self.folder / "manifest.json", self.manifest)
         write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        if cfg.stage == "pipeline":  # its steps set keys that others refer to
-            write_text(self.folder / "composed.yaml", OmegaConf.to_yaml(cfg))
+        # For what changes keys that others refer to: `resume=`, a pipeline's steps.
+        write_text(self.folder / "composed.yaml", OmegaConf.to_yaml(cfg))
 
     def record(self, **facts: Any) -> None:
         """Add facts (data report, fingerprints) to the manifest."""
@@ -217,12 +228,6 @@ class RunFolder:
         """Final metrics of a finished run."""
         metrics: dict[str, float] = read_json(self.folder / "metrics.json")
         return metrics
-
-
-def saved_config(folder: Path) -> Path:
-    """The file that holds the config of a run, as it was composed."""
-    composed = folder / "composed.yaml"
-    return composed if composed.is_file() else folder / "config.yaml"
 
 
 def _below(key: str, roots: tuple[str, ...]) -> bool:

@@ -45,10 +45,13 @@ def exit_status(stop: BaseException) -> int | None:
     return None
 
 
-def end_with_parent() -> None:
-    """Send this process SIGTERM when the one that started it dies, SIGKILL included (Linux)."""
+def end_with(parent: int) -> None:
+    """Send this process SIGTERM when the one that started it dies, SIGKILL included (Linux).
+
+    Args:
+        parent: process id of the one that started it.
+    """
     if sys.platform == "linux":
-        parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before it was asked about
             os.kill(os.getpid(), signal.SIGTERM)

@@ -91,7 +91,7 @@ def run_config(config: Path, run_dir: Path, environment: Mapping[str, str] | Non
     # The very package that runs now, wherever the process is started.
     paths = [str(_PACKAGE_HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "rlt.job", str(config), str(run_dir)],
+        [sys.executable, "-P", "-m", "rlt.job", str(config), str(run_dir), str(os.getpid())],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | dict(environment or {}),
         process_group=0,
     )
@@ -122,7 +122,7 @@ def failures(sweep_dir: Path) -> str:
     """Which jobs of a sweep have failed, and why: a line each."""
     jobs = read_jobs(sweep_dir)
     failed = [job for job in jobs if job["status"] == "failed"]
-    lines = [f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again:"]
+    lines = [f"{len(failed)} of {len(jobs)} jobs failed:"]
     for job in failed:
         reason = (job.get("reason") or "no reason given").splitlines()
         lines.append(f"  {Path(job['dir']).name}: {reason[0]}")
@@ -133,8 +133,11 @@ def failures(sweep_dir: Path) -> str:
 def _write_row(sweep_dir: Path, row: dict[str, Any]) -> None:
     """Append a row in one write, as several jobs may end at once."""
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    with (sweep_dir / JOBS_FILE).open("ab", buffering=0) as file:
-        file.write((json.dumps(row) + "\n").encode())
+    with (sweep_dir / JOBS_FILE).open("ab+", buffering=0) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+        torn = file.read(1) not in (b"", b"\n")  # killed while it was written
+        file.write(b"\n" * torn + (json.dumps(row) + "\n").encode())
 
 
 def _how_it_ended(code: int) -> str:

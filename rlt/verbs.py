@@ -45,7 +45,6 @@ def resume(folder: str, overrides: list[str]) -> int:
         return _resume_sweep(run_dir, overrides)
     from rlt.job import load_config
     from rlt.main import run
-    from rlt.run_folder import saved_config
     from rlt.runtime import read_json
 
     manifest_file = run_dir / "manifest.json"
@@ -55,7 +54,13 @@ def resume(folder: str, overrides: list[str]) -> int:
             "run named when it was interrupted"
         )
     manifest = read_json(manifest_file)
-    cfg = load_config(saved_config(run_dir))
+    if run_dir.name == manifest["key"]:
+        raise ValueError(
+            f"resume={folder}: this is a step of a pipeline, which its pipeline goes on with; "
+            "resume that, or repeat its command"
+        )
+    composed = run_dir / "composed.yaml"
+    cfg = load_config(composed if composed.is_file() else run_dir / "config.yaml")
     _change(cfg, overrides)
     cfg.output_dir = str(run_dir)
     if Path(manifest.get("cwd", "")).is_dir():

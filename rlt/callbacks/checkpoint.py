@@ -74,6 +74,7 @@ class Checkpoint(L.Callback):
             return
         _restore_random_state(self._random)
         self._random = None
+        cast(PolicyModule, pl_module).use_configured_hyperparameters()
         # The checkpoint was written before the validation of its step, which may have been cut
         # short; Lightning takes it for done.
         loop = trainer.fit_loop.epoch_loop

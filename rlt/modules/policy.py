@@ -88,6 +88,10 @@ class PolicyModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.optim(self.policy.parameters())
         schedule = self.schedule(optimizer=optimizer, num_training_steps=self.optimizer_steps)
+        self._configured = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_fit_start(self) -> None:
@@ -98,6 +102,19 @@ class PolicyModule(L.LightningModule):
         # checkpoint, would not: a resumed run's curves would differ.
         results: Any = self.trainer._results
         results.clear()
+
+    def use_configured_hyperparameters(self) -> None:
+        """Put the config's learning rate, betas, … in place of those that a checkpoint brought.
+
+        They are the same unless a run goes on with others. Schedules multiply the learning rate.
+        """
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        for group, configured in zip(optimizer.param_groups, self._configured, strict=True):
+            before = group["initial_lr"]
+            lr = group["lr"] * (configured["initial_lr"] / before if before else 1.0)
+            group.update(configured | {"lr": lr})
+        scheduler.base_lrs = [configured["initial_lr"] for configured in self._configured]
 
     @property
     def pad_id(self) -> int:

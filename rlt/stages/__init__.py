@@ -8,6 +8,7 @@ import contextlib
 import errno
 import importlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ def run_stage(
         SystemExit: it was interrupted (130) or terminated (143); what it made is kept.
     """
     from rlt.hardware import prepare
-    from rlt.report import print_result, write_result
 
     if "hardware" in cfg:
         require_device(cfg)
@@ -51,6 +51,16 @@ def run_stage(
             check_values(cfg)
         inputs = input_fingerprints(cfg)
     facts = {"code": code_digest(), **(facts or {})}
+    with _in_one_line(run_dir):
+        return _run_in(run_dir, cfg, key, inputs, facts)
+
+
+def _run_in(
+    run_dir: Path, cfg: DictConfig, key: str | None, inputs: dict[str, str], facts: dict[str, Any]
+) -> dict[str, float]:
+    """Claim the folder, run the stage unless it has finished, and tell the result."""
+    from rlt.report import print_result, write_result
+
     run = RunFolder(run_dir, cfg, key or config_key(cfg, inputs), inputs, facts)
     try:
         if run.status == "finished":
@@ -92,9 +102,19 @@ def _run(cfg: DictConfig, run: RunFolder, is_step: bool) -> dict[str, float]:
     except Exception as error:
         with contextlib.suppress(OSError):  # a disk that is full takes no manifest either
             run.record(status="failed", error=f"{type(error).__name__}: {error}")
+        raise
+    return metrics
+
+
+@contextlib.contextmanager
+def _in_one_line(run_dir: Path) -> Iterator[None]:
+    """No room on the disk or in memory is for the user to mend."""
+    try:
+        yield
+    except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise ValueError(
-                f"no space is left where {run.folder} lies ({error}): make room; the same command "
+                f"no space is left where {run_dir} lies ({error}): make room; the same command "
                 "then goes on"
             ) from error
         if is_out_of_memory(error):
@@ -103,4 +123,3 @@ def _run(cfg: DictConfig, run: RunFolder, is_step: bool) -> dict[str, float]:
                 "another hardware profile (hardware=…)"
             ) from error
         raise
-    return metrics

@@ -8,6 +8,7 @@ import pytest
 from filelock import FileLock
 
 from rlt import run_folder
+from rlt.report import read_scalars
 from tests.stages.cli import here, read, results, stage, weights
 
 RL = stage("teacher_rl", "teacher_path=teacher_sft/model")
@@ -60,7 +61,7 @@ def test_a_finished_run_is_trained_for_longer(
 
 def test_fewer_steps_than_were_trained(resume: Resume, trained: str) -> None:
     message = resume(trained, "datamodule.steps=3", status=2)
-    assert "datamodule.steps=3" in message and "trained for 6 steps, to its end" in message
+    assert "datamodule.steps=3: this run has been trained to its end, 6" in message
 
 
 def test_another_learning_rate_is_refused_unless_accepted(
@@ -69,9 +70,34 @@ def test_another_learning_rate_is_refused_unless_accepted(
     message = resume(trained, "optim.lr=0.5", status=2)
     assert "optim.lr: 0.001 there, 0.5 here" in message
     assert "accept_changes=[optim.lr]" in message
-    before = weights(chain / trained)
     resume(trained, "optim.lr=1e-4", "datamodule.steps=7", "accept_changes=[optim.lr]")
-    assert weights(chain / trained) != before
+    rates = [value for _, value in read_scalars(chain / trained)["policy/lr"]]
+    assert rates == pytest.approx([1e-3] * 6 + [1e-4])
+
+
+def test_smaller_micro_batches_reach_the_module(chain: Path, resume: Resume, trained: str) -> None:
+    """They are a key that others refer to."""
+    resume(trained, "hardware.tokens_per_micro_batch=64", "datamodule.steps=7")
+    budgets = read_scalars(chain / trained)["policy/tokens_per_micro_batch"]
+    assert budgets[-1][1] == 64
+
+
+def test_no_checkpoint_to_train_on_from(chain: Path, resume: Resume, trained: str) -> None:
+    before = weights(chain / trained)
+    shutil.rmtree(chain / trained / "checkpoints")
+    message = resume(trained, "datamodule.steps=7", status=2)
+    assert "has no checkpoints any more" in message
+    assert weights(chain / trained) == before
+
+
+def test_a_step_is_resumed_by_its_pipeline(
+    piped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = (piped / "first" / "steps" / "warm_up").resolve()
+    with pytest.raises(SystemExit) as ended:
+        here([f"resume={step}"], tmp_path, monkeypatch)
+    assert ended.value.code == 2
+    assert "this is a step of a pipeline" in capsys.readouterr().err
 
 
 def test_another_model_is_refused(

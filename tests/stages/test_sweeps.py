@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from rlt.sweeps import read_jobs
-from tests.stages.cli import heed_interrupts, read, results, rlt, rlt_command, rlt_environment
+from tests.stages.cli import (
+    heed_interrupts,
+    read,
+    refused,
+    results,
+    rlt,
+    rlt_command,
+    rlt_environment,
+)
 
 TINY = ["stage=teacher_rl", "debug=teacher_rl", "data.source.count=48"]
 
@@ -27,7 +35,7 @@ def test_a_failed_job_is_told_and_tried_again_and_a_finished_one_is_not(tmp_path
         "hardware.devices=1,2", "hardware.strategy=auto,ddp",
     ]  # fmt: skip
     done = rlt(command, tmp_path, status=1)
-    assert "rlt: 2 of 4 jobs failed; the same command tries them again:" in done.stderr
+    assert "rlt: 2 of 4 jobs failed:" in done.stderr
     several = "training on several devices is not supported yet"
     assert done.stderr.partition("2 of 4 jobs failed")[2].count(several) == 2
     assert "Traceback" not in done.stderr
@@ -69,6 +77,9 @@ def test_a_study_counts_failed_trials_and_goes_on(tmp_path: Path) -> None:
     failing = [*STUDY, "rollout.temperature=choice(0.7,-1)"]  # below 0: a trial that fails
     rlt([*failing, "hydra.sweeper.n_trials=2"], tmp_path)  # proposed: 0.7 twice
     rlt([*failing, "hydra.sweeper.n_trials=3"], tmp_path, status=1)
+    other = [*failing, "hydra.sweeper.n_trials=4", "hydra.sweeper.direction=minimize"]
+    message = refused(other, tmp_path)
+    assert "was begun with direction maximize, not minimize" in message
     (name,) = optuna.get_all_study_names(f"sqlite:///{tmp_path}/study/optuna.db")
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path}/study/optuna.db")
     states = [trial.state.name for trial in study.trials]

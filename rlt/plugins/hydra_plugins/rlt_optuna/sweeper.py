@@ -102,6 +102,8 @@ class OptunaSweeper(Sweeper):
 
         given = [f"{key}={value}" for key, value in self.params.items()] + arguments
         fixed, space = _fixed_and_swept(OverridesParser.create().parse_overrides(given))
+        if "seed" in space or any(one.startswith("seed=") for one in fixed):
+            raise ValueError("seed: a study names its seeds by hydra.sweeper.seeds=[0,1]")
         if not space:
             raise ValueError(
                 "hydra/sweeper=optuna: nothing to propose values for; give hydra.sweeper.params "
@@ -119,6 +121,7 @@ class OptunaSweeper(Sweeper):
             direction=optuna.study.StudyDirection[self.direction.upper()],
             load_if_exists=True,
         )
+        self._require_the_same(study, fixed)
         errors: list[BaseException] = []
         states = optuna.trial.TrialState
         while True:
@@ -155,9 +158,29 @@ class OptunaSweeper(Sweeper):
             best = study.best_trial
             values = ", ".join(f"{key}={value}" for key, value in best.params.items())
             log.info("best of %d: trial %d with %s", len(done), best.number, values)
+        failed = study.get_trials(deepcopy=False, states=[states.FAIL])
         if errors:
             raise errors[0]
+        if failed:
+            log.warning("%d of %d trials failed before this start", len(failed), len(study.trials))
         return None
+
+    def _require_the_same(self, study: Any, fixed: list[str]) -> None:
+        """Raises ValueError when the study has values of something else than is asked for now."""
+        asked = {
+            "metric": self.metric,
+            "direction": self.direction,
+            "seeds": list(self.seeds),
+            "fixed": sorted(one for one in fixed if not one.startswith("output_dir=")),
+        }
+        for name, value in asked.items():
+            known = study.user_attrs.get(name, value)
+            if known != value:
+                raise ValueError(
+                    f"hydra.sweeper: the study in {self.storage} was begun with {name} {known}, "
+                    f"not {value}; give the sweep another output_dir"
+                )
+            study.set_user_attr(name, value)
 
     def _jobs_of(self, values: dict[str, Any], fixed: Sequence[str]) -> list[list[str]]:
         """The overrides of a trial's jobs, one for each seed."""
