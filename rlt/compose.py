@@ -83,6 +83,11 @@ def check_before_hydra_acts(arguments: list[str]) -> None:
     from rlt.targets import raise_if_any
 
     options = get_args_parser().parse_args(arguments)
+    if options.experimental_rerun is not None:
+        raise ValueError(
+            "--experimental-rerun: it would unpickle a file, which can run code; go on with a run "
+            "by resume=<folder>, or make it again by reproduce=<folder>"
+        )
     if options.hydra_help or options.shell_completion:
         return
     name, loader = options.config_name or "config", loader_for(options)

@@ -1,6 +1,7 @@
 """What is done with runs that are there: written like overrides, `rlt resume=outputs/mine`."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -100,14 +102,42 @@ def _resume_sweep(folder: Path, overrides: list[str]) -> int:
             f"{' '.join(overrides)}: a sweep goes on as it began; change its command instead, and "
             "give it another output_dir"
         )
-    given = [*hydra.overrides.hydra, *hydra.overrides.task]
-    given = [one for one in given if not one.startswith("output_dir=")] + [f"output_dir={folder}"]
+    given = _overrides_alone([*hydra.overrides.hydra, *hydra.overrides.task], folder)
+    given += [f"output_dir={_quoted(str(folder))}"]
     os.chdir(hydra.runtime.cwd)
     sources = [s for s in hydra.runtime.config_sources if s.provider == "command-line"]
     sys.argv[1:] = [*(f"--config-dir={source.path}" for source in sources), *given]
     print(f"rlt: going on with {' '.join(sys.argv[1:])}", flush=True)
     main.compose_and_run()
     return 0
+
+
+def _overrides_alone(saved: list[Any], folder: Path) -> list[str]:
+    """What a sweep was told, without its folder; an option of the program is refused.
+
+    Raises:
+        ValueError: one of them is no override.
+    """
+    given = []
+    for one in saved:
+        try:
+            if not isinstance(one, str) or one.lstrip().startswith("-"):
+                raise ValueError
+            (override,) = OverridesParser.create().parse_overrides([one])
+        except (ValueError, HydraException) as error:
+            raise ValueError(
+                f"{folder / 'multirun.yaml'}: {one!r} is no override; a sweep is told key=value "
+                "alone. Begin it again by its own command"
+            ) from error
+        if override.key_or_group != "output_dir":
+            given.append(one)
+    return given
+
+
+def _quoted(text: str) -> str:
+    """A value for Hydra's command line, whatever characters it has."""
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    return f"'{escaped}'"
 
 
 def reproduce(folder: str, overrides: list[str]) -> int:
