@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf, grammar_parser
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
 
 from rlt.launchers import check_launcher
 from rlt.names import did_you_mean, nearest
@@ -63,6 +64,27 @@ def check_targets(cfg: DictConfig) -> list[str]:
             errors += _check_node(value, path, allowed)
             if path.rpartition(".")[2] in PARTS:
                 errors += _check_parts(value, path)
+    return errors
+
+
+def check_resolved(node: DictConfig, path: str) -> list[str]:
+    """A node without interpolations, about to be built: its targets and keys, and that it is so.
+
+    Values may be missing (???): they are passed when it is called.
+    """
+    errors: list[str] = []
+    allowed = (*ALLOWED, *allowed_by_user())
+    for where, value in _walk(node, path, errors=None):
+        if not isinstance(value, DictConfig | ListConfig):
+            continue
+        keys: Iterable[Any] = value if isinstance(value, DictConfig) else range(len(value))
+        errors += [
+            f"{_join(where, key)}: gives another interpolation, which is not resolved; write it out"
+            for key in keys
+            if OmegaConf.is_interpolation(value, key)
+        ]
+        if isinstance(value, DictConfig):
+            errors += _check_node(value, where, allowed)
     return errors
 
 
@@ -222,7 +244,11 @@ def _check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> li
 
 
 def _check_resolvers(node: Any, path: str) -> list[str]:
-    """A mapping that a resolver makes is made anew at each look: what was checked is not built."""
+    """Values that may be others when they are used than when they are checked.
+
+    A mapping that a resolver makes is made anew at each look, a resolver whose name is computed may
+    be another, and text that looks like an interpolation may be resolved once more.
+    """
     if not isinstance(node, DictConfig | ListConfig):
         return []
     errors = []
@@ -230,17 +256,38 @@ def _check_resolvers(node: Any, path: str) -> list[str]:
     for key in keys:
         child = node._get_node(key)
         raw = child._value() if isinstance(child, Node) else None
-        if isinstance(raw, str) and re.search(r"\$\{\s*[\w.]+\s*:", raw):
-            try:
-                made = node[key]
-            except OmegaConfBaseException:
-                continue
-            if isinstance(made, DictConfig | ListConfig | dict | list):
-                errors.append(
-                    f"{_join(path, key)}={raw}: a resolver may give a plain value, no mapping and "
-                    "no list; write it out"
-                )
+        if not isinstance(raw, str) or "${" not in raw:
+            continue
+        if _computes_a_resolver(raw):
+            errors.append(f"{_join(path, key)}={raw}: the name of a resolver must be written out")
+            continue
+        try:
+            made = node[key]
+        except OmegaConfBaseException:
+            continue
+        if isinstance(made, str) and "${" in made:
+            errors.append(f"{_join(path, key)}={raw}: must not give another interpolation")
+        # a colon: by a resolver
+        if ":" in raw and isinstance(made, DictConfig | ListConfig | dict | list):
+            errors.append(
+                f"{_join(path, key)}={raw}: a resolver may give a plain value, no mapping and "
+                "no list; write it out"
+            )
     return errors
+
+
+def _computes_a_resolver(text: str) -> bool:
+    """Whether the name of a resolver is itself an interpolation: `${${which}:…}`."""
+    try:
+        nodes: list[Any] = [grammar_parser.parse(text)]
+    except OmegaConfBaseException:
+        return False  # it cannot be resolved either
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, OmegaConfGrammarParser.ResolverNameContext) and "${" in node.getText():
+            return True
+        nodes += getattr(node, "children", None) or []
+    return False
 
 
 def _check_parts(node: DictConfig, path: str) -> list[str]:

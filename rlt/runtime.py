@@ -1,5 +1,6 @@
 """What decides a run's result, and what it is made with; objects built from config nodes."""
 
+import copy
 import functools
 import hashlib
 import importlib.metadata
@@ -16,6 +17,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rlt import __version__
+from rlt.checks import check_resolved
+from rlt.targets import raise_if_any
 
 # What does not change a result: where it is put, how it is watched.
 _NOT_IN_KEY = ("output_dir", "note", "check", "probe", "logger", "store_dir", "accept_changes")
@@ -36,8 +39,22 @@ def build(node: DictConfig, **runtime: Any) -> Any:
 
 
 def build_partial(node: DictConfig) -> Any:
-    """A node's `_target_` with its keys bound, to be called with the rest."""
-    return instantiate(node, _partial_=True, _convert_="all")
+    """A node's `_target_` with its keys bound, to be called with the rest.
+
+    Interpolations are resolved once, and what they give is checked: Hydra would resolve a second
+    time, and an earlier check may have seen other values.
+
+    Raises:
+        ConfigError: a target, or a key beside it, is not allowed.
+    """
+    path = node._get_full_key(None)
+    resolved = copy.deepcopy(node)  # with the same parent, which interpolations refer to
+    resolved._set_flag(["readonly", "struct"], [False, False])
+    OmegaConf.resolve(resolved)
+    plain = OmegaConf.create(OmegaConf.to_container(resolved, resolve=False))
+    assert isinstance(plain, DictConfig)
+    raise_if_any(check_resolved(plain, path))
+    return instantiate(plain, _partial_=True, _convert_="all")
 
 
 def config_key(cfg: DictConfig, inputs: Mapping[str, str] | None = None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlt.checks import check_hydra_node, check_schema_keys, check_targets
 from rlt.compose import check_before_hydra_acts
 from rlt.names import explain_struct_error, nearest
+from rlt.runtime import build, build_partial
 from rlt.targets import ConfigError, allowed_by_user, raise_if_any
 from rlt.verbs import resume
 
@@ -113,6 +115,55 @@ def test_a_mapping_that_a_resolver_makes_is_refused(text: str) -> None:
     errors = check_targets(config({"a": [{"b": f"${{{text}}}"}]}))
     assert errors[0].startswith(f"a[0].b=${{{text}}}: a resolver may give a plain value")
     assert check_targets(config({"a": "${oc.decode:'3'}", "b": "${a}"})) == []
+
+
+@pytest.mark.parametrize("text", ["${${x}:'{a: 1}'}", "${a.b:${oc.${x}:3}}", "${oc.${x}:'3'}"])
+def test_a_resolver_whose_name_is_computed_is_refused(text: str) -> None:
+    errors = check_targets(config({"x": "decode", "a": [text]}))
+    assert f"a[0]={text}: the name of a resolver must be written out" in errors
+
+
+def test_a_reference_whose_name_is_computed_passes() -> None:
+    cfg = config({"x": "y", "z": {"y": {"v": 3}}, "a": "${z.${x}}", "b": "${oc.env:NO,${x}:${x}}"})
+    assert check_targets(cfg) == []
+
+
+def test_text_that_would_be_resolved_once_more_is_refused() -> None:
+    text = "\\${oc.create:{_target_: os.system, command: ls}}"
+    (error,) = check_targets(config({"a": text}))
+    assert error == f"a={text}: must not give another interpolation"
+
+
+def test_what_is_built_is_what_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpolations that give something else at a second look, as an environment may have it."""
+    built: list[str] = []
+    monkeypatch.setattr("collections.Counter", lambda **_: built.append("Counter"))
+    made = "{_target_: collections.Counter}"
+    monkeypatch.setenv("NAME", "oc.create")
+    for text in (
+        f"${{oc.create:'{made}'}}",
+        f"${{${{oc.env:NAME}}:'{made}'}}",
+        f"\\${{oc.create:'{made}'}}",
+        "${other}",
+    ):
+        cfg = config({"a": {"_target_": ALGORITHM, "beta": text}})
+        cfg.other = OmegaConf.create(made)
+        with pytest.raises(ConfigError, match=r"a\.beta"):
+            build(cfg.a)
+    cfg = config({"a": {"_target_": "${x}", "beta": 1}, "x": "collections.Counter"})
+    with pytest.raises(ConfigError, match=r"a\._target_=collections\.Counter: is not"):
+        build(cfg.a)
+    assert not built
+
+
+def test_values_that_are_passed_in_the_call_may_be_missing() -> None:
+    node = {"_target_": "torch.optim.SGD", "lr": "???", "momentum": "${nothing}"}
+    cfg = config({"a": node, "nothing": "???"})
+    OmegaConf.set_readonly(cfg, True)
+    weights = [torch.nn.Parameter(torch.zeros(2))]
+    made = build(cfg.a, params=weights, lr=0.5, momentum=0.3)
+    assert (made.defaults["lr"], made.defaults["momentum"]) == (0.5, 0.3)
+    assert build_partial(cfg.a)(weights, lr=1.0, momentum=0.3).defaults["lr"] == 1.0
 
 
 def test_a_target_is_written_out() -> None:
