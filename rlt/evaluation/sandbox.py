@@ -99,7 +99,7 @@ class Sandbox:
         # one thread each: pools of them reserve address space, and the cores are for the models
         for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
             environment[f"{library}_NUM_THREADS"] = "1"
-        command = [sys.executable, "-m", "rlt.evaluation.worker", self.function]
+        command = [sys.executable, "-P", "-m", "rlt.evaluation.worker", self.function]
         log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker; `_end` closes it)
         process = subprocess.Popen(
             [*command, str(self.memory_mb), str(self.timeout_seconds)],

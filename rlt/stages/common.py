@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from omegaconf import DictConfig
 from rich.progress import (
@@ -28,6 +29,8 @@ from rlt.runtime import build, build_partial, peak_memory_bytes, read_json, writ
 
 log = logging.getLogger(__name__)
 
+# What code adds to the callbacks of the config, in a process of its own.
+ADDED_CALLBACKS: list[L.Callback] = []
 FIRST_LOOK = 64  # problems tokenised before any weights are loaded
 
 
@@ -143,6 +146,7 @@ def train(
 
     folder = run.folder
     callbacks = [build(node) for node in (cfg.callbacks or {}).values() if node]
+    callbacks += ADDED_CALLBACKS
     interval = min(cfg.trainer.val_check_interval, datamodule.steps)
     node = cfg.trainer.copy()
     node.val_check_interval = interval

@@ -44,8 +44,8 @@ class StepClock(L.Callback):
         _Measured: after the last step.
     """
 
-    def __init__(self, file: str) -> None:
-        self.file = Path(file)
+    def __init__(self, file: Path) -> None:
+        self.file = file
         self.started = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -91,7 +91,7 @@ def measure(cfg: DictConfig, made_here: Collection[str], steps: int | None) -> s
         OmegaConf.save(shortened, Path(folder) / "config.yaml", resolve=True)
         paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
         done = subprocess.run(
-            [sys.executable, "-m", "rlt.stages.probe", folder],
+            [sys.executable, "-P", "-m", "rlt.stages.probe", folder],
             capture_output=True, text=True, check=False,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)},
         )  # fmt: skip
@@ -126,8 +126,7 @@ def shorten(cfg: DictConfig, folder: Path, made_here: Collection[str]) -> tuple[
                 share = short.datamodule.batch_size / cfg.datamodule.batch_size
             short.datamodule.steps, short.datamodule.epochs = _STEPS, None
             short.data.validation_share, short.data.max_validation = 0, None
-            clock = "rlt.stages.probe.StepClock"
-            short.callbacks = {"clock": {"_target_": clock, "file": str(folder / _FILE)}}
+            short.callbacks = {}  # but the clock, which no config may name
             short.trainer.enable_progress_bar = False
         else:
             key, batch = _LIMITS[cfg.stage]
@@ -138,13 +137,14 @@ def shorten(cfg: DictConfig, folder: Path, made_here: Collection[str]) -> tuple[
 
 def _run(folder: Path) -> None:
     """In the process of the probe: the stage as it is, until it has been seen enough of."""
-    from rlt.stages import run_stage
+    from rlt.stages import common, run_stage
 
     cfg: Any = OmegaConf.load(folder / "config.yaml")
     clock = _BatchClock(logging.DEBUG)
     logger = logging.getLogger("rlt.stages.common")
     logger.addHandler(clock)
     logger.setLevel(logging.DEBUG)
+    common.ADDED_CALLBACKS.append(StepClock(folder / _FILE))
     try:
         run_stage(cfg, folder / "run")
     except _Measured:

@@ -1,15 +1,20 @@
 """Files of a run that were replaced by ones that would run code: they are read as data alone."""
 
-import contextlib
+import hashlib
 import json
 import pickle
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
+from rlt.evaluation.sandbox import Sandbox
+from rlt.stages.probe import measure
 from tests.stages.cli import here, stage
 
 
@@ -31,13 +36,48 @@ def test_a_checkpoint_that_is_a_hostile_pickle_does_not_run(
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
     (run / "metrics.json").unlink()
-    checkpoints = list((run / "checkpoints").iterdir())
-    assert checkpoints
-    for file in checkpoints:
+    listed = run / "checkpoints" / "manifest.json"
+    checkpoints = sorted((run / "checkpoints").glob("step=*.ckpt"))
+    rows = json.loads(listed.read_text())
+    assert len(rows) == len(checkpoints) > 0
+    for row, file in zip(rows, checkpoints, strict=True):
         torch.save({"state_dict": Hostile(mark)}, file)
+        content = file.read_bytes()  # listed as what it is, so that it is read at all
+        row |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    listed.write_text(json.dumps(rows))
     # How the run says so is not this test's business.
-    with contextlib.suppress(SystemExit, pickle.UnpicklingError):
+    with pytest.raises((SystemExit, pickle.UnpicklingError)) as refused:
         here(stage("pretrain", "output_dir=pretrain"), tmp_path, monkeypatch)
-    assert not mark.exists()
+    assert not isinstance(refused.value, SystemExit) or refused.value.code not in (0, None)
+    assert not mark.exists() and not (run / "metrics.json").exists()
     torch.load(checkpoints[0], weights_only=False)
     assert mark.exists()  # it would have run
+
+
+def test_a_grading_worker_takes_no_module_from_where_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "ran"
+    for name in ("rlt", "math_verify"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    sandbox = Sandbox("maths")
+    sandbox._start()
+    sandbox.close()
+    assert not mark.exists()
+
+
+def test_a_probe_takes_no_module_from_where_it_is_started(
+    composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def ran(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        found = {"seconds": 1.0, "phases": {}, "peak": 1}
+        (Path(command[-1]) / "probe.json").write_text(json.dumps(found))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("rlt.stages.probe.subprocess.run", ran)
+    measure(composed("stage=pretrain"), (), None)
+    assert [command[1:3] for command in commands] == [["-P", "-m"]]
