@@ -43,6 +43,10 @@ LOGGING_CLASSES = (
     "rich.logging.RichHandler",
     "colorlog.ColoredFormatter",
 )
+LOG_FILE = (
+    r"\$\{hydra\.(runtime\.output_dir|sweep\.dir)\}/"
+    r"(?!.*\.\.)([\w./-]|\$\{hydra\.job\.name\})*\.log"
+)
 LOGGING_OBJECTS = ("ext://sys.stdout", "ext://sys.stderr")
 # Not among them: what makes a process load code (LD_PRELOAD, PYTHONPATH, NCCL_NET_PLUGIN, PATH …).
 ENVIRONMENT = (
@@ -99,14 +103,15 @@ def check_hydra_node(hydra_cfg: DictConfig) -> list[str]:
         errors += _check_resolvers(value, path)
         if isinstance(value, DictConfig):
             errors += _check_node(value, path, allowed)
-        if path.startswith(("hydra.job_logging", "hydra.hydra_logging")):
-            errors += _check_logging(path, value)
-            if isinstance(value, DictConfig):
-                errors += [
-                    f"{_join(path, key)}: must be written out, not be an interpolation"
-                    for key in ("class", "()")
-                    if key in value and OmegaConf.is_interpolation(value, key)
-                ]
+    for name in ("job_logging", "hydra_logging"):
+        node = hydra_cfg.get(name)
+        if isinstance(node, DictConfig):
+            # by itself, so that what it refers to is seen as a part of it
+            for path, value in _walk(node, f"hydra.{name}", errors=None):
+                errors += _check_logging(path, value)
+    job_name = OmegaConf.select(hydra_cfg, "job.name", throw_on_resolution_failure=False)
+    if re.search(r"[/\\$]", str(job_name)):
+        errors.append(f"hydra.job.name={job_name}: a log file is named so; use no / \\ or $")
     launcher = hydra_cfg.get("launcher")
     if isinstance(launcher, DictConfig) and not any(
         entry.names(str(launcher.get("_target_"))) for entry in allowed_by_user()
@@ -303,6 +308,8 @@ def _check_parts(node: DictConfig, path: str) -> list[str]:
 
 def _check_logging(path: str, value: Any) -> list[str]:
     """logging.config calls classes and factories, and imports whatever stands after ext://."""
+    if isinstance(value, DictConfig):
+        return _check_handler(path, value)
     key = path.rpartition(".")[2]
     if key in ("class", "()"):
         if value in LOGGING_CLASSES:
@@ -313,3 +320,21 @@ def _check_logging(path: str, value: Any) -> list[str]:
             return []
         return [f"{path}={value}: is not allowed here; allowed: {', '.join(LOGGING_OBJECTS)}"]
     return []
+
+
+def _check_handler(path: str, node: DictConfig) -> list[str]:
+    """What a logging class is, and the file that it writes, as they are written in the config."""
+    errors = [
+        f"{_join(path, key)}: must be written out, not be an interpolation"
+        for key in ("class", "()")
+        if key in node and OmegaConf.is_interpolation(node, key)
+    ]
+    if "." in node:  # attributes that logging.config sets afterwards, such as the file's name
+        errors.append(f"{path}['.']: is not allowed here")
+    child = node._get_node("filename") if "filename" in node else None
+    if isinstance(child, Node) and not re.fullmatch(LOG_FILE, str(child._value())):
+        errors.append(
+            f"{_join(path, 'filename')}={child._value()}: must be a .log file below the run's "
+            "folder, such as ${hydra.runtime.output_dir}/more.log"
+        )
+    return errors

@@ -441,6 +441,49 @@ def test_a_logging_factory_is_refused() -> None:
     assert error.startswith("hydra.job_logging.handlers.x.()=os.system: is not allowed here")
 
 
+@pytest.mark.usefixtures("conf")
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("${hydra.sweep.dir}/logs/more.log", True),
+        ("${hydra.runtime.output_dir}/${hydra.job.name}-2.log", True),
+        ("/home/me/.bashrc", False),
+        ("more.log", False),
+        ("${hydra.runtime.output_dir}/../../more.log", False),
+        ("${hydra.runtime.output_dir}/sitecustomize.py", False),
+        ("${hydra.runtime.output_dir}/${hydra.job.id}.log", False),
+        ("${hydra.runtime.output_dir}${oc.env:HOME}/more.log", False),
+        ("${hydra.runtime.output_dir}/more.log\n", False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["FileHandler", "handlers.RotatingFileHandler"])
+@pytest.mark.parametrize("key", ["class", "()"])
+def test_a_log_file_lies_in_the_runs_folder(name: str, allowed: bool, kind: str, key: str) -> None:
+    node = hydra_node()
+    OmegaConf.set_struct(node, False)
+    node.job_logging.handlers.file = {key: f"logging.{kind}", "filename": name, "delay": True}
+    errors = check_hydra_node(node)
+    assert allowed == (errors == [])
+    assert allowed or errors[0].startswith("hydra.job_logging.handlers.file.filename=")
+
+
+@pytest.mark.usefixtures("conf")
+def test_a_log_file_is_not_moved_by_other_means() -> None:
+    node = hydra_node("hydra.job.name=../../x")
+    (error,) = check_hydra_node(node)
+    assert error.startswith("hydra.job.name=../../x: a log file is named so")
+    node = hydra_node()
+    OmegaConf.set_struct(node, False)
+    node.job_logging.handlers.file["."] = {"baseFilename": "/home/me/.bashrc"}
+    assert check_hydra_node(node) == ["hydra.job_logging.handlers.file['.']: is not allowed here"]
+    node = hydra_node()
+    OmegaConf.set_struct(node, False)
+    node.env = {"x": {"class": "logging.FileHandler", "filename": "/home/me/.bashrc"}}
+    node.job_logging.handlers.more = "${hydra.env.x}"
+    (error,) = check_hydra_node(node)
+    assert error.startswith("hydra.job_logging.handlers.more.filename=/home/me/.bashrc: ")
+
+
 # --- errors of the composition ------------------------------------------------------------------
 
 
