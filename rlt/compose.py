@@ -9,8 +9,9 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, MutableSequence
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import (
@@ -19,6 +20,7 @@ from hydra._internal.utils import (
     get_args_parser,
 )
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
@@ -88,6 +90,7 @@ def check_before_hydra_acts(arguments: list[str]) -> None:
             "--experimental-rerun: it would unpickle a file, which can run code; go on with a run "
             "by resume=<folder>, or make it again by reproduce=<folder>"
         )
+    check_search_path([options.config_path or ""])
     if options.hydra_help or options.shell_completion:
         return
     name, loader = options.config_name or "config", loader_for(options)
@@ -131,7 +134,38 @@ def loader_for(options: Namespace) -> ConfigLoaderImpl:
             path=f"file://{Path(options.config_dir).absolute()}",
             anchor=SearchPathQuery(provider="schema"),
         )
-    return ConfigLoaderImpl(search_path)
+    return _Loader(search_path)
+
+
+class _Loader(ConfigLoaderImpl):
+    """Hydra's loader, which imports a package that it is to search: only if that is allowed."""
+
+    def _process_config_searchpath(
+        self, config_name: str | None, parsed_overrides: list[Override], repo: Any
+    ) -> None:
+        primary = repo.load_config(config_path=config_name) if config_name else None
+        given = [o.value() for o in parsed_overrides if o.key_or_group == "hydra.searchpath"]
+        if primary is not None and OmegaConf.is_dict(primary.config):
+            given.append(OmegaConf.select(primary.config, "hydra.searchpath"))
+        for paths in given:  # what is no list, Hydra refuses
+            check_search_path(paths if isinstance(paths, MutableSequence) else [])
+        super()._process_config_searchpath(config_name, parsed_overrides, repo)
+
+
+def check_search_path(paths: Iterable[object]) -> None:
+    """Raises ValueError for a folder of configs that would be found by importing a package."""
+    from rlt.targets import ALLOW_VARIABLE, allowed_by_user
+
+    for path in map(str, paths):
+        scheme, separator, place = path.partition("://")
+        package = place.replace("/", ".").rstrip(".")
+        trusted = [e for e in allowed_by_user() if e.names(package) or e.name == f"{package}.*"]
+        if separator and scheme not in ("file", "structured") and not trusted:
+            raise ValueError(
+                f"{path}: configs are not searched for in a package, as that would be imported; "
+                f"give the folder, file:///path/to/configs, or set {ALLOW_VARIABLE}={package}.* in "
+                "the environment if you trust the package"
+            )
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
