@@ -98,15 +98,18 @@ class Pretrained:
     def configuration(self) -> Any:
         """transformers' config of the model."""
         with _data_alone(self.path):
-            return AutoConfig.from_pretrained(self.path, **self._options())
+            config = AutoConfig.from_pretrained(self.path, **self._options())
+        config._attn_implementation = self.attention  # the folder's own may name code on a hub
+        return config
 
     def load(self) -> LanguageModel:
         tokenizer = self.tokenizer()
+        config = self.configuration()
         dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         with _data_alone(self.path):
             model: Any = AutoModelForCausalLM.from_pretrained(
-                self.path, dtype=dtype, attn_implementation=self.attention, use_safetensors=True,
-                **self._options(),
+                self.path, config=config, dtype=dtype, attn_implementation=self.attention,
+                use_safetensors=True, **self._options(),
             )  # fmt: skip
         if self.gguf_file:
             # The weights are dequantised on loading; what is saved is an ordinary checkpoint.

@@ -25,6 +25,7 @@ from rlt.models import (
     source_at,
 )
 from rlt.runtime import build
+from rlt.stages.estimate import shape_of
 from rlt.tokenizers import digit_words, utf8_bytes, words
 
 
@@ -253,3 +254,15 @@ def test_attention_from_a_hub_is_refused(nano: Any, tmp_path: Path) -> None:
     save_model(made.model, made.tokenizer, tmp_path)
     with pytest.raises(ValueError, match="attention=someone/kernel: choose sdpa"):
         Pretrained(str(tmp_path), attention="someone/kernel").load()
+
+
+def test_a_folders_own_attention_is_not_used(nano: Any, tmp_path: Path) -> None:
+    made = nano(0)
+    save_model(made.model, made.tokenizer, tmp_path)
+    file = tmp_path / "config.json"
+    hostile = {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | hostile))
+    source = Pretrained(str(tmp_path), attention="eager")
+    assert source.configuration()._attn_implementation == "eager"
+    assert shape_of(source).parameters == parameters(made.model)
+    assert source.load().model.config._attn_implementation == "eager"
