@@ -36,7 +36,7 @@ LAUNCHERS = {
         "signal_delay_s", "max_num_timeout",
     ),
     f"{_RAY}.ray_launcher.RayLauncher": (
-        "ray.init.address", "ray.init.num_cpus", "ray.init.num_gpus", "ray.init.namespace",
+        "ray.init.num_cpus", "ray.init.num_gpus", "ray.init.namespace",
         "ray.init.include_dashboard", "ray.remote.num_cpus", "ray.remote.num_gpus",
         "ray.remote.memory", "ray.remote.max_retries",
     ),
@@ -52,13 +52,16 @@ def check_launcher(node: DictConfig) -> list[str]:
     errors = []
     for key, value, written in _leaves(node):
         where = f"hydra.launcher.{key}"
-        # What an interpolation gives, a path, may hold more than what is written here.
-        dangerous = r"[\n\r;&|`$<>\\\"']" if written else r"[\n\r]"
+        # The folder of the run, which an interpolation gives, may hold more than what is written.
+        folder = key == "submitit_folder" and not written
+        dangerous = r"[\n\r]" if folder else r"[\n\r;&|`$<>\\\"']"
         if key not in known:
             errors.append(
                 f"{where}: may not be set from a config{did_you_mean(key, known)}; if you trust "
                 f"this config, set RLT_ALLOW={target} in the environment"
             )
+        elif not isinstance(value, str | int | float):
+            errors.append(f"{where}={value!r}: must be one value, text or a number")
         elif isinstance(value, str) and re.search(dangerous, value):
             errors.append(f"{where}={value!r}: has a character that a shell might act on")
     return errors
