@@ -21,16 +21,37 @@ class Allowed:
     name: str
     homes: tuple[str, ...]  # the resolved object must be defined in or below one of these modules
     classes_only: bool = True
+    but: tuple[str, ...] = ()  # except what is in or below these modules
 
     def names(self, target: str) -> bool:
         return fnmatch.fnmatchcase(target, self.name)
 
     def houses(self, module: str) -> bool:
-        return any(module == home or module.startswith(f"{home}.") for home in self.homes)
+        return _below(module, self.homes) and not self.excludes(module)
+
+    def excludes(self, name: str) -> bool:
+        return _below(name, self.but)
+
+
+def _below(name: str, modules: tuple[str, ...]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+# The program itself: what it runs, reads and reports is no part of a run.
+_PROGRAM = tuple(
+    f"rlt.{module}"
+    for module in (
+        *("stages", "report", "evaluation.worker", "evaluation.sandbox", "plugins"),
+        *("checks", "compose", "job", "main", "overrides", "reproduce", "run_folder", "runtime"),
+        *("signals", "sweeps", "targets", "verbs"),
+    )
+)
 
 
 ALLOWED = (
-    Allowed("rlt.*", ("rlt",)),  # no functions: some write files or build what they are given
+    Allowed(
+        "rlt.*", ("rlt",), but=_PROGRAM
+    ),  # no functions: some write files or build what they are given
     Allowed("rlt.tokenizers.*", ("rlt.tokenizers",), classes_only=False),
     Allowed("lightning.Trainer", ("lightning.pytorch.trainer",)),
     Allowed("lightning.pytorch.Trainer", ("lightning.pytorch.trainer",)),
@@ -54,6 +75,7 @@ ALLOWED = (
 ALLOWED_IN_HYDRA = (
     *ALLOWED,
     Allowed("hydra.experimental.callbacks.*", ("hydra.experimental.callbacks",)),
+    Allowed("rlt.report.sweep.CompareJobs", ("rlt.report.sweep",)),
     Allowed("hydra._internal.core_plugins.*", ("hydra._internal.core_plugins",)),
     Allowed("hydra_plugins.rlt_optuna.sweeper.OptunaSweeper", ("hydra_plugins.rlt_optuna",)),
     *(Allowed(name, (name.rpartition(".")[0],)) for name in LAUNCHERS),
@@ -110,6 +132,9 @@ def resolve_target(target: str, allowed: tuple[Allowed, ...] = ALLOWED) -> Calla
         )
     if any(part.startswith("_") and part != "_internal" for part in parts):
         raise ValueError("is not an allowed target; names that start with _ are refused")
+    entries = [entry for entry in entries if not entry.excludes(target)]
+    if not entries:
+        raise ValueError("is not an allowed target; it is the program's own, no part of a run")
     found = _import(parts)
     if not callable(found):
         raise ValueError(f"is a {type(found).__name__}, not a class or a function")

@@ -17,7 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from rlt.checks import check_hydra_node, check_schema_keys, check_targets
-from rlt.compose import check_before_hydra_acts
+from rlt.compose import check_before_hydra_acts, check_search_path
+from rlt.launchers import check_launcher
 from rlt.names import explain_struct_error, nearest
 from rlt.runtime import build, build_partial
 from rlt.targets import ConfigError, allowed_by_user, raise_if_any
@@ -189,20 +190,25 @@ def test_references_in_a_circle_end() -> None:
         ("rltx.Thing", "is not an allowed target; allowed: rlt.*"),
         ("rlt", "is not an allowed target; allowed: rlt.*"),
         ("rlt..checks", "is not an allowed target; allowed: rlt.*"),
-        ("rlt.targets.importlib.import_module", "it is really importlib.import_module"),
-        ("rlt.runtime.write_json", "below rlt.* only classes are"),
-        ("rlt.main.main", "below rlt.* only classes are"),
+        ("rlt.models.importlib.import_module", "it is really importlib.import_module"),
+        ("rlt.models.check_attention", "below rlt.* only classes are"),
+        ("rlt.runtime.write_json", "it is the program's own, no part of a run"),
+        ("rlt.main.main", "it is the program's own, no part of a run"),
+        ("rlt.stages.probe.StepClock", "it is the program's own, no part of a run"),
+        ("rlt.report.sweep.CompareJobs", "it is the program's own, no part of a run"),
+        ("rlt.sweeps.JobFailed", "it is the program's own, no part of a run"),
+        ("rlt.callbacks.checkpoint.RunFolder", ""),
         ("rlt.models.Pretrained.load", "below rlt.* only classes are"),
-        ("rlt.evaluation.worker.main", "below rlt.* only classes are"),
-        ("rlt.checks.re.compile", "it is really re.compile"),
+        ("rlt.evaluation.worker.main", "it is the program's own, no part of a run"),
+        ("rlt.models.re.compile", "it is really re.compile"),
         ("lightning.pytorch.callbacks.model_checkpoint.os.system", "it is really posix.system"),
         ("torch.optim.sgd.torch.load", "it is really torch.serialization.load"),
         ("torch.optim.lr_scheduler.partial", "it is really functools.partial"),
-        ("rlt.checks.check_targets.__globals__", "names that start with _ are refused"),
-        ("rlt.checks._import", "names that start with _ are refused"),
+        ("rlt.models.check_attention.__globals__", "names that start with _ are refused"),
+        ("rlt.models._ready", "names that start with _ are refused"),
         ("transformers.get_scheduler.mro", "cannot be imported: transformers.get_scheduler has no"),
-        ("rlt.checks", "is a module, not a class or a function"),
-        ("rlt.checks.ENVIRONMENT", "is a tuple, not a class or a function"),
+        ("rlt.models", "is a module, not a class or a function"),
+        ("rlt.models.ATTENTION", "is a tuple, not a class or a function"),
         ("rlt.algorithms.Algoritm", "rlt.algorithms has no 'Algoritm'; did you mean 'Algorithm'"),
         ("rlt.algoritms.Algorithm", "rlt has no 'algoritms'; did you mean 'algorithms'"),
         ("torch.optim.swa_utils.get_ema_avg_fn", "below torch.optim.* only classes are"),
@@ -545,13 +551,30 @@ SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
         ({"python": "/tmp/evil"}, "hydra.launcher.python: may not be set from a config"),
         ({"partition": "gpu\ntouch hostile"}, "has a character that a shell might act on"),
         ({"submitit_folder": "${bad}"}, "has a character that a shell might act on"),
+        ({"partition": "${shell}"}, "has a character that a shell might act on"),
+        ({"partition": ["gpu; touch hostile"]}, "must be one value, text or a number"),
         ({"partiton": "gpu"}, "did you mean 'partition'?"),
     ],
 )
 def test_what_a_launcher_may_not_be_told(values: dict[str, Any], message: str) -> None:
     launcher = {"_target_": SLURM, "partition": "gpu"} | values
-    errors = check_hydra_node(config({"launcher": launcher, "bad": "x\ntouch hostile"}))
+    node = {"launcher": launcher, "bad": "x\ntouch hostile", "shell": "gpu; touch hostile"}
+    errors = check_hydra_node(config(node))
     assert len(errors) == 1 and message in errors[0], errors
+
+
+def test_the_folder_of_a_launcher_may_have_any_name_in_one_line() -> None:
+    launcher = {"_target_": SLURM, "submitit_folder": "${dir}/.submitit/%j"}
+    assert check_hydra_node(config({"launcher": launcher, "dir": "it's & more"})) == []
+
+
+def test_a_config_does_not_choose_a_ray_cluster() -> None:
+    target = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
+    node = {"_target_": target, "ray": {"init": {"address": "ray://evil:10001", "num_cpus": 2}}}
+    (error,) = check_launcher(config(node))
+    assert error.startswith("hydra.launcher.ray.init.address: may not be set from a config")
+    file = Path(__file__).parents[2] / "conf" / "hydra" / "launcher" / "ray_cluster.yaml"
+    assert check_launcher(config(OmegaConf.load(file))) == []
 
 
 def test_a_launcher_that_the_user_trusts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -622,3 +645,29 @@ def test_a_sweep_goes_on_in_a_folder_of_any_name(
     (override,) = OverridesParser.create().parse_overrides(told[-1:])
     assert override.key_or_group == "output_dir" and not override.is_sweep_override()
     assert override.value() == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("place", ["pkg://hostile_package", "pkg://hostile_package/conf"])
+@pytest.mark.parametrize("where", ["command line", "added", "primary config", "config path"])
+def test_a_package_is_not_imported_for_its_configs(
+    place: str,
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    allow: Callable[[str], None],
+) -> None:
+    (tmp_path / "hostile_package" / "conf").mkdir(parents=True)
+    (tmp_path / "hostile_package" / "__init__.py").touch()
+    (tmp_path / "mine.yaml").write_text(f"defaults: [config]\nhydra: {{searchpath: ['{place}']}}")
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = {
+        "command line": [f"hydra.searchpath=[{place}]"],
+        "added": [f"+hydra.searchpath=[{place}]"],
+        "primary config": [f"--config-dir={tmp_path}", "--config-name=mine"],
+        "config path": [f"--config-path={place}"],
+    }[where]
+    with pytest.raises(ValueError, match="give the folder, file:///path/to/configs, or set RLT_A"):
+        check_before_hydra_acts(arguments)
+    assert "hostile_package" not in sys.modules
+    allow("hostile_package.*")
+    check_search_path([place, f"file://{tmp_path}"])
