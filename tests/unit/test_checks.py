@@ -197,7 +197,7 @@ def test_references_in_a_circle_end() -> None:
         ("rlt.stages.probe.StepClock", "it is the program's own, no part of a run"),
         ("rlt.report.sweep.CompareJobs", "it is the program's own, no part of a run"),
         ("rlt.sweeps.JobFailed", "it is the program's own, no part of a run"),
-        ("rlt.callbacks.checkpoint.RunFolder", ""),
+        ("rlt.evaluation.graders.Sandbox", "it is really rlt.evaluation.sandbox.Sandbox"),
         ("rlt.models.Pretrained.load", "below rlt.* only classes are"),
         ("rlt.evaluation.worker.main", "it is the program's own, no part of a run"),
         ("rlt.models.re.compile", "it is really re.compile"),
