@@ -49,9 +49,8 @@ _PROGRAM = tuple(
 
 
 ALLOWED = (
-    Allowed(
-        "rlt.*", ("rlt",), but=_PROGRAM
-    ),  # no functions: some write files or build what they are given
+    # No functions: some write files or build what they are given.
+    Allowed("rlt.*", ("rlt",), but=_PROGRAM),
     Allowed("rlt.tokenizers.*", ("rlt.tokenizers",), classes_only=False),
     Allowed("lightning.Trainer", ("lightning.pytorch.trainer",)),
     Allowed("lightning.pytorch.Trainer", ("lightning.pytorch.trainer",)),
