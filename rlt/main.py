@@ -65,9 +65,10 @@ def run(cfg: DictConfig, run_dir: Path, facts: dict[str, Any] | None = None) -> 
 def _asked(cfg: DictConfig) -> dict[str, Any]:
     """How Hydra was asked for this job: what its manifest is told of it."""
     asked = HydraConfig.get().overrides
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     overrides = list(asked.task)
-    command = [*asked.hydra, *overrides] if multirun else sys.argv[1:]
+    # A launcher's own process has another command line.
+    here = not overrides or any(one in sys.argv[1:] for one in overrides)
+    command = sys.argv[1:] if here else [*asked.hydra, *overrides]
     return {"command": command, "overrides": overrides, **_changed(cfg)}
 
 
