@@ -46,9 +46,10 @@ def run_stage(
         require_device(cfg)
         prepare(cfg)
     inputs: dict[str, str] = {}  # of a pipeline its steps have their own
-    if cfg.stage != "pipeline":
-        if key is None:
-            check_values(cfg)
+    if key is None and cfg.stage != "pipeline":
+        check_values(cfg)
+        inputs = input_fingerprints(cfg)
+    elif key is not None and not (run_dir / "metrics.json").is_file():  # a step still to be made
         inputs = input_fingerprints(cfg)
     facts = {"code": code_digest(), **(facts or {})}
     with _in_one_line(run_dir):

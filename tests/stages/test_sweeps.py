@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,7 @@ def test_jobs_of_a_ray_cluster_on_this_machine(tmp_path: Path) -> None:
     assert [job["status"] for job in jobs] == ["finished", "finished"]
 
 
-def kill_when(arguments: list[str], cwd: Path, when) -> None:  # type: ignore[no-untyped-def]
+def kill_when(arguments: list[str], cwd: Path, when: Callable[[], bool]) -> None:
     """Start a sweep and kill it, by SIGKILL; its job's process then ends by itself."""
     process = subprocess.Popen(
         rlt_command(arguments), cwd=cwd, env=rlt_environment(),

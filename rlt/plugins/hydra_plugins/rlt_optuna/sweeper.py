@@ -1,8 +1,8 @@
 """A Hydra sweeper on a study that is kept: stopped and started again, it goes on where it was.
 
 The values of a trial make its job's folder, so a trial that was under way goes on from its last
-checkpoint. A failed trial is told to the study as such, with its reason; it stops nothing. (The
-published hydra-optuna-sweeper takes Optuna below 3 alone, begins all its trials anew, and ends on
+checkpoint. A failed trial is told to the study as such, and stops nothing; why it failed stands in
+the sweep's jobs.jsonl. (The published hydra-optuna-sweeper takes Optuna below 3 alone, begins all its trials anew, and ends on
 a trial without a number.)
 """
 
@@ -111,10 +111,9 @@ class OptunaSweeper(Sweeper):
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         checking = bool(self.config.get("check"))  # one trial of no study: nothing is written
+        folder = Path(self.config.hydra.sweep.dir)
         if not checking:
-            folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.config, folder / "multirun.yaml")
         study = optuna.create_study(
             storage=None if checking else self.storage,
             study_name=self.study_name,
@@ -122,6 +121,8 @@ class OptunaSweeper(Sweeper):
             load_if_exists=True,
         )
         self._require_the_same(study, fixed)
+        if not checking:  # the command of a study that it goes on with, or begins
+            OmegaConf.save(self.config, folder / "multirun.yaml")
         errors: list[BaseException] = []
         states = optuna.trial.TrialState
         while True:
