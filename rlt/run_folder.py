@@ -203,7 +203,7 @@ class RunFolder:
             "seed": cfg.seed,
             "cwd": os.getcwd(),
             "began": [*self.manifest.get("began", []), _now()],
-            "inputs": inputs,
+            "inputs": inputs or self.manifest.get("inputs", {}),
             **environment(),
             **facts,
         }

@@ -2,8 +2,8 @@
 
 The values of a trial make its job's folder, so a trial that was under way goes on from its last
 checkpoint. A failed trial is told to the study as such, and stops nothing; why it failed stands in
-the sweep's jobs.jsonl. (The published hydra-optuna-sweeper takes Optuna below 3 alone, begins all its trials anew, and ends on
-a trial without a number.)
+the sweep's jobs.jsonl. (The published hydra-optuna-sweeper takes Optuna below 3 alone, begins all
+its trials anew, and ends on a trial without a number.)
 """
 
 import logging
