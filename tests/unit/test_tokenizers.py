@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -29,8 +29,7 @@ COMPACT = PromptStyle(
 
 @given(st.text())
 def test_bytes_are_tokens(text: str) -> None:
-    if any(tag in text for tag in BYTES.all_special_tokens):
-        return
+    assume(not any(tag in text for tag in BYTES.get_added_vocab()))
     ids = BYTES(text, add_special_tokens=False)["input_ids"]
     assert len(ids) == len(text.encode())
     assert BYTES.decode(ids, clean_up_tokenization_spaces=False) == text
