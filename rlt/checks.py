@@ -5,8 +5,8 @@ when that object is built, perhaps after a model was loaded. Here every `_target
 allow-list below, and live where it claims to live, and every key beside it must be a parameter of
 its signature. Parameters that are supplied at run time may be absent from the config.
 
-Runs at the start of every `rlt` command. Hydra acts on its own node before the program starts, so
-`rlt.main` composes it once more beforehand, for this check. No torch import here.
+Runs at the start of every `rlt` command; `rlt.hydra_node` checks Hydra's own node. No torch import
+here.
 """
 
 import inspect
@@ -19,53 +19,22 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf, grammar_parser
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
 
-from rlt.launchers import check_launcher
 from rlt.names import did_you_mean, nearest
-from rlt.targets import (
-    ALLOWED,
-    ALLOWED_IN_HYDRA,
-    Allowed,
-    allowed_by_user,
-    resolve_target,
-)
+from rlt.targets import ALLOWED, Allowed, allowed_by_user, resolve_target
 
 PARTS = ("callbacks", "terms")  # mappings of names to parts that are built, or null
 WHOLE_RUN_GROUPS = ("experiment", "sweep", "debug")  # chosen like keys of the root, but none
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
-LOGGING_CLASSES = (
-    "logging.Formatter",
-    "logging.StreamHandler",
-    "logging.FileHandler",
-    "logging.NullHandler",
-    "logging.handlers.RotatingFileHandler",
-    "rich.logging.RichHandler",
-    "colorlog.ColoredFormatter",
-)
-LOG_FILE = (
-    r"\$\{hydra\.(runtime\.output_dir|sweep\.dir)\}/"
-    r"(?!.*\.\.)([\w./-]|\$\{hydra\.job\.name\})*\.log"
-)
-LOGGING_OBJECTS = ("ext://sys.stdout", "ext://sys.stderr")
-# Not among them: what makes a process load code (LD_PRELOAD, PYTHONPATH, NCCL_NET_PLUGIN, PATH …).
-ENVIRONMENT = (
-    *("CUBLAS_WORKSPACE_CONFIG", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"),
-    *("HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
-    *("HYDRA_FULL_ERROR", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"),
-    *("NCCL_DEBUG", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_SOCKET_IFNAME"),
-    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TRANSFORMERS_OFFLINE"),
-)
-
-
 def check_targets(cfg: DictConfig) -> list[str]:
     """Every `_target_` of `cfg` allowed and importable, its keys known, and nothing left at ???."""
     errors: list[str] = []
     allowed = (*ALLOWED, *allowed_by_user())
-    for path, value in _walk(cfg, "", errors):
-        errors += _check_resolvers(value, path)
+    for path, value in walk(cfg, "", errors):
+        errors += check_resolvers(value, path)
         if isinstance(value, DictConfig):
-            errors += _check_node(value, path, allowed)
+            errors += check_node(value, path, allowed)
             if path.rpartition(".")[2] in PARTS:
                 errors += _check_parts(value, path)
     return errors
@@ -78,57 +47,17 @@ def check_resolved(node: DictConfig, path: str) -> list[str]:
     """
     errors: list[str] = []
     allowed = (*ALLOWED, *allowed_by_user())
-    for where, value in _walk(node, path, errors=None):
+    for where, value in walk(node, path, errors=None):
         if not isinstance(value, DictConfig | ListConfig):
             continue
         keys: Iterable[Any] = value if isinstance(value, DictConfig) else range(len(value))
         errors += [
-            f"{_join(where, key)}: gives another interpolation, which is not resolved; write it out"
+            f"{join(where, key)}: gives another interpolation, which is not resolved; write it out"
             for key in keys
             if OmegaConf.is_interpolation(value, key)
         ]
         if isinstance(value, DictConfig):
-            errors += _check_node(value, where, allowed)
-    return errors
-
-
-def check_hydra_node(hydra_cfg: DictConfig) -> list[str]:
-    """The same for the node `hydra`, whose loggers, callbacks and environment run code as well.
-
-    Values that Hydra fills in later (???, and what refers to them) are none of its errors.
-    """
-    errors: list[str] = []
-    allowed = (*ALLOWED_IN_HYDRA, *allowed_by_user())
-    for path, value in _walk(hydra_cfg, "hydra", errors=None):
-        errors += _check_resolvers(value, path)
-        if isinstance(value, DictConfig):
-            errors += _check_node(value, path, allowed)
-    for name in ("job_logging", "hydra_logging"):
-        node = hydra_cfg.get(name)
-        if isinstance(node, DictConfig):
-            # by itself, so that what it refers to is seen as a part of it
-            for path, value in _walk(node, f"hydra.{name}", errors=None):
-                errors += _check_logging(path, value)
-    job_name = OmegaConf.select(hydra_cfg, "job.name", throw_on_resolution_failure=False)
-    if re.search(r"[/\\$]", str(job_name)):
-        errors.append(f"hydra.job.name={job_name}: a log file is named so; use no / \\ or $")
-    launcher = hydra_cfg.get("launcher")
-    if isinstance(launcher, DictConfig) and not any(
-        entry.names(str(launcher.get("_target_"))) for entry in allowed_by_user()
-    ):
-        errors += check_launcher(launcher)
-    for key in hydra_cfg.get("sweeper", {}).get("params") or {}:
-        if str(key).lstrip("+~").partition(".")[0].partition("/")[0] == "hydra":
-            errors.append(
-                f"hydra.sweeper.params.{key}: Hydra's own settings may not be swept over, as a "
-                "job acts on them before they are checked; set them for the whole sweep"
-            )
-    for name in hydra_cfg.get("job", {}).get("env_set", {}):
-        if name not in ENVIRONMENT:
-            errors.append(
-                f"hydra.job.env_set.{name}: this environment variable may not be set from a config"
-                f"{did_you_mean(str(name), ENVIRONMENT)}; set it in the shell if you need it"
-            )
+            errors += check_node(value, where, allowed)
     return errors
 
 
@@ -138,7 +67,7 @@ def check_schema_keys(cfg: DictConfig, schema: type[Any], path: str = "") -> lis
     known = sorted(types)
     meant = known if path else [*known, *WHOLE_RUN_GROUPS]
     errors = [
-        f"{_join(path, key)}: no such key{did_you_mean(key, meant)}; valid: {', '.join(known)}"
+        f"{join(path, key)}: no such key{did_you_mean(key, meant)}; valid: {', '.join(known)}"
         for key in map(str, cfg)
         if key not in known
     ]
@@ -147,10 +76,10 @@ def check_schema_keys(cfg: DictConfig, schema: type[Any], path: str = "") -> lis
     for key, kind in types.items():
         child = cfg.get(key) if key in cfg and not OmegaConf.is_missing(cfg, key) else None
         if isinstance(child, DictConfig):
-            below = [(_join(path, key), child)]
+            below = [(join(path, key), child)]
             if get_origin(kind) is dict:
                 kind = get_args(kind)[1]
-                below = [(f"{_join(path, key)}.{name}", child[name]) for name in map(str, child)]
+                below = [(f"{join(path, key)}.{name}", child[name]) for name in map(str, child)]
             if is_dataclass(kind):
                 for where, node in below:
                     errors += check_schema_keys(node, cast("type[Any]", kind), where)
@@ -160,7 +89,7 @@ def check_schema_keys(cfg: DictConfig, schema: type[Any], path: str = "") -> lis
 # --- walking ------------------------------------------------------------------------------------
 
 
-def _walk(
+def walk(
     root: DictConfig | ListConfig, path: str, errors: list[str] | None
 ) -> Iterator[tuple[str, Any]]:
     """Every value below and including `root`, resolved, once, under the path it is written at.
@@ -185,7 +114,7 @@ def _walk(
         children: list[tuple[str, Any]] = []
         keys: Iterable[Any] = value if isinstance(value, DictConfig) else range(len(value))
         for key in keys:
-            child = _join(path, key)
+            child = join(path, key)
             if OmegaConf.is_missing(value, key):
                 if errors is not None:
                     errors.append(
@@ -203,7 +132,7 @@ def _walk(
         here += reversed(children)
 
 
-def _join(path: str, key: object) -> str:
+def join(path: str, key: object) -> str:
     if isinstance(key, int):
         return f"{path}[{key}]"
     return f"{path}.{key}" if path else str(key)
@@ -212,16 +141,16 @@ def _join(path: str, key: object) -> str:
 # --- one node -----------------------------------------------------------------------------------
 
 
-def _check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> list[str]:
+def check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> list[str]:
     keys = [key for key in node if key not in HYDRA_KEYS]
     errors = [
-        f"{_join(path, key)}: no such Hydra key{did_you_mean(str(key), HYDRA_KEYS)}"
+        f"{join(path, key)}: no such Hydra key{did_you_mean(str(key), HYDRA_KEYS)}"
         for key in keys
         if re.fullmatch(r"_\w+_", str(key)) and nearest(str(key), HYDRA_KEYS)
     ]
     if "_target_" not in node or OmegaConf.is_missing(node, "_target_"):
         return errors
-    where = _join(path, "_target_")
+    where = join(path, "_target_")
     if OmegaConf.is_interpolation(node, "_target_"):  # it might say something else when it is built
         return [*errors, f"{where}: must be written out, not be an interpolation"]
     target = node["_target_"]
@@ -242,13 +171,13 @@ def _check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> li
     for key in keys:
         if key not in accepted:
             errors.append(
-                f"{_join(path, key)}: {target} has no parameter {str(key)!r}"
+                f"{join(path, key)}: {target} has no parameter {str(key)!r}"
                 f"{did_you_mean(str(key), accepted)}; accepted: {', '.join(accepted) or 'none'}"
             )
     return errors
 
 
-def _check_resolvers(node: Any, path: str) -> list[str]:
+def check_resolvers(node: Any, path: str) -> list[str]:
     """Values that may be others when they are used than when they are checked.
 
     A mapping that a resolver makes is made anew at each look, a resolver whose name is computed may
@@ -264,18 +193,18 @@ def _check_resolvers(node: Any, path: str) -> list[str]:
         if not isinstance(raw, str) or "${" not in raw:
             continue
         if _computes_a_resolver(raw):
-            errors.append(f"{_join(path, key)}={raw}: the name of a resolver must be written out")
+            errors.append(f"{join(path, key)}={raw}: the name of a resolver must be written out")
             continue
         try:
             made = node[key]
         except OmegaConfBaseException:
             continue
         if isinstance(made, str) and "${" in made:
-            errors.append(f"{_join(path, key)}={raw}: must not give another interpolation")
+            errors.append(f"{join(path, key)}={raw}: must not give another interpolation")
         # a colon: by a resolver
         if ":" in raw and isinstance(made, DictConfig | ListConfig | dict | list):
             errors.append(
-                f"{_join(path, key)}={raw}: a resolver may give a plain value, no mapping and "
+                f"{join(path, key)}={raw}: a resolver may give a plain value, no mapping and "
                 "no list; write it out"
             )
     return errors
@@ -300,41 +229,7 @@ def _check_parts(node: DictConfig, path: str) -> list[str]:
     named = [str(key) for key in node if isinstance(node[key], DictConfig)]
     parts = [key for key in named if "_target_" in node[key]]
     return [
-        f"{_join(path, key)}: no such part{did_you_mean(key, parts)}; a new one needs a _target_"
+        f"{join(path, key)}: no such part{did_you_mean(key, parts)}; a new one needs a _target_"
         for key in named
         if key not in parts
     ]
-
-
-def _check_logging(path: str, value: Any) -> list[str]:
-    """logging.config calls classes and factories, and imports whatever stands after ext://."""
-    if isinstance(value, DictConfig):
-        return _check_handler(path, value)
-    key = path.rpartition(".")[2]
-    if key in ("class", "()"):
-        if value in LOGGING_CLASSES:
-            return []
-        return [f"{path}={value}: is not allowed here; allowed: {', '.join(LOGGING_CLASSES)}"]
-    if isinstance(value, str) and re.match(r"\s*(ext|cfg)://", value):
-        if value in LOGGING_OBJECTS:
-            return []
-        return [f"{path}={value}: is not allowed here; allowed: {', '.join(LOGGING_OBJECTS)}"]
-    return []
-
-
-def _check_handler(path: str, node: DictConfig) -> list[str]:
-    """What a logging class is, and the file that it writes, as they are written in the config."""
-    errors = [
-        f"{_join(path, key)}: must be written out, not be an interpolation"
-        for key in ("class", "()")
-        if key in node and OmegaConf.is_interpolation(node, key)
-    ]
-    if "." in node:  # attributes that logging.config sets afterwards, such as the file's name
-        errors.append(f"{path}['.']: is not allowed here")
-    child = node._get_node("filename") if "filename" in node else None
-    if isinstance(child, Node) and not re.fullmatch(LOG_FILE, str(child._value())):
-        errors.append(
-            f"{_join(path, 'filename')}={child._value()}: must be a .log file below the run's "
-            "folder, such as ${hydra.runtime.output_dir}/more.log"
-        )
-    return errors

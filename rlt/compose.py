@@ -81,7 +81,7 @@ def check_before_hydra_acts(arguments: list[str]) -> None:
         HydraException: it does not compose.
         ValueError: it would run code, or set a variable, that is not allowed.
     """
-    from rlt.checks import check_hydra_node
+    from rlt.hydra_node import check_hydra_node
     from rlt.targets import raise_if_any
 
     options = get_args_parser().parse_args(arguments)
@@ -111,7 +111,8 @@ def _all_errors(
     loader: ConfigLoaderImpl, name: str, overrides: list[str], arguments: list[str]
 ) -> list[str]:
     """Everything that is wrong with overrides that do not compose, and with what is left."""
-    from rlt.checks import check_hydra_node, check_schema_keys, check_targets
+    from rlt.checks import check_schema_keys, check_targets
+    from rlt.hydra_node import check_hydra_node
     from rlt.overrides import composition_errors
 
     refused, cfg = composition_errors(loader, name, overrides)

@@ -105,7 +105,7 @@ def _changed(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _task(cfg: DictConfig) -> dict[str, float]:
-    from rlt.checks import check_hydra_node
+    from rlt.hydra_node import check_hydra_node
     from rlt.targets import raise_if_any
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)

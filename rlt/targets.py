@@ -42,8 +42,8 @@ _PROGRAM = tuple(
     f"rlt.{module}"
     for module in (
         *("stages", "report", "evaluation.worker", "evaluation.sandbox", "plugins"),
-        *("checks", "compose", "job", "main", "overrides", "reproduce", "run_folder", "runtime"),
-        *("signals", "sweeps", "targets", "verbs"),
+        *("checks", "compose", "hydra_node", "job", "main", "overrides", "reproduce", "run_folder"),
+        *("runtime", "signals", "sweeps", "targets", "verbs"),
     )
 )
 

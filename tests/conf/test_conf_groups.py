@@ -9,8 +9,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from rlt.checks import check_hydra_node, check_schema_keys, check_targets
+from rlt.checks import check_schema_keys, check_targets
 from rlt.compose import config_dir
+from rlt.hydra_node import check_hydra_node
 from rlt.main import run
 from rlt.schema import STAGES
 from rlt.stages.projection import check_all

@@ -16,8 +16,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.checks import check_hydra_node, check_schema_keys, check_targets
+from rlt.checks import check_schema_keys, check_targets
 from rlt.compose import check_before_hydra_acts, check_search_path
+from rlt.hydra_node import check_hydra_node
 from rlt.launchers import check_launcher
 from rlt.names import explain_struct_error, nearest
 from rlt.runtime import build, build_partial
