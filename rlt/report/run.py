@@ -6,9 +6,10 @@ from statistics import fmean
 from typing import Any
 
 from rlt.evaluation.benchmark import AnswerRecord
+from rlt.report.curves import plot_curves
 from rlt.report.folder import Run
 from rlt.report.html import write_html
-from rlt.report.plots import plot_curves, plot_histograms
+from rlt.report.plots import plot_histograms
 from rlt.report.results import result_lines
 from rlt.report.text import (
     duration,

@@ -22,8 +22,8 @@ from rlt.report import (
     write_pipeline_report,
     write_report,
 )
+from rlt.report.curves import moving_average
 from rlt.report.folder import Run, read_jsonl
-from rlt.report.plots import moving_average
 from rlt.report.results import result_lines
 from rlt.report.run import metrics_table
 from rlt.report.text import duration, fenced, heading, metric_value, number, table
