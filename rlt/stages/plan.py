@@ -5,44 +5,30 @@ arithmetic, whether sequences fit the models' contexts and training this machine
 on a hub that cannot be reached is named as not checked.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from rlt.data.datamodule import total_steps
-from rlt.data.prompts import Views
-from rlt.data.records import Problem
 from rlt.report.study import Measure, read_study
-from rlt.runtime import build, config_key
-from rlt.stages.common import FIRST_LOOK, require_same_tokenizer, source_of
+from rlt.runtime import config_key
+from rlt.stages.common import require_same_tokenizer
 from rlt.stages.distill import check_explanations
-from rlt.stages.estimate import (
-    Shape,
-    shape_of,
-)
-from rlt.stages.evaluate import check_contamination
+from rlt.stages.estimate import Shape
 from rlt.stages.examples import require_explanations
+from rlt.stages.inputs import Seen, has_grader, model_name, read_problems, shape_for, views_for
 from rlt.stages.probe import measure
 from rlt.stages.projection import check_all
-from rlt.stages.score import check_score, explained
+from rlt.stages.score import check_score
 from rlt.stages.size import measured_lengths, memory_in_words, reads_traces, steps_or_batches
 from rlt.stages.teacher_rl import check_student_choice
 from rlt.stages.values import check_values
 from rlt.traces import find_traces
-
-log = logging.getLogger(__name__)
 
 _RUN = ("config.yaml", "manifest.json", "metrics.json", "report.md", "report.html")
 _TRAINED = (*_RUN, "model/", "checkpoints/")
@@ -58,7 +44,6 @@ ARTEFACT_FILES = {  # stage → what it leaves in its folder
     "compare": _RUN,
 }
 _EXPLAINED = ("pretrain", "teacher_sft")  # stages that learn from the data's own explanations
-Seen = dict[str, Any]  # what other steps have read already: problems, tokenizers
 
 
 def print_plan(cfg: DictConfig, run_dir: Path) -> None:
@@ -88,9 +73,12 @@ def print_plan(cfg: DictConfig, run_dir: Path) -> None:
             made_here = dict(cfg.steps[row.name].needs) if cfg.stage == "pipeline" else {}
             told = measure(steps[row.name], made_here, row.steps)
             console.print(f"{row.name} {told}", soft_wrap=True)
+    if cfg.stage == "pipeline":
+        console.print(
+            f"the pipeline leaves in {run_dir}: {', '.join(_RUN)}, steps/", soft_wrap=True
+        )
     console.print(
-        f"writes to {run_dir}" + (f" and {cfg.store_dir}" if cfg.stage == "pipeline" else ""),
-        f"\nconfig {config_key(cfg)} is sound; "
+        f"config {config_key(cfg)} is sound; "
         + ("nothing was kept" if cfg.probe else "nothing was loaded or written"),
     )
 
@@ -151,23 +139,23 @@ def check_stage(name: str, cfg: DictConfig, made_here: Mapping[str, str], seen: 
     if cfg.stage == "score":
         check_score(cfg)
     parts = check_values(cfg)
-    if "reward" in parts and parts["reward"].correctness is not None and not _grader(cfg):
+    if "reward" in parts and parts["reward"].correctness is not None and not has_grader(cfg):
         raise ValueError("this reward verifies answers: set data.grader (it is null)")
-    if cfg.stage == "student_rl" and not _grader(cfg):
+    if cfg.stage == "student_rl" and not has_grader(cfg):
         raise ValueError("student RL verifies answers: set data.grader (it is null)")
     tokenizers = []
     shapes: dict[str, Shape] = {}
     for role in ("teacher", "student"):
         if cfg.get(role) is not None:
-            views, why = _views(cfg, role, parts["prompt"], made_here, seen)
-            shape = _shape(cfg, role, made_here, seen)
+            views, why = views_for(cfg, role, parts["prompt"], made_here, seen)
+            shape = shape_for(cfg, role, made_here, seen)
             size = f", {shape.parameters / 1e6:,.1f} M parameters" if shape is not None else ""
-            reads.append(f"{role}: {_model_name(cfg, role, made_here)}{size}{why}")
+            reads.append(f"{role}: {model_name(cfg, role, made_here)}{size}{why}")
             shapes |= {role: shape} if shape is not None else {}
             tokenizers += [views.tokenizer] if views is not None else []
     if len(tokenizers) == 2:
         require_same_tokenizer(*tokenizers)
-    problems, held_out, counted = _problems(cfg, views, seen)
+    problems, held_out, counted = read_problems(cfg, views, seen)
     reads.append(counted)
     train = None if problems is None else len(problems)
     reads_explanations = cfg.get("explanations") == "data" or cfg.stage in _EXPLAINED
@@ -198,109 +186,6 @@ def check_stage(name: str, cfg: DictConfig, made_here: Mapping[str, str], seen: 
             warnings += warning
     return Row(
         name, cfg.stage, "\n".join(reads), "\n".join(does), warnings, steps_or_batches(cfg, train)
-    )
-
-
-def _shape(cfg: DictConfig, role: str, made_here: Mapping[str, str], seen: Seen) -> Shape | None:
-    """Sizes of a role's model; of one that an earlier step makes, those of what it starts from."""
-    source = source_of(cfg, role) if f"{role}_path" not in made_here else build(cfg[role])
-    key = f"shape of {source}"
-    if key not in seen:
-        try:
-            seen[key] = shape_of(source)
-        except OSError as error:
-            log.debug("%s: %s", role, error)
-            seen[key] = None
-    shape: Shape | None = seen[key]
-    return shape
-
-
-def _grader(cfg: DictConfig) -> bool:
-    return cfg.data is not None and cfg.data.grader is not None
-
-
-def _model_name(cfg: DictConfig, role: str, made_here: Mapping[str, str]) -> str:
-    if f"{role}_path" in made_here:
-        return f"from {made_here[f'{role}_path']}"
-    node = cfg[role]
-    default = node.get("path") or node.get("package") or node["_target_"].rpartition(".")[2]
-    return str(cfg.get(f"{role}_path") or default)
-
-
-def _views(
-    cfg: DictConfig, role: str, style: Any, made_here: Mapping[str, str], seen: Seen
-) -> tuple[Any, str]:
-    """Views with the role's tokenizer, or None and why there is none to look at."""
-    source = source_of(cfg, role) if f"{role}_path" not in made_here else build(cfg[role])
-    node = OmegaConf.to_yaml(cfg[role], resolve=True)
-    key = f"{node} at {cfg.get(f'{role}_path') if f'{role}_path' not in made_here else None}"
-    try:
-        if key not in seen:
-            seen[key] = source.tokenizer()
-        return Views(style, seen[key]), ""
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and not getattr(source, "path", "").count("/") == 1:
-            raise
-        if (refusal := _refusal(error)) is not None:
-            raise ValueError(
-                f"{role}.path={source.path}: the hub has no such model ({refusal})"
-            ) from error
-        log.debug("tokenizer: %s", error)
-        return None, " (hub not reached: tokenizer not checked)"
-
-
-def _refusal(error: BaseException | None) -> str | None:
-    """What the hub answered, if it was reached and had no such repository, file or revision."""
-    missing = RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError
-    while error is not None:
-        if isinstance(error, LocalEntryNotFoundError):
-            return None  # it was not reached: a subclass of the next
-        if isinstance(error, missing):
-            return type(error).__name__
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _problems(
-    cfg: DictConfig, views: Any, seen: Seen
-) -> tuple[list[Problem] | None, list[Problem], str]:
-    """Training problems (or questions), those held out, and a line about what was read."""
-    wanted = cfg.benchmark if cfg.stage == "evaluate" else cfg.data
-    node = OmegaConf.to_yaml(wanted, resolve=True) if wanted is not None else str(cfg.traces)
-    node += OmegaConf.to_yaml(cfg.get("trained_on") or {}, resolve=True)
-    if node not in seen:
-        seen[node] = _read_problems(cfg, views)
-    problems, held_out, counted = seen[node]
-    return problems, held_out, counted
-
-
-def _read_problems(cfg: DictConfig, views: Any) -> tuple[list[Problem] | None, list[Problem], str]:
-    forbidden = views.forbidden if views is not None else build(cfg.prompt).forbidden
-    count = views.count_tokens if views is not None else len
-    try:
-        if cfg.stage == "evaluate":
-            benchmark = build(cfg.benchmark)
-            questions = benchmark.load(build(cfg.prompt).forbidden, count)
-            if views is not None:
-                check_contamination(cfg, views, questions)
-            return questions, [], f"benchmark {benchmark.name}: {len(questions)} questions"
-        data = explained(cfg) if cfg.stage == "score" else build(cfg.data)
-        split = data.load(forbidden, count)
-        for problem in split.train[:FIRST_LOOK] if views is not None else ():
-            views.teacher_prompt(problem)  # a tokenizer that cannot read them is told here
-    except ValueError as error:
-        if not isinstance(error.__cause__, ConnectionError):
-            raise
-        name = f"benchmark {cfg.benchmark.name}" if cfg.stage == "evaluate" else "data"
-        return None, [], f"{name}: hub not reached, not checked"
-    bad = sum(split.report["bad"].values())
-    return (
-        split.train,
-        split.validation,
-        (
-            f"data: {len(split.train)} training, {len(split.validation)} held out"
-            + (f", {bad} broken rows skipped" if bad else "")
-        ),
     )
 
 

@@ -238,9 +238,7 @@ def test_a_sweep_needs_no_flag_and_names_folders_by_what_differs(tmp_path: Path)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for seed in (3, 4):
-        assert f"writes to {tmp_path}/sweep/reward=rlt,seed={seed}\n" in done.stdout.replace(
-            " \n", "\n"
-        )
+        assert f"teacher_rl leaves in {tmp_path}/sweep/reward=rlt,seed={seed}: " in done.stdout
 
 
 def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:

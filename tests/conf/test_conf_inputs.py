@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 from omegaconf import DictConfig
 
 from rlt import compose, main
-from rlt.stages.plan import _refusal
+from rlt.stages.inputs import hub_refusal
 from rlt.stages.projection import input_fingerprints
 
 Composed = Callable[..., DictConfig]
@@ -36,12 +36,12 @@ def test_a_hub_that_refuses_is_told_from_one_that_is_not_reached() -> None:
         return error
 
     missing = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
-    assert _refusal(caused(missing)) == "RepositoryNotFoundError"
+    assert hub_refusal(caused(missing)) == "RepositoryNotFoundError"
     offline = LocalEntryNotFoundError.__new__(LocalEntryNotFoundError)
-    assert _refusal(caused(offline)) is None
-    assert _refusal(caused(ConnectionError())) is None
+    assert hub_refusal(caused(offline)) is None
+    assert hub_refusal(caused(ConnectionError())) is None
     overloaded = HfHubHTTPError.__new__(HfHubHTTPError)  # a 503 says nothing of the model
-    assert _refusal(caused(overloaded)) is None
+    assert hub_refusal(caused(overloaded)) is None
 
 
 @pytest.mark.parametrize("arguments", [["--help"], []])
