@@ -1,14 +1,17 @@
 """`check=true probe=true`: the first steps of a stage, really run, for their time and memory.
 
-A process of its own runs the stage on the real model in a temporary folder and stops after two
-steps (RL: of as few problems as an update needs) or two batches; the second is timed. Nothing is
-kept. Where an earlier step of a pipeline will make the model, the one that it starts from stands
-in: it is of the same shape.
+A process of its own runs the stage on the real model in a temporary folder, until a few seconds of
+steps or batches were seen; the first, which warms up, is left out of the median. RL is tried with
+as few problems as an update needs, then with more for as long as that takes no time, as a part of a
+step tells a whole one's seconds the better the larger it is. Nothing is kept. Where an earlier step
+of a pipeline will make the model, the one that it starts from stands in: it is of the same shape.
 """
 
+import contextlib
 import logging
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,7 +26,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rlt.runtime import peak_memory_bytes, read_json, write_json
 from rlt.stages.estimate import TRAINED, gigabytes
 
-_STEPS = 2
+_AT_MOST = 20  # steps or batches
+_ENOUGH = 5.0  # seconds, once there are two
+_SHORT = 1.0  # seconds: a part of an RL step that takes less is tried larger
+_GROWTH = 8
 # Key that limits what a stage without a Trainer reads → key of its batch size.
 _LIMITS = {
     "collect": ("max_problems", "problems_per_batch"),
@@ -37,42 +43,54 @@ class _Measured(Exception):
     """Enough was seen."""
 
 
+class _Clock:
+    """Seconds of each step or batch so far, and of its phases."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def add(self, seconds: float, phases: dict[str, float] | None = None) -> None:
+        """Raises _Measured when that is enough."""
+        self.seen.append({"whole": seconds, **(phases or {})})
+        total = sum(one["whole"] for one in self.seen)
+        if len(self.seen) > 1 and (total > _ENOUGH or len(self.seen) == _AT_MOST):
+            raise _Measured
+
+    def medians(self) -> dict[str, float]:
+        """Of all but the first, if there are more."""
+        later = self.seen[1:] or self.seen
+        return {key: statistics.median(one[key] for one in later) for key in later[0]}
+
+
 class StepClock(L.Callback):
-    """Times training steps, writes the last one's seconds and the peak of memory, and stops.
+    """Times training steps, and stops when enough were seen."""
 
-    Raises:
-        _Measured: after the last step.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, clock: _Clock) -> None:
+        self.clock = clock
         self.started = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.started = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
-    ) -> None:
-        if index + 1 < _STEPS:
-            return
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         phases = {
             key.removeprefix("time/train_").removesuffix("_seconds"): float(value)
             for key, value in trainer.callback_metrics.items()
             if key.startswith("time/train_") and key.endswith("_seconds")
         }
-        _write(self.file, time.perf_counter() - self.started, phases)
-        raise _Measured
+        self.clock.add(time.perf_counter() - self.started, phases)
 
 
 class _BatchClock(logging.Handler):
-    """Takes the seconds of the last batch from what `in_batches` logs."""
+    """Takes the seconds of each batch from what `in_batches` logs."""
 
-    seconds = 0.0
+    def __init__(self, clock: _Clock) -> None:
+        super().__init__(logging.DEBUG)
+        self.clock = clock
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.msg == "batch %d took %.4f seconds" and isinstance(record.args, tuple):
-            self.seconds = float(str(record.args[1]))
+            self.clock.add(float(str(record.args[1])))
 
 
 def measure(cfg: DictConfig, made_here: Collection[str], steps: int | None) -> str:
@@ -86,21 +104,17 @@ def measure(cfg: DictConfig, made_here: Collection[str], steps: int | None) -> s
         return "not measured: its traces are yet to be made"
     if cfg.stage == "compare":
         return "nothing to measure"
-    with tempfile.TemporaryDirectory(prefix="rlt-probe-") as folder:
-        shortened, share = shorten(cfg, Path(folder), made_here)
-        OmegaConf.save(shortened, Path(folder) / "config.yaml", resolve=True)
-        paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "rlt.stages.probe", folder],
-            capture_output=True, text=True, check=False,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)},
-        )  # fmt: skip
-        if not (Path(folder) / _FILE).is_file():
-            reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            raise ValueError(f"the probe of stage={cfg.stage} failed: {reason}")
-        found = read_json(Path(folder) / _FILE)
-    seconds = found["seconds"] / share
-    phases = "".join(f", {name} {value / share:.2g}" for name, value in found["phases"].items())
+    problems = 1
+    while True:
+        with tempfile.TemporaryDirectory(prefix="rlt-probe-") as folder:
+            shortened, share = shorten(cfg, made_here, problems)
+            found = _measured(shortened, Path(folder))
+        if share == 1 or found["medians"]["whole"] > _SHORT:
+            break
+        problems = shortened.datamodule.batch_size * _GROWTH
+    medians = {name: value / share for name, value in found["medians"].items()}
+    seconds = medians.pop("whole")
+    phases = "".join(f", {name} {value:.2g}" for name, value in medians.items())
     total = "" if steps is None else f", about {_duration(seconds * steps)} in all"
     part = "" if share == 1 else f" (from {share:.3g} of one)"
     return (
@@ -109,8 +123,31 @@ def measure(cfg: DictConfig, made_here: Collection[str], steps: int | None) -> s
     )
 
 
-def shorten(cfg: DictConfig, folder: Path, made_here: Collection[str]) -> tuple[DictConfig, float]:
-    """The config of a stage's first steps, and what share of a real step each is."""
+def _measured(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """What a process that runs the config in `folder` has seen.
+
+    Raises:
+        ValueError: it failed; its last line.
+    """
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "rlt.stages.probe", folder],
+        capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)},
+    )  # fmt: skip
+    if not (folder / _FILE).is_file():
+        reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise ValueError(f"the probe of stage={cfg.stage} failed: {reason}")
+    return dict(read_json(folder / _FILE))
+
+
+def shorten(cfg: DictConfig, made_here: Collection[str], problems: int) -> tuple[DictConfig, float]:
+    """The config of a stage's first steps, and what share of a real step each is.
+
+    Args:
+        problems: of an RL step, or more if an update needs more.
+    """
     short = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(short, DictConfig)
     share = 1.0
@@ -122,42 +159,37 @@ def shorten(cfg: DictConfig, folder: Path, made_here: Collection[str]) -> tuple[
         if cfg.stage in TRAINED:
             if "completions_per_problem" in cfg.module:
                 needed = math.ceil(cfg.algorithm.minibatches / cfg.module.completions_per_problem)
-                short.datamodule.batch_size = min(needed, cfg.datamodule.batch_size)
+                problems = min(max(needed, problems), cfg.datamodule.batch_size)
+                short.datamodule.batch_size = problems
                 share = short.datamodule.batch_size / cfg.datamodule.batch_size
-            short.datamodule.steps, short.datamodule.epochs = _STEPS, None
+            short.datamodule.steps, short.datamodule.epochs = _AT_MOST, None
             short.data.validation_share, short.data.max_validation = 0, None
             short.callbacks = {}  # but the clock, which no config may name
             short.trainer.enable_progress_bar = False
         else:
             key, batch = _LIMITS[cfg.stage]
             if OmegaConf.select(short, key.partition(".")[0] if "." in key else "stage"):
-                OmegaConf.update(short, key, _STEPS * cfg[batch])
+                OmegaConf.update(short, key, _AT_MOST * cfg[batch])
     return short, share
 
 
 def _run(folder: Path) -> None:
     """In the process of the probe: the stage as it is, until it has been seen enough of."""
+    import torch
+
     from rlt.stages import common, run_stage
 
     cfg: Any = OmegaConf.load(folder / "config.yaml")
-    clock = _BatchClock(logging.DEBUG)
+    clock = _Clock()
     logger = logging.getLogger("rlt.stages.common")
-    logger.addHandler(clock)
+    logger.addHandler(_BatchClock(clock))
     logger.setLevel(logging.DEBUG)
-    common.ADDED_CALLBACKS.append(StepClock(folder / _FILE))
-    try:
+    common.ADDED_CALLBACKS.append(StepClock(clock))
+    with contextlib.suppress(_Measured):  # or there was less than that
         run_stage(cfg, folder / "run")
-    except _Measured:
-        return
-    _write(folder / _FILE, clock.seconds, {})
-
-
-def _write(file: Path, seconds: float, phases: dict[str, float]) -> None:
-    import torch
-
     cuda = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
     peak = torch.cuda.max_memory_allocated() if cuda else peak_memory_bytes()
-    write_json(file, {"seconds": seconds, "phases": phases, "peak": peak})
+    write_json(folder / _FILE, {"medians": clock.medians(), "peak": peak})
 
 
 def _duration(seconds: float) -> str:

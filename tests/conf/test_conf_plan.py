@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rlt import main
 from rlt.models import Packaged
 from rlt.runtime import build, config_key
-from rlt.stages import size
+from rlt.stages import probe, size
 from rlt.stages.estimate import optimizer_values, peak_bytes, shape_of
 from rlt.targets import ConfigError
 
@@ -98,19 +98,25 @@ def test_a_probe_is_no_part_of_the_key(composed: Composed) -> None:
     assert config_key(composed("probe=true", "check=true")) == config_key(composed())
 
 
+@pytest.mark.parametrize(
+    ("short", "part"), [(0.0, " (from 0.0625 of one)"), (float("inf"), "")], ids=["part", "whole"]
+)
 def test_a_probe_measures_and_keeps_nothing(
     composed: Composed,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    short: float,
+    part: str,
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(probe, "_SHORT", short)  # the seconds of a part that is large enough
     cfg = composed(
         "stage=teacher_rl", *SMALL, "check=true", "probe=true", "hardware.threads=1",
         "module.completions_per_problem=4", "rollout.max_new_tokens=8",
     )  # fmt: skip
     main.run(cfg, tmp_path / "run")
     printed = " ".join(capsys.readouterr().out.split())
-    assert "(from 0.0625 of one), rollout" in printed and "update" in printed
+    assert f" seconds a step{part}, rollout" in printed and "update" in printed
     assert "in all; peak 0." in printed and "is sound; nothing was kept" in printed
     assert list(tmp_path.iterdir()) == []
