@@ -104,9 +104,10 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
 def check_score(cfg: DictConfig) -> None:
     """Raises ValueError when explanations, models and reward do not go together."""
     if (cfg.traces is None) == (cfg.data is None):
+        given = "neither is" if cfg.data is None else "both are"
         raise ValueError(
             "stage=score takes explanations from traces=<file or run>/traces, or from data=… that "
-            "carries them: give one of the two"
+            f"carries them: give one of the two ({given} set)"
         )
     needs = build(cfg.reward).needs
     if "correct_share" in needs and cfg.traces is not None:
