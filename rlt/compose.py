@@ -21,9 +21,10 @@ from hydra._internal.utils import (
 )
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlt import schema
 
@@ -69,6 +70,27 @@ def register() -> None:
     )
     OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
     OmegaConf.register_new_resolver("config_groups", _config_groups, replace=True)
+    setup_globals()  # Hydra's own resolvers: without them, what they give would not be checked
+    ConfigLoaderImpl.load_sweep_config = _load_sweep_config  # type: ignore[method-assign]
+
+
+_hydras_load_sweep_config = ConfigLoaderImpl.load_sweep_config
+
+
+def _load_sweep_config(
+    self: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]
+) -> DictConfig:
+    """A job's config: Hydra acts on its node `hydra` before the job itself can look at that.
+
+    Raises:
+        ConfigError: it would run code, or set a variable, that is not allowed.
+    """
+    from rlt.hydra_node import check_hydra_node
+    from rlt.targets import raise_if_any
+
+    cfg = _hydras_load_sweep_config(self, master_config, sweep_overrides)
+    raise_if_any(check_hydra_node(cfg.hydra))
+    return cfg
 
 
 register()

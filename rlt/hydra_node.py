@@ -5,9 +5,11 @@ this check.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
-from omegaconf import DictConfig, Node, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf, grammar_parser
+from omegaconf.errors import OmegaConfBaseException
 
 from rlt.checks import check_node, check_resolvers, join, walk
 from rlt.launchers import check_launcher
@@ -28,6 +30,15 @@ LOG_FILE = (
     r"(?!.*\.\.)([\w./-]|\$\{hydra\.job\.name\})*\.log"
 )
 LOGGING_OBJECTS = ("ext://sys.stdout", "ext://sys.stderr")
+# What Hydra builds or sets → keys of text that may hold an interpolation, such as the run's folder.
+ACTED_ON: dict[str, tuple[str, ...] | None] = {
+    "hydra.callbacks": None,  # any
+    "hydra.hydra_logging": ("filename",),
+    "hydra.job.env_set": None,
+    "hydra.job_logging": ("filename",),
+    "hydra.launcher": ("submitit_folder",),
+    "hydra.sweeper": None,
+}
 # Not among them: what makes a process load code (LD_PRELOAD, PYTHONPATH, NCCL_NET_PLUGIN, PATH …).
 ENVIRONMENT = (
     *("CUBLAS_WORKSPACE_CONFIG", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"),
@@ -46,36 +57,76 @@ def check_hydra_node(hydra_cfg: DictConfig) -> list[str]:
     errors: list[str] = []
     allowed = (*ALLOWED_IN_HYDRA, *allowed_by_user())
     for path, value in walk(hydra_cfg, "hydra", errors=None):
-        errors += check_resolvers(value, path)
+        errors += check_resolvers(value, path) + _check_written_out(value, path)
         if isinstance(value, DictConfig):
             errors += check_node(value, path, allowed)
+
+    def value_of(key: str) -> Any:
+        return OmegaConf.select(hydra_cfg, key, throw_on_resolution_failure=False)
+
     for name in ("job_logging", "hydra_logging"):
-        node = hydra_cfg.get(name)
+        node = value_of(name)
         if isinstance(node, DictConfig):
             # by itself, so that what it refers to is seen as a part of it
             for path, value in walk(node, f"hydra.{name}", errors=None):
                 errors += _check_logging(path, value)
-    job_name = OmegaConf.select(hydra_cfg, "job.name", throw_on_resolution_failure=False)
+    if (subdir := value_of("output_subdir")) is not None:
+        errors.append(
+            f"hydra.output_subdir={subdir}: must stay null, as Hydra would write "
+            "there before anything is checked; a run keeps its own resolved config"
+        )
+    job_name = value_of("job.name")
     if re.search(r"[/\\$]", str(job_name)):
         errors.append(f"hydra.job.name={job_name}: a log file is named so; use no / \\ or $")
-    launcher = hydra_cfg.get("launcher")
+    launcher = value_of("launcher")
     if isinstance(launcher, DictConfig) and not any(
         entry.names(str(launcher.get("_target_"))) for entry in allowed_by_user()
     ):
         errors += check_launcher(launcher)
-    for key in hydra_cfg.get("sweeper", {}).get("params") or {}:
-        if str(key).lstrip("+~").partition(".")[0].partition("/")[0] == "hydra":
+    for key in value_of("sweeper.params") or {}:
+        if re.match(r"[+~]*([^@]*@)?hydra([./@]|$)", str(key)):
             errors.append(
                 f"hydra.sweeper.params.{key}: Hydra's own settings may not be swept over, as a "
                 "job acts on them before they are checked; set them for the whole sweep"
             )
-    for name in hydra_cfg.get("job", {}).get("env_set", {}):
+    for name in value_of("job.env_set") or {}:
         if name not in ENVIRONMENT:
             errors.append(
                 f"hydra.job.env_set.{name}: this environment variable may not be set from a config"
                 f"{did_you_mean(str(name), ENVIRONMENT)}; set it in the shell if you need it"
             )
     return errors
+
+
+def _check_written_out(node: Any, path: str) -> list[str]:
+    """Interpolations in what Hydra builds: resolved then, they may give another part than now.
+
+    With text beside it, an interpolation gives text, no part; a launcher hands text to a shell, and
+    logging imports what it names.
+    """
+    if not isinstance(node, DictConfig | ListConfig):
+        return []
+    errors = []
+    keys: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        where = join(path, key)
+        root = next((root for root in ACTED_ON if re.match(rf"{re.escape(root)}\b", where)), None)
+        child = node._get_node(key)
+        raw = child._value() if isinstance(child, Node) else None
+        if root is None or not isinstance(raw, str) or "${" not in raw:
+            continue
+        may_vary = ACTED_ON[root]
+        if (may_vary is None or key in may_vary) and not _is_interpolation_alone(raw):
+            continue
+        errors.append(f"{where}={raw}: must be written out, not be an interpolation")
+    return errors
+
+
+def _is_interpolation_alone(text: str) -> bool:
+    try:
+        return bool(grammar_parser.parse(text).getChild(0).getChildCount() == 1)
+    except OmegaConfBaseException:
+        return True
 
 
 def _check_logging(path: str, value: Any) -> list[str]:
@@ -96,11 +147,7 @@ def _check_logging(path: str, value: Any) -> list[str]:
 
 def _check_handler(path: str, node: DictConfig) -> list[str]:
     """What a logging class is, and the file that it writes, as they are written in the config."""
-    errors = [
-        f"{join(path, key)}: must be written out, not be an interpolation"
-        for key in ("class", "()")
-        if key in node and OmegaConf.is_interpolation(node, key)
-    ]
+    errors = []
     if "." in node:  # attributes that logging.config sets afterwards, such as the file's name
         errors.append(f"{path}['.']: is not allowed here")
     child = node._get_node("filename") if "filename" in node else None

@@ -53,8 +53,10 @@ def check_launcher(node: DictConfig) -> list[str]:
     for key, value, written in _leaves(node):
         where = f"hydra.launcher.{key}"
         # The folder of the run, which an interpolation gives, may hold more than what is written.
-        folder = key == "submitit_folder" and not written
-        dangerous = r"[\n\r]" if folder else r"[\n\r;&|`$<>\\\"']"
+        folder = key == "submitit_folder"
+        dangerous = r"[\n\r]" if folder and not written else r"[\n\r;&|`$<>\\\"']"
+        if not written and not folder:
+            continue  # refused as an interpolation, whatever it gives
         if key not in known:
             errors.append(
                 f"{where}: may not be set from a config{did_you_mean(key, known)}; if you trust "

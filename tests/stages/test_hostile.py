@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,44 @@ def test_a_probe_takes_no_module_from_where_it_is_started(
 
     def ran(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         commands.append(command)
-        found = {"seconds": 1.0, "phases": {}, "peak": 1}
+        found = {"medians": {"whole": 2.0}, "peak": 1}
         (Path(command[-1]) / "probe.json").write_text(json.dumps(found))
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr("rlt.stages.probe.subprocess.run", ran)
     measure(composed("stage=pretrain"), (), None)
     assert [command[1:3] for command in commands] == [["-P", "-m"]]
+
+
+EVIL = {"_target_": "joblib.load", "filename": "pickled"}
+RUNS_IT = (
+    "hydra: {callbacks: {x: '${oc.select:logger.${now:evil}}'}}",
+    "hydra: {callbacks: {x: '${oc.select:logger.${hydra.mode}}'}}",
+    "hydra: {job_logging: {handlers: {x: {'()': joblib.load, filename: pickled}}}}",
+    "hydra: {job_logging: '${oc.select:logger.${now:logging}}'}",
+)
+
+
+@pytest.mark.parametrize("swept", [False, True], ids=["run", "swept"])
+@pytest.mark.parametrize("hydra", RUNS_IT)
+def test_an_experiment_file_runs_nothing_by_hydras_own_node(
+    hydra: str, swept: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    logger = {"evil": EVIL, "RunMode": {"RUN": EVIL, "MULTIRUN": EVIL}}
+    logger["logging"] = {"version": 1, "handlers": {"x": {"()": "joblib.load", "filename": "x"}}}
+    (tmp_path / "experiment" / "bad.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [{override /stage: teacher_rl}]\n"
+        f"logger: {json.dumps(logger)}\n{hydra}\n"
+    )
+    mark = tmp_path / "ran"
+    (tmp_path / "pickled").write_bytes(pickle.dumps(Hostile(mark)))
+    chosen = ["-m", "experiment=bad,bad"] if swept else ["experiment=bad"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rlt", "--config-dir=.", *chosen, "check=true"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not mark.exists()
+    assert done.returncode == 2 and "the config has" in done.stderr, done.stderr
+    assert "must be written out" in done.stderr or "joblib.load: is not allowed" in done.stderr

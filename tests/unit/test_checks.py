@@ -375,6 +375,7 @@ def conf(tmp_path: Path) -> Iterator[Path]:
 
 
 def hydra_node(*overrides: str) -> DictConfig:
+    overrides = ("hydra.output_subdir=null", *overrides)  # as in conf/config.yaml
     node = compose("config", list(overrides), return_hydra_config=True).hydra
     assert isinstance(node, DictConfig)
     return node
@@ -415,7 +416,7 @@ def test_hydras_own_settings_pass(job_logging: str) -> None:
         ),
         (
             "hydra.job_logging.handlers.console.class=${oc.env:NOT_SET,logging.NullHandler}",
-            "hydra.job_logging.handlers.console.class: must be written out",
+            "hydra.job_logging.handlers.console.class=${oc.env:NOT_SET,logging.NullHandler}:",
         ),
         (
             "hydra.launcher._target_=hydra_plugins.some_launcher.Launcher",
@@ -436,7 +437,36 @@ def test_code_in_the_hydra_node_is_refused(override: str, message: str) -> None:
     assert error.startswith(message)
 
 
-@pytest.mark.parametrize("key", ["hydra.job_logging.x", "+hydra.callbacks.x", "hydra/launcher"])
+@pytest.mark.parametrize(
+    ("node", "where"),
+    [
+        ({"callbacks": {"x": "${oc.select:logger.${now:evil}}"}}, "callbacks.x"),
+        ({"callbacks": "${oc.select:logger}"}, "callbacks"),
+        ({"sweeper": {"params": "${oc.select:a.${hydra.mode}}"}}, "sweeper.params"),
+        (
+            {"job_logging": {"handlers": {"console": {"stream": "${now:ext}://evil.module"}}}},
+            "job_logging.handlers.console.stream",
+        ),
+        ({"hydra_logging": {"root": {"handlers": ["${now:x}"]}}}, "hydra_logging.root.handlers[0]"),
+        ({"launcher": {"setup": "${oc.select:a.${now:cmds}}"}}, "launcher.setup"),
+        ({"job": {"env_set": "${oc.select:a.${now:cmds}}"}}, "job.env_set"),
+    ],
+)
+def test_what_hydra_builds_is_written_out(node: dict[str, Any], where: str) -> None:
+    errors = check_hydra_node(config(node))
+    assert errors[0].startswith(f"hydra.{where}=") and "must be written out" in errors[0]
+
+
+@pytest.mark.usefixtures("conf")
+def test_hydra_writes_no_config_of_its_own() -> None:
+    (error,) = check_hydra_node(hydra_node("hydra.output_subdir=."))
+    assert error.startswith("hydra.output_subdir=.: must stay null")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["hydra.job_logging.x", "+hydra.callbacks.x", "hydra/launcher", "+evil@hydra.job_logging"],
+)
 def test_a_sweep_over_hydras_own_settings_is_refused(key: str) -> None:
     (error,) = check_hydra_node(config({"sweeper": {"params": {key: "a,b", "seed": "1,2"}}}))
     assert error.startswith(f"hydra.sweeper.params.{key}: Hydra's own settings may not be swept")
@@ -487,7 +517,8 @@ def test_a_log_file_is_not_moved_by_other_means() -> None:
     OmegaConf.set_struct(node, False)
     node.env = {"x": {"class": "logging.FileHandler", "filename": "/home/me/.bashrc"}}
     node.job_logging.handlers.more = "${hydra.env.x}"
-    (error,) = check_hydra_node(node)
+    written_out, error = check_hydra_node(node)
+    assert "handlers.more=${hydra.env.x}: must be written out" in written_out
     assert error.startswith("hydra.job_logging.handlers.more.filename=/home/me/.bashrc: ")
 
 
@@ -551,8 +582,9 @@ SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
         ({"srun_args": ["--x"]}, "hydra.launcher.srun_args: may not be set from a config"),
         ({"python": "/tmp/evil"}, "hydra.launcher.python: may not be set from a config"),
         ({"partition": "gpu\ntouch hostile"}, "has a character that a shell might act on"),
-        ({"submitit_folder": "${bad}"}, "has a character that a shell might act on"),
-        ({"partition": "${shell}"}, "has a character that a shell might act on"),
+        ({"submitit_folder": "${bad}/%j"}, "has a character that a shell might act on"),
+        ({"partition": "${shell}"}, "partition=${shell}: must be written out"),
+        ({"partition": "a${shell}"}, "partition=a${shell}: must be written out"),
         ({"partition": ["gpu; touch hostile"]}, "must be one value, text or a number"),
         ({"partiton": "gpu"}, "did you mean 'partition'?"),
     ],
