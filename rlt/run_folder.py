@@ -46,6 +46,10 @@ _SECONDS_TO_WAIT = 60
 _SHOWN = 3
 
 
+class Refused(ValueError):
+    """A run that may not go on as it is asked to: nothing of it may change."""
+
+
 class RunFolder:
     """Claims a folder for a config and keeps its manifest.
 
@@ -195,6 +199,8 @@ class RunFolder:
 
     def _begin(self, cfg: DictConfig, inputs: dict[str, str], facts: dict[str, Any]) -> None:
         self.started = time.time()
+        files = [self.folder / name for name in _CLAIM]
+        self._before = {file: file.read_text("utf-8") for file in files if file.is_file()}
         self.manifest.pop("error", None)
         self.manifest |= {
             "key": self.key,
@@ -212,6 +218,11 @@ class RunFolder:
         write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         # For what changes keys that others refer to: `resume=`, a pipeline's steps.
         write_text(self.folder / "composed.yaml", OmegaConf.to_yaml(cfg))
+
+    def take_back(self) -> None:
+        """Make the folder what it was before it was claimed, as the run was refused."""
+        for file, text in self._before.items():
+            write_text(file, text)
 
     def record(self, **facts: Any) -> None:
         """Add facts (data report, fingerprints) to the manifest."""

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rlt.checkpoints import CHECKPOINTS, CheckpointError, listed, write_checkpoint
 from rlt.modules.policy import PolicyModule
+from rlt.run_folder import Refused
 
 _LEAST = {"every_steps": 1, "keep": 2}
 _WEIGHTS = ("state_dict", "optimizer_states", "reference")  # of a checkpoint: all that is large
@@ -58,11 +59,11 @@ class Checkpoint(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Raises ValueError when the run was trained for longer than it now shall be."""
+        """Raises Refused when the run was trained for longer than it now shall be."""
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done, steps = batches["current"]["ready"], cast(Any, trainer).datamodule.steps
         if done > steps:
-            raise ValueError(
+            raise Refused(
                 f"datamodule.steps={steps}: this run has been trained for {done} steps already; "
                 "give at least as many"
             )

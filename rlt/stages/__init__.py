@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlt.memory import OutOfMemory, is_out_of_memory
-from rlt.run_folder import RunFolder
+from rlt.run_folder import Refused, RunFolder
 from rlt.runtime import config_key
 from rlt.signals import exit_status
 from rlt.stages.projection import code_digest, input_fingerprints
@@ -100,6 +100,9 @@ def _run(cfg: DictConfig, run: RunFolder, is_step: bool) -> dict[str, float]:
                 flush=True,
             )
         raise SystemExit(status) from stop
+    except Refused:
+        run.take_back()
+        raise
     except Exception as error:
         with contextlib.suppress(OSError):  # a disk that is full takes no manifest either
             run.record(status="failed", error=f"{type(error).__name__}: {error}")

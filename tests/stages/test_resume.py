@@ -1,5 +1,6 @@
 """`resume=`, and what may change when a run goes on."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,20 @@ def test_a_finished_run_is_trained_for_longer(
 def test_fewer_steps_than_were_trained(resume: Resume, trained: str) -> None:
     message = resume(trained, "datamodule.steps=3", status=2)
     assert "datamodule.steps=3: this run has been trained to its end, 6" in message
+
+
+def test_an_interrupted_run_that_is_refused_stays_as_it_was(
+    chain: Path, resume: Resume, trained: str
+) -> None:
+    """Only its checkpoint tells how long it was trained: it is claimed before that is read."""
+    manifest = chain / trained / "manifest.json"
+    manifest.write_text(json.dumps(read(manifest) | {"status": "interrupted"}))
+    names = ("manifest.json", "config.yaml", "composed.yaml")
+    before = [(chain / trained / name).read_text() for name in names]
+    message = resume(trained, "datamodule.steps=3", status=2)
+    assert "this run has been trained for 6 steps already; give at least as many" in message
+    assert [(chain / trained / name).read_text() for name in names] == before
+    assert "going on where it stopped" in resume(trained)
 
 
 def test_another_learning_rate_is_refused_unless_accepted(
