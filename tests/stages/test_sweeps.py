@@ -78,6 +78,8 @@ def test_a_study_counts_failed_trials_and_goes_on(tmp_path: Path) -> None:
     failing = [*STUDY, "rollout.temperature=choice(0.7,-1)"]  # below 0: a trial that fails
     rlt([*failing, "hydra.sweeper.n_trials=2"], tmp_path)  # proposed: 0.7 twice
     rlt([*failing, "hydra.sweeper.n_trials=3"], tmp_path, status=1)
+    told = rlt([*failing, "hydra.sweeper.n_trials=3"], tmp_path, status=1)  # as it was, not 0
+    assert "1 of 3 jobs failed" in told.stderr
     other = [*failing, "hydra.sweeper.n_trials=4", "hydra.sweeper.direction=minimize"]
     message = refused(other, tmp_path)
     assert "was begun with direction maximize, not minimize" in message
@@ -93,6 +95,23 @@ def test_a_study_counts_failed_trials_and_goes_on(tmp_path: Path) -> None:
             assert trial.value == results(Path(job["dir"]))["validation/reward"]
         else:
             assert "rollout.temperature=-1" in job["reason"]
+
+
+def test_a_study_of_a_misspelt_choice_or_metric_can_be_mended(tmp_path: Path) -> None:
+    import optuna
+
+    study = [*STUDY, "hydra.sweeper.n_trials=2"]
+    message = refused([*study, "reward=rtl,rlt_5"], tmp_path)
+    assert "reward=rtl: no such option; did you mean 'rlt'" in message
+    assert not (tmp_path / "study").exists()
+    misspelt = [*study, "hydra.sweeper.metric=validation/rewrad"]
+    message = refused(misspelt, tmp_path)
+    assert "the job has no such metric; did you mean 'validation/reward'" in message
+    assert len(read_jobs(tmp_path / "study")) == 1  # the others are not begun
+    rlt(study, tmp_path)
+    found = optuna.load_study(study_name="rlt", storage=f"sqlite:///{tmp_path}/study/optuna.db")
+    assert [trial.state.name for trial in found.trials] == ["COMPLETE"] * 2
+    assert len(read_jobs(tmp_path / "study")) == 2
 
 
 @pytest.mark.slow

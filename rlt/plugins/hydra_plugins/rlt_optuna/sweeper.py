@@ -17,16 +17,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Transformer
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from rlt.names import did_you_mean
+from rlt.sweeps import JobFailed
 
 log = logging.getLogger(__name__)
 
 _SAMPLERS = ("TPESampler", "RandomSampler", "GPSampler")
+
+
+class NoSuchMetric(ValueError):
+    """A job has finished, without the metric that the study is about."""
 
 
 class OptunaSweeper(Sweeper):
@@ -46,7 +52,9 @@ class OptunaSweeper(Sweeper):
         study_name: its name there.
 
     Raises:
-        ValueError: an option that Optuna does not know, or a sweep that it cannot propose.
+        ValueError: an option that Optuna does not know, a sweep that it cannot propose, a metric
+            that a finished job has not, or Optuna is not installed.
+        HydraException: a choice that does not compose.
     """
 
     def __init__(
@@ -98,8 +106,12 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        import optuna
-
+        try:
+            import optuna
+        except ImportError as error:
+            raise ValueError(
+                "hydra/sweeper=optuna needs Optuna: pip install 'rlt[sweep]'"
+            ) from error
         given = [f"{key}={value}" for key, value in self.params.items()] + arguments
         fixed, space = _fixed_and_swept(OverridesParser.create().parse_overrides(given))
         if "seed" in space or any(one.startswith("seed=") for one in fixed):
@@ -109,6 +121,7 @@ class OptunaSweeper(Sweeper):
                 "hydra/sweeper=optuna: nothing to propose values for; give hydra.sweeper.params "
                 "such as {optim.lr: 'tag(log, interval(1e-6, 1e-4))'}"
             )
+        self._require_that_choices_compose(fixed, space)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         checking = bool(self.config.get("check"))  # one trial of no study: nothing is written
         folder = Path(self.config.hydra.sweep.dir)
@@ -140,8 +153,17 @@ class OptunaSweeper(Sweeper):
                 break
             proposed = [study.trials[number].params for number in numbers]
             jobs = [self._jobs_of(values, fixed) for values in proposed]
-            flat = [job for trial in jobs for job in trial]
-            ended = self.launcher.launch(flat, initial_job_idx=numbers[0] * len(self.seeds))
+            try:
+                for trial in jobs:
+                    self._compose(trial[0])
+                flat = [job for trial in jobs for job in trial]
+                ended = self.launcher.launch(flat, initial_job_idx=numbers[0] * len(self.seeds))
+            except HydraException as error:  # values that do not go together, found before any ran
+                errors.append(error)
+                for number in numbers:
+                    study.tell(number, state=states.FAIL)
+                log.warning("trials %s failed: %s", numbers, error)
+                continue
             if checking:
                 return [job.return_value for job in ended]
             returns = iter(ended)
@@ -150,6 +172,8 @@ class OptunaSweeper(Sweeper):
                     value = self._value_of([next(returns) for _ in trial])
                     study.tell(number, value)
                     log.info("trial %d: %s = %.6g", number, self.metric, value)
+                except NoSuchMetric:  # no other trial will have it; this one is counted later
+                    raise
                 except Exception as error:  # whatever a job may raise
                     errors.append(error)
                     study.tell(number, state=states.FAIL)
@@ -163,11 +187,30 @@ class OptunaSweeper(Sweeper):
         if errors:
             raise errors[0]
         if failed:
-            log.warning("%d of %d trials failed before this start", len(failed), len(study.trials))
+            told = f"{len(failed)} of {len(study.trials)} trials failed before this start"
+            raise JobFailed(told, str(folder), str(folder))
         return None
 
+    def _compose(self, overrides: list[str]) -> DictConfig:
+        """A job's config; raises HydraException if there is none."""
+        assert self.hydra_context is not None
+        return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+
+    def _require_that_choices_compose(self, fixed: list[str], space: dict[str, Any]) -> None:
+        """Raises HydraException for a choice that gives no config, beside the others' first."""
+        first = {key: d.choices[0] if hasattr(d, "choices") else d.low for key, d in space.items()}
+        for key, distribution in space.items():
+            for value in getattr(distribution, "choices", (first[key],)):
+                self._compose(self._jobs_of(first | {key: value}, fixed)[0])
+
     def _require_the_same(self, study: Any, fixed: list[str]) -> None:
-        """Raises ValueError when the study has values of something else than is asked for now."""
+        """Raises ValueError when the study has values of something else than is asked for now.
+
+        As long as it has none, another metric may be named.
+        """
+        from optuna.trial import TrialState
+
+        begun = bool(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
         asked = {
             "metric": self.metric,
             "direction": self.direction,
@@ -176,7 +219,7 @@ class OptunaSweeper(Sweeper):
         }
         for name, value in asked.items():
             known = study.user_attrs.get(name, value)
-            if known != value:
+            if known != value and (begun or name != "metric"):
                 raise ValueError(
                     f"hydra.sweeper: the study in {self.storage} was begun with {name} {known}, "
                     f"not {value}; give the sweep another output_dir"
@@ -193,13 +236,14 @@ class OptunaSweeper(Sweeper):
 
         Raises:
             Exception: what a job has raised.
-            ValueError: a job has no such metric, or it is no number.
+            NoSuchMetric: a job has no such metric.
+            ValueError: it is no number.
         """
         values = []
         for job in list(returns):
             metrics: dict[str, float] = job.return_value
             if self.metric not in metrics:
-                raise ValueError(
+                raise NoSuchMetric(
                     f"hydra.sweeper.metric={self.metric}: the job has no such metric"
                     f"{did_you_mean(self.metric, metrics)}"
                 )
