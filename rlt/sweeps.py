@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlt.runtime import read_json, write_json
-from rlt.signals import INTERRUPTED, TERMINATED, Terminated
+from rlt.signals import INTERRUPTED, TERMINATED, Terminated, exit_status
 
 JOBS_FILE = "jobs.jsonl"
 _PACKAGE_HOME = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def run_job(
 
     Raises:
         JobFailed: it failed, or was killed.
-        KeyboardInterrupt: it was interrupted, or this process was, and has passed that on.
+        KeyboardInterrupt: this process was interrupted or terminated, and has passed that on.
     """
     row: dict[str, Any] = {"overrides": facts["overrides"], "dir": str(run_dir)}
     _write_row(sweep_dir, row | {"status": "running"})
@@ -54,23 +54,27 @@ def run_job(
         config = Path(folder) / "config.yaml"
         OmegaConf.save(cfg, config)
         write_json(config.with_name("facts.json"), facts)
-        code = run_config(config, run_dir)
+        stop: KeyboardInterrupt | None = None
+        code: int | None
+        try:
+            code = run_config(config, run_dir)
+        except KeyboardInterrupt as caught:
+            stop, code = caught, exit_status(caught)
         file = config.with_name("result.json")
         result = read_json(file) if file.is_file() else {}
     metrics = result.get("metrics")
-    stopped = code in (INTERRUPTED, TERMINATED)
     reason = None
-    if metrics is None and not stopped:
+    if metrics is None and stop is None:
         reason = result.get("error") or _how_it_ended(code)
     row |= {
-        "status": "failed" if reason else "interrupted" if stopped else "finished",
+        "status": "failed" if reason else "interrupted" if stop else "finished",
         "reason": reason,
         "seconds": round(time.time() - started, 1),
         "exit_code": code,
     }
     _write_row(sweep_dir, row)
-    if stopped:
-        raise Terminated if code == TERMINATED else KeyboardInterrupt
+    if stop is not None:
+        raise stop
     if reason:
         raise JobFailed(reason, str(run_dir), str(sweep_dir))
     assert metrics is not None
@@ -86,7 +90,10 @@ def run_config(config: Path, run_dir: Path, environment: Mapping[str, str] | Non
         environment: variables that it gets besides this process's own.
 
     Returns:
-        Its exit status; 130 or 143 if this process was interrupted or terminated meanwhile.
+        Its exit status, or minus the signal that killed it.
+
+    Raises:
+        KeyboardInterrupt: this process was interrupted or terminated; the other has ended.
     """
     # The very package that runs now, wherever the process is started.
     paths = [str(_PACKAGE_HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -98,10 +105,9 @@ def run_config(config: Path, run_dir: Path, environment: Mapping[str, str] | Non
     try:
         return process.wait()
     except KeyboardInterrupt as stop:
-        terminated = isinstance(stop, Terminated)
-        process.send_signal(signal.SIGTERM if terminated else signal.SIGINT)
+        process.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
         process.wait()
-        return TERMINATED if terminated else INTERRUPTED
+        raise
 
 
 def read_jobs(sweep_dir: Path) -> list[dict[str, Any]]:
@@ -140,8 +146,11 @@ def _write_row(sweep_dir: Path, row: dict[str, Any]) -> None:
         file.write(b"\n" * torn + (json.dumps(row) + "\n").encode())
 
 
-def _how_it_ended(code: int) -> str:
-    if code >= 0:
+def _how_it_ended(code: int | None) -> str:
+    if code in (INTERRUPTED, TERMINATED):
+        name = signal.Signals(code - 128).name
+        return f"{name} was sent to the job alone; tried again, it goes on from its checkpoint"
+    if code is None or code >= 0:
         return f"exit status {code}"
     why = " (out of memory?)" if code == -signal.SIGKILL else ""
     return f"killed by {signal.Signals(-code).name}{why}"

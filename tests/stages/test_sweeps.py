@@ -52,6 +52,26 @@ def test_a_failed_job_is_told_and_tried_again_and_a_finished_one_is_not(tmp_path
         assert len(read(Path(job["dir"]) / "manifest.json")["began"]) == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
+def test_a_job_that_is_terminated_alone_does_not_stop_the_others(tmp_path: Path) -> None:
+    command = ["-m", *TINY, "hardware.threads=1", "seed=0,1", "output_dir=sweep"]
+    process = subprocess.Popen(
+        rlt_command(command), cwd=tmp_path, env=rlt_environment(), text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not list(tmp_path.glob("sweep/*/manifest.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    (job,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(job), signal.SIGTERM)
+    _, told = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "seed=0: SIGTERM was sent to the job alone" in told
+    assert [job["status"] for job in read_jobs(tmp_path / "sweep")] == ["failed", "finished"]
+    rlt(command, tmp_path)
+    assert [job["status"] for job in read_jobs(tmp_path / "sweep")] == ["finished", "finished"]
+
+
 def test_jobs_beside_each_other_divide_the_threads(tmp_path: Path) -> None:
     command = ["-m", *TINY, "seed=0,1", "output_dir=sweep", "hydra/launcher=parallel"]
     environment = {k: v for k, v in rlt_environment().items() if k != "OMP_NUM_THREADS"}
