@@ -2,8 +2,8 @@
 
 Hydra would import and call whatever a `_target_` names, and would report a misspelt argument only
 when that object is built, perhaps after a model was loaded. Here every `_target_` must be on the
-allow-list below, and live where it claims to live, and every key beside it must be a parameter of
-its signature. Parameters that are supplied at run time may be absent from the config.
+allow-list of `rlt.targets`, and live where it claims to live, and every key beside it must be a
+parameter of its signature. Parameters that the program passes itself must be absent.
 
 Runs at the start of every `rlt` command; `rlt.hydra_node` checks Hydra's own node. No torch import
 here.
@@ -24,6 +24,19 @@ from rlt.targets import ALLOWED, Allowed, allowed_by_user, resolve_target
 
 PARTS = ("callbacks", "terms")  # mappings of names to parts that are built, or null
 WHOLE_RUN_GROUPS = ("experiment", "sweep", "debug")  # chosen like keys of the root, but none
+# What the program passes itself, by the last key of the part: a value beside it would be ignored.
+PASSED = {
+    "datamodule": ("train", "validation", "seed"),
+    "module": (
+        *("policy", "reference", "views", "task", "rollout", "algorithm", "optim", "schedule"),
+        *("optimizer_steps", "gradient_checkpointing", "answer_accuracy", "behaviour"),
+        *("on_samples", "on_held_out"),
+    ),
+    "trainer": ("callbacks", "default_root_dir", "logger"),
+    "logger": ("save_dir",),
+    "optim": ("params",),
+    "schedule": ("optimizer", "num_training_steps"),
+}
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
@@ -73,6 +86,10 @@ def check_schema_keys(cfg: DictConfig, schema: type[Any], path: str = "") -> lis
     ]
     if not path and cfg.get("probe") and not cfg.get("check"):
         errors.append("probe=true: it is a part of a check; add check=true, or leave it out")
+    if not path and cfg.get("accept_changes") and cfg.get("datamodule") is None:
+        errors.append(
+            "accept_changes: only training goes on with another config; choose another output_dir"
+        )
     for key, kind in types.items():
         child = cfg.get(key) if key in cfg and not OmegaConf.is_missing(cfg, key) else None
         if isinstance(child, DictConfig):
@@ -158,18 +175,23 @@ def check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> lis
         return [*errors, f"{where}={target!r}: must be a dotted name, e.g. rlt.module.Class"]
     try:
         found = resolve_target(target, allowed)
-        parameters = inspect.signature(found).parameters.values()
+        parameters = list(inspect.signature(found).parameters.values())
     except ValueError as error:
         return [*errors, f"{where}={target}: {error}"]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return errors
+    passed = PASSED.get(path.rpartition(".")[2], ())
     accepted = [
         parameter.name
         for parameter in parameters
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in passed
     ]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    if getattr(getattr(found, "__init__", None), "__module__", None) == "typing":
+        takes_any = False  # a protocol's, which takes all and heeds none
     for key in keys:
-        if key not in accepted:
+        if key in passed:
+            errors.append(f"{join(path, key)}: the program sets it itself; leave it out")
+        elif key not in accepted and (not takes_any or nearest(str(key), accepted)):
             errors.append(
                 f"{join(path, key)}: {target} has no parameter {str(key)!r}"
                 f"{did_you_mean(str(key), accepted)}; accepted: {', '.join(accepted) or 'none'}"
@@ -226,7 +248,11 @@ def _computes_a_resolver(text: str) -> bool:
 
 def _check_parts(node: DictConfig, path: str) -> list[str]:
     """Entries without a `_target_`: a misspelt name beside the part that it was meant to change."""
-    named = [str(key) for key in node if isinstance(node[key], DictConfig)]
+    found = {
+        str(key): OmegaConf.select(node, str(key), throw_on_resolution_failure=False)
+        for key in node
+    }
+    named = [key for key, value in found.items() if isinstance(value, DictConfig)]
     parts = [key for key in named if "_target_" in node[key]]
     return [
         f"{join(path, key)}: no such part{did_you_mean(key, parts)}; a new one needs a _target_"

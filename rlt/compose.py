@@ -29,8 +29,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rlt import schema
 
 # Errors that say what to change; their message is enough, unless HYDRA_FULL_ERROR=1.
-USER_ERRORS = (ValueError, FileNotFoundError, InstantiationException)
-_MAX_FOLDER_NAME = 120
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    PermissionError,
+    InstantiationException,
+)
+_MAX_FOLDER_NAME = 120  # bytes
 # Whether to show stack traces. Processes that are started from here are told what the user said, as
 # Hydra's variable is set for Hydra's sake.
 FULL_ERROR = "RLT_FULL_ERROR"
@@ -45,10 +52,11 @@ def config_dir() -> Path:
 
 def _sweep_folder(overrides: str) -> str:
     """One folder name for a job: its overrides, shortened to what a file system takes."""
-    name = re.sub(r"[^\w=.,+@-]+", "_", overrides)
-    if len(name) <= _MAX_FOLDER_NAME:
+    name = re.sub(r"[^\w=.,+@-]+", "_", overrides) or "job"
+    short = name.encode()[:_MAX_FOLDER_NAME].decode(errors="ignore")
+    if short == name and not re.search(r"=_(,|$)", name):  # or nothing is left of a value
         return name
-    return f"{name[:_MAX_FOLDER_NAME]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+    return f"{short}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
 
 
 def _config_groups() -> str:
@@ -115,6 +123,10 @@ def check_before_hydra_acts(arguments: list[str]) -> None:
     check_search_path([options.config_path or ""])
     if options.hydra_help or options.shell_completion:
         return
+    for override in options.overrides:
+        key, _, value = override.partition("=")
+        if key == "stage" and "," in value:
+            raise ValueError(f"{override}: a sweep is of one stage; start one for each")
     name, loader = options.config_name or "config", loader_for(options)
     mode = RunMode.MULTIRUN  # leaves out what is swept over
     try:
@@ -144,7 +156,7 @@ def _all_errors(
     errors += check_hydra_node(cfg.hydra)
     with open_dict(cfg):
         del cfg["hydra"]
-    return errors + check_schema_keys(cfg, schema.STAGES[cfg.stage]) + check_targets(cfg)
+    return errors + check_schema_keys(cfg, schema.of(cfg.stage)) + check_targets(cfg)
 
 
 def loader_for(options: Namespace) -> ConfigLoaderImpl:
@@ -198,6 +210,9 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if isinstance(error, InstantiationException):  # a nested node refused its values
         where = str(error).partition("full_key: ")[2]
         return f"{where}: {error.__cause__ or error}" if where else str(error)
+    if isinstance(error, OSError) and error.filename:
+        where = "; choose another output_dir" if isinstance(error, FileExistsError) else ""
+        return f"{error.filename}: {error.strerror}{where}"
     if not isinstance(error, HydraException):
         return f"{type(error).__name__}: {error}"
     return explain_struct_error(error, groups=_groups(arguments))

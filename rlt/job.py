@@ -15,9 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rlt.checks import check_schema_keys, check_targets
 from rlt.compose import IN_FULL, USER_ERRORS, explain
 from rlt.main import run
-from rlt.names import did_you_mean
 from rlt.runtime import read_json, write_json
-from rlt.schema import STAGES
+from rlt.schema import of
 from rlt.signals import end_with, exit_status, terminable
 from rlt.targets import raise_if_any
 
@@ -31,15 +30,13 @@ def load_config(file: Path) -> DictConfig:
     setup_globals()  # Hydra's resolver `now`
     try:
         saved = OmegaConf.load(file)
-        stage = saved.get("stage") if isinstance(saved, DictConfig) else None
-        if stage not in STAGES:
-            raise ValueError(
-                f"{file}: stage={stage} is none of {', '.join(STAGES)}"
-                f"{did_you_mean(str(stage), STAGES)}"
-            )
+        try:
+            schema = of(saved.get("stage") if isinstance(saved, DictConfig) else None)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
         assert isinstance(saved, DictConfig)
-        raise_if_any(check_schema_keys(saved, STAGES[stage]))
-        cfg = OmegaConf.merge(OmegaConf.structured(STAGES[stage]), saved)
+        raise_if_any(check_schema_keys(saved, schema))
+        cfg = OmegaConf.merge(OmegaConf.structured(schema), saved)
     except OmegaConfBaseException as error:
         raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
     assert isinstance(cfg, DictConfig)

@@ -49,7 +49,7 @@ def run(cfg: DictConfig, run_dir: Path, facts: dict[str, Any] | None = None) -> 
     from rlt.checks import check_schema_keys, check_targets
     from rlt.targets import raise_if_any
 
-    raise_if_any(check_schema_keys(cfg, schema.STAGES[cfg.stage]) + check_targets(cfg))
+    raise_if_any(check_schema_keys(cfg, schema.of(cfg.stage)) + check_targets(cfg))
     from rlt.quiet import quiet
     from rlt.stages import run_stage
     from rlt.stages.plan import print_plan

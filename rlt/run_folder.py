@@ -15,7 +15,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.runtime import config_changes, environment, read_json, write_json, write_text
+from rlt.names import did_you_mean
+from rlt.runtime import (
+    config_changes,
+    environment,
+    flatten,
+    read_json,
+    write_json,
+    write_text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +40,9 @@ MAY_CHANGE = (
     "hardware.gradient_checkpointing",
     "hardware.threads",
     "hardware.tokens_per_micro_batch",
-    "module.gradient_checkpointing",
     "module.samples_per_step",
     "module.tokens_per_micro_batch",
+    "reward.terms.correctness.rollout.token_budget",
     "rollout.token_budget",
     "trainer.log_every_n_steps",
 )
@@ -119,6 +127,7 @@ class RunFolder:
         if not manifest.is_file():
             return "new"
         self.manifest = read_json(manifest)
+        self._require_known(cfg)
         changes: dict[str, Any] = {}
         if self.manifest["key"] != self.key:
             # What was compared may be compared otherwise: nothing but the page is lost.
@@ -151,6 +160,15 @@ class RunFolder:
             self.manifest.setdefault("went_on_with", []).append({"at": _now(), "changes": told})
         return "resumed"
 
+    def _require_known(self, cfg: DictConfig) -> None:
+        """Raises ValueError for a name in `accept_changes` that neither config has."""
+        saved = self.folder / "config.yaml"
+        configs = [cfg, OmegaConf.load(saved)] if saved.is_file() else [cfg]
+        keys = {key for config in configs for key in flatten(OmegaConf.to_container(config))}
+        for name in cfg.get("accept_changes") or ():
+            if not any(_below(key, (name,)) for key in keys):
+                raise ValueError(f"accept_changes: no key {name}{did_you_mean(name, sorted(keys))}")
+
     def _changes(self, cfg: DictConfig, inputs: dict[str, str]) -> dict[str, tuple[Any, Any]]:
         """What differs from the run that began here, all of it allowed.
 
@@ -166,8 +184,7 @@ class RunFolder:
             if was.get(key) != inputs.get(key)
         }
         trains = cfg.get("datamodule") is not None
-        accepted = tuple(cfg.accept_changes) if trains else ()
-        allowed = (*(MAY_CHANGE if trains else ()), *accepted)
+        allowed = (*MAY_CHANGE, *cfg.accept_changes) if trains else ()
         refused = {
             key: pair
             for key, pair in changes.items()

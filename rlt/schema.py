@@ -17,6 +17,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from rlt.names import did_you_mean
+
 Node = Any  # a config group's content: a mapping checked against its `_target_`
 
 
@@ -272,6 +274,15 @@ STAGES: dict[str, type[Base]] = {
     "pipeline": Pipeline,
     "compare": Compare,
 }
+
+
+def of(stage: Any) -> type[Base]:
+    """A stage's dataclass; raises ValueError if there is no such stage."""
+    if stage not in STAGES:
+        raise ValueError(
+            f"stage={stage} is none of {', '.join(STAGES)}{did_you_mean(str(stage), STAGES)}"
+        )
+    return STAGES[stage]
 
 
 # What a step of a pipeline may be: the stages whose recipes a pipeline holds.

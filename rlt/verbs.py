@@ -65,8 +65,8 @@ def resume(folder: str, overrides: list[str]) -> int:
     cfg = load_config(composed if composed.is_file() else run_dir / "config.yaml")
     _change(cfg, overrides)
     cfg.output_dir = str(run_dir)
-    if Path(manifest.get("cwd", "")).is_dir():
-        os.chdir(manifest["cwd"])  # where relative paths in the config start
+    if (cwd := manifest.get("cwd")) and Path(cwd).is_dir():
+        os.chdir(cwd)  # where relative paths in the config start
     print(f"rlt: going on with {run_dir} (stage={cfg.stage})", flush=True)
     run(cfg, run_dir, {"overrides": [*manifest.get("overrides", []), *overrides]})
     return 0
@@ -75,6 +75,8 @@ def resume(folder: str, overrides: list[str]) -> int:
 def _change(cfg: DictConfig, overrides: list[str]) -> None:
     for override in OverridesParser.create().parse_overrides(overrides):
         key, written = override.key_or_group, override.input_line
+        if key == "output_dir":
+            raise ValueError(f"{written}: a run goes on where it is; leave it out")
         plain = not (override.is_add() or override.is_delete() or override.is_sweep_override())
         if not plain or override.package is not None:
             raise ValueError(f"{written}: resume= takes key=value, to change a value")
@@ -153,10 +155,16 @@ def diff(folders: str, overrides: list[str]) -> int:
     from rlt.report.difference import show_difference
 
     _no_more("diff", overrides)
-    two = folders.strip("[]").split(",")
-    if len(two) != 2:
+    parts = folders.removeprefix("[").removesuffix("]").split(",")
+    # The folder of a sweep's job may have commas in its name.
+    pairs = [
+        (Path(",".join(parts[:n]).strip()), Path(",".join(parts[n:]).strip()))
+        for n in range(1, len(parts))
+    ]
+    there = [pair for pair in pairs if all(folder.is_dir() for folder in pair)]
+    if len(there or pairs) != 1:
         raise ValueError(f"diff={folders}: give two run folders, diff=outputs/a,outputs/b")
-    return show_difference(*(Path(folder.strip()) for folder in two))
+    return show_difference(*(there or pairs)[0])
 
 
 def _no_more(verb: str, overrides: list[str]) -> None:

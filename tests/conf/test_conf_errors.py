@@ -7,12 +7,45 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rlt import main
 from rlt.targets import ConfigError
 
 Composed = Callable[..., DictConfig]
+
+
+def test_a_misspelt_stage_in_an_experiment_file(cli: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /stage: teacher_rl}]\nstage: teacher_lr\n"
+    )
+    told = cli("--config-dir=.", "experiment=mine")
+    assert "stage=teacher_lr is none of pretrain" in told and "mean 'teacher_rl'" in told
+
+
+def test_an_output_dir_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    done = rlt("stage=teacher_rl", "output_dir=mine", "check=true", folder=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "mine: File exists; choose another output_dir" in done.stderr
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ("", "job"),
+        ("seed=0,reward=rlt", "seed=0,reward=rlt"),
+        ("a=x/y", "a=x_y"),
+        ("a=####", "a=_-"),
+        ("a=" + "長" * 120, "a=" + "長" * 39 + "-"),
+    ],
+)
+def test_a_job_has_a_folder_of_its_own(overrides: str, name: str) -> None:
+    folder = OmegaConf.create({"f": f"${{sweep_folder:'{overrides}'}}"}).f
+    assert folder.startswith(name) and len(folder.encode()) < 255
+    assert (folder == name) == (not name.endswith("-"))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +80,10 @@ Composed = Callable[..., DictConfig]
         ),
         (["stage=teacher_rl", "seed=x"], "Error merging override seed=x: Value 'x' of type 'str'"),
         (["seed=0,1"], "Ambiguous value for argument 'seed=0,1'"),
+        (
+            ["-m", "stage=teacher_rl,distill"],
+            "ValueError: stage=teacher_rl,distill: a sweep is of one stage; start one for each",
+        ),
     ],
 )
 def test_composition_errors_in_one_line(

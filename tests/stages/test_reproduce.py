@@ -38,6 +38,8 @@ def test_teacher_rl_is_made_again_bit_for_bit(
     assert read(again / "manifest.json")["key"] == read(run / "manifest.json")["key"]
     assert verb("diff=teacher_rl,teacher_rl-reproduced", chain, monkeypatch) == 0
     assert capsys.readouterr().out.splitlines()[2:] == [last]
+    (chain / "lr=1,seed=0").symlink_to("teacher_rl")  # as a sweep names its jobs
+    assert verb("diff=lr=1,seed=0,teacher_rl", chain, monkeypatch) == 0
 
 
 @pytest.mark.slow

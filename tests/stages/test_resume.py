@@ -79,6 +79,19 @@ def test_an_interrupted_run_that_is_refused_stays_as_it_was(
     assert "going on where it stopped" in resume(trained)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("output_dir=elsewhere", "output_dir=elsewhere: a run goes on where it is; leave it out"),
+        ("accept_changes=[optm.lr]", "accept_changes: no key optm.lr; did you mean 'optim.lr'"),
+    ],
+)
+def test_what_would_go_unheeded_is_refused(
+    resume: Resume, trained: str, override: str, message: str
+) -> None:
+    assert message in resume(trained, override, status=2)
+
+
 def test_another_learning_rate_is_refused_unless_accepted(
     chain: Path, resume: Resume, trained: str
 ) -> None:

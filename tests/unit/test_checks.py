@@ -59,7 +59,7 @@ def test_typos_are_found_beside_a_target_nested_and_in_lists_all_at_once() -> No
         {
             "algorithm": {"_target_": ALGORITHM, "epsilon_hi": 0.2},
             "a": {"b": {"_target_": "torch.optim.AdamW", "weight_decai": 0.1}},
-            "trainer": {
+            "t": {
                 "_target_": "lightning.pytorch.Trainer",
                 "callbacks": [
                     {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "x"},
@@ -77,7 +77,7 @@ def test_typos_are_found_beside_a_target_nested_and_in_lists_all_at_once() -> No
     assert "accepted: aggregation, objective, ratio, epsilon_low, epsilon_high" in errors[0]
     assert errors[1].startswith("a.b.weight_decai: torch.optim.AdamW has no parameter")
     assert "did you mean 'weight_decay'" in errors[1]
-    assert errors[2].startswith("trainer.callbacks[1].monitr: ")
+    assert errors[2].startswith("t.callbacks[1].monitr: ")
     assert "did you mean 'monitor'" in errors[2]
 
 
@@ -90,6 +90,37 @@ def test_any_key_is_accepted_only_where_the_signature_takes_any() -> None:
     logger = "lightning.pytorch.loggers.TensorBoardLogger"  # has **kwargs
     assert check_targets(config({"a": {"_target_": logger, "flush_secs": 1}})) == []
     assert check_targets(config({"a": {"_target_": ALGORITHM, "flush_secs": 1}})) != []
+    (error,) = check_targets(config({"a": {"_target_": logger, "nam": 1}}))
+    assert "did you mean 'name'" in error  # the logger would pass it on to its writer
+    grader = "rlt.evaluation.graders.ExactGrader"  # a protocol's signature takes any
+    (error,) = check_targets(config({"a": {"_target_": grader, "foo": 1}}))
+    assert error.startswith("a.foo: ")
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("datamodule", "seed"),
+        ("logger", "save_dir"),
+        ("teacher_rl.module", "gradient_checkpointing"),
+        ("trainer", "default_root_dir"),
+    ],
+)
+def test_what_the_program_sets_itself_is_no_key(part: str, key: str) -> None:
+    targets = {
+        "datamodule": "rlt.data.datamodule.StepDataModule",
+        "logger": "lightning.pytorch.loggers.TensorBoardLogger",
+        "teacher_rl.module": "rlt.modules.rl.RL",
+        "trainer": "lightning.pytorch.Trainer",
+    }
+    cfg = OmegaConf.create()
+    OmegaConf.update(cfg, part, {"_target_": targets[part], key: 1})
+    assert check_targets(cfg) == [f"{part}.{key}: the program sets it itself; leave it out"]
+
+
+def test_a_part_without_a_value_is_told_beside_the_others() -> None:
+    errors = check_targets(config({"callbacks": {"x": "???", "y": {"every": 1}}}))
+    assert {error.partition(":")[0] for error in errors} == {"callbacks.x", "callbacks.y"}
 
 
 @pytest.mark.parametrize("key", ["_partail_", "_convret_"])
