@@ -37,6 +37,7 @@ PASSED = {
     "optim": ("params",),
     "schedule": ("optimizer", "num_training_steps"),
 }
+_MISSPELT = 0.85  # how alike a key is to a parameter where any key is taken
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
@@ -191,7 +192,9 @@ def check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> lis
     for key in keys:
         if key in passed:
             errors.append(f"{join(path, key)}: the program sets it itself; leave it out")
-        elif key not in accepted and (not takes_any or nearest(str(key), accepted)):
+        elif key not in accepted and (
+            not takes_any or nearest(str(key), accepted, cutoff=_MISSPELT)
+        ):
             errors.append(
                 f"{join(path, key)}: {target} has no parameter {str(key)!r}"
                 f"{did_you_mean(str(key), accepted)}; accepted: {', '.join(accepted) or 'none'}"

@@ -20,6 +20,7 @@ from hydra._internal.utils import (
     get_args_parser,
 )
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, InstantiationException
@@ -54,7 +55,7 @@ def _sweep_folder(overrides: str) -> str:
     """One folder name for a job: its overrides, shortened to what a file system takes."""
     name = re.sub(r"[^\w=.,+@-]+", "_", overrides) or "job"
     short = name.encode()[:_MAX_FOLDER_NAME].decode(errors="ignore")
-    if short == name and not re.search(r"=_(,|$)", name):  # or nothing is left of a value
+    if short == name and re.fullmatch(r"[\w=.,+@/-]*", overrides):  # else others may be named so
         return name
     return f"{short}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
 
@@ -79,16 +80,14 @@ def register() -> None:
     OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
     OmegaConf.register_new_resolver("config_groups", _config_groups, replace=True)
     setup_globals()  # Hydra's own resolvers: without them, what they give would not be checked
-    ConfigLoaderImpl.load_sweep_config = _load_sweep_config  # type: ignore[method-assign]
+    ConfigLoaderImpl.load_configuration = _load_configuration  # type: ignore[method-assign]
 
 
-_hydras_load_sweep_config = ConfigLoaderImpl.load_sweep_config
+_hydras_load_configuration = ConfigLoaderImpl.load_configuration
 
 
-def _load_sweep_config(
-    self: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]
-) -> DictConfig:
-    """A job's config: Hydra acts on its node `hydra` before the job itself can look at that.
+def _load_configuration(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
+    """A config that Hydra composed, the job of a sweep among them, before it acts on it.
 
     Raises:
         ConfigError: it would run code, or set a variable, that is not allowed.
@@ -96,8 +95,9 @@ def _load_sweep_config(
     from rlt.hydra_node import check_hydra_node
     from rlt.targets import raise_if_any
 
-    cfg = _hydras_load_sweep_config(self, master_config, sweep_overrides)
-    raise_if_any(check_hydra_node(cfg.hydra))
+    cfg = _hydras_load_configuration(self, *args, **kwargs)
+    if not isinstance(self, _Loader) and cfg.hydra.job.config_name is not None:
+        raise_if_any(check_hydra_node(cfg.hydra))
     return cfg
 
 
@@ -121,18 +121,21 @@ def check_before_hydra_acts(arguments: list[str]) -> None:
             "by resume=<folder>, or make it again by reproduce=<folder>"
         )
     check_search_path([options.config_path or ""])
+    if options.hydra_help and options.overrides:
+        raise ValueError("--hydra-help takes no overrides: they would not be checked")
     if options.hydra_help or options.shell_completion:
         return
-    for override in options.overrides:
-        key, _, value = override.partition("=")
-        if key == "stage" and "," in value:
-            raise ValueError(f"{override}: a sweep is of one stage; start one for each")
     name, loader = options.config_name or "config", loader_for(options)
     mode = RunMode.MULTIRUN  # leaves out what is swept over
     try:
         cfg = loader.load_configuration(
             name, options.overrides, mode, validate_sweep_overrides=False
         )
+        for override in OverridesParser.create().parse_overrides(options.overrides):
+            if override.get_key_element() == "stage" and override.is_sweep_override():
+                raise ValueError(
+                    f"{override.input_line}: a sweep is of one stage; start one for each"
+                )
     except HydraException as error:
         errors = _all_errors(loader, name, options.overrides, arguments)
         if len(errors) > 1 and not IN_FULL:

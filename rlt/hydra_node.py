@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf, grammar_parser
 from omegaconf.errors import OmegaConfBaseException
 
 from rlt.checks import check_node, check_resolvers, join, walk
-from rlt.launchers import check_launcher
+from rlt.launchers import PLAIN, check_launcher
 from rlt.names import did_you_mean
 from rlt.targets import ALLOWED_IN_HYDRA, allowed_by_user
 
@@ -21,7 +21,6 @@ LOGGING_CLASSES = (
     "logging.StreamHandler",
     "logging.FileHandler",
     "logging.NullHandler",
-    "logging.handlers.RotatingFileHandler",
     "rich.logging.RichHandler",
     "colorlog.ColoredFormatter",
 )
@@ -56,32 +55,37 @@ def check_hydra_node(hydra_cfg: DictConfig) -> list[str]:
     """
     errors: list[str] = []
     allowed = (*ALLOWED_IN_HYDRA, *allowed_by_user())
-    for path, value in walk(hydra_cfg, "hydra", errors=None):
-        errors += check_resolvers(value, path) + _check_written_out(value, path)
-        if isinstance(value, DictConfig):
-            errors += check_node(value, path, allowed)
 
     def value_of(key: str) -> Any:
         return OmegaConf.select(hydra_cfg, key, throw_on_resolution_failure=False)
 
+    launcher = value_of("launcher")
+    trusted = isinstance(launcher, DictConfig) and any(
+        entry.names(str(launcher.get("_target_"))) for entry in allowed_by_user()
+    )
+    for path, value in walk(hydra_cfg, "hydra", errors=None):
+        errors += check_resolvers(value, path)
+        if not (trusted and path.startswith("hydra.launcher")):
+            errors += _check_written_out(value, path)
+        if isinstance(value, DictConfig):
+            errors += check_node(value, path, allowed)
     for name in ("job_logging", "hydra_logging"):
         node = value_of(name)
         if isinstance(node, DictConfig):
             # by itself, so that what it refers to is seen as a part of it
             for path, value in walk(node, f"hydra.{name}", errors=None):
                 errors += _check_logging(path, value)
-    if (subdir := value_of("output_subdir")) is not None:
+    if (subdir := _written(hydra_cfg, "output_subdir")) is not None:
         errors.append(
             f"hydra.output_subdir={subdir}: must stay null, as Hydra would write "
             "there before anything is checked; a run keeps its own resolved config"
         )
     job_name = value_of("job.name")
+    if job_name is None:
+        job_name = _written(value_of("job"), "name")
     if re.search(r"[/\\$]", str(job_name)):
         errors.append(f"hydra.job.name={job_name}: a log file is named so; use no / \\ or $")
-    launcher = value_of("launcher")
-    if isinstance(launcher, DictConfig) and not any(
-        entry.names(str(launcher.get("_target_"))) for entry in allowed_by_user()
-    ):
+    if isinstance(launcher, DictConfig) and not trusted:
         errors += check_launcher(launcher)
     for key in value_of("sweeper.params") or {}:
         if re.match(r"[+~]*([^@]*@)?hydra([./@]|$)", str(key)):
@@ -98,6 +102,16 @@ def check_hydra_node(hydra_cfg: DictConfig) -> list[str]:
     return errors
 
 
+def _written(node: Any, key: Any) -> Any:
+    """A value as it stands in the config, whatever it may give; None if there is none."""
+    if not isinstance(node, DictConfig | ListConfig) or (
+        isinstance(node, DictConfig) and key not in node
+    ):
+        return None
+    child = node._get_node(key)
+    return child._value() if isinstance(child, Node) else None
+
+
 def _check_written_out(node: Any, path: str) -> list[str]:
     """Interpolations in what Hydra builds: resolved then, they may give another part than now.
 
@@ -111,9 +125,10 @@ def _check_written_out(node: Any, path: str) -> list[str]:
     for key in keys:
         where = join(path, key)
         root = next((root for root in ACTED_ON if re.match(rf"{re.escape(root)}\b", where)), None)
-        child = node._get_node(key)
-        raw = child._value() if isinstance(child, Node) else None
+        raw = _written(node, key)
         if root is None or not isinstance(raw, str) or "${" not in raw:
+            continue
+        if "logging" not in root and PLAIN.fullmatch(raw):
             continue
         may_vary = ACTED_ON[root]
         if (may_vary is None or key in may_vary) and not _is_interpolation_alone(raw):
@@ -150,10 +165,12 @@ def _check_handler(path: str, node: DictConfig) -> list[str]:
     errors = []
     if "." in node:  # attributes that logging.config sets afterwards, such as the file's name
         errors.append(f"{path}['.']: is not allowed here")
-    child = node._get_node("filename") if "filename" in node else None
-    if isinstance(child, Node) and not re.fullmatch(LOG_FILE, str(child._value())):
+    if node.get("mode") not in (None, "a"):
+        errors.append(f"{join(path, 'mode')}: a log file is only added to; leave it out")
+    file = _written(node, "filename")
+    if file is not None and not re.fullmatch(LOG_FILE, str(file)):
         errors.append(
-            f"{join(path, 'filename')}={child._value()}: must be a .log file below the run's "
+            f"{join(path, 'filename')}={file}: must be a .log file below the run's "
             "folder, such as ${hydra.runtime.output_dir}/more.log"
         )
     return errors

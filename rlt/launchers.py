@@ -8,7 +8,7 @@ the environment, which trusts the launcher as a whole.
 import re
 from collections.abc import Iterator
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlt.names import did_you_mean
@@ -17,6 +17,11 @@ _JOBLIB = "hydra_plugins.hydra_joblib_launcher"
 _SUBMITIT = "hydra_plugins.hydra_submitit_launcher"
 _RAY = "hydra_plugins.hydra_ray_launcher"
 
+# Typed values of a config, which an interpolation cannot make a part of.
+PLAIN = re.compile(
+    r"\$\{(output_dir|seed|stage|hardware\.threads"
+    r"|hydra\.(job\.(name|num|id)|runtime\.output_dir|(run|sweep)\.dir))\}"
+)
 # Package of a launcher → extra of this project that installs it.
 EXTRAS = {_JOBLIB: "sweep", _SUBMITIT: "submitit", _RAY: "ray"}
 
@@ -55,8 +60,6 @@ def check_launcher(node: DictConfig) -> list[str]:
         # The folder of the run, which an interpolation gives, may hold more than what is written.
         folder = key == "submitit_folder"
         dangerous = r"[\n\r]" if folder and not written else r"[\n\r;&|`$<>\\\"']"
-        if not written and not folder:
-            continue  # refused as an interpolation, whatever it gives
         if key not in known:
             errors.append(
                 f"{where}: may not be set from a config{did_you_mean(key, known)}; if you trust "
@@ -75,6 +78,10 @@ def _leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, object, b
         try:
             value = node.get(key)
         except OmegaConfBaseException:  # what Hydra fills in later
+            child = node._get_node(key)
+            written = str(child._value()) if isinstance(child, Node) else ""
+            if not PLAIN.fullmatch(written):
+                yield f"{prefix}{key}", written, True
             continue
         if isinstance(value, DictConfig):
             yield from _leaves(value, f"{prefix}{key}.")

@@ -33,7 +33,7 @@ from rlt.compose import (
     loader_for,
 )
 from rlt.signals import exit_status, terminable
-from rlt.sweeps import JobFailed, failures, run_job
+from rlt.sweeps import JobFailed, failures, read_jobs, run_job
 from rlt.verbs import verb_of
 
 _SHOWN_CHANGES = 60
@@ -176,7 +176,9 @@ def main() -> None:
         print("\nInterrupted.", file=sys.stderr)
         sys.exit(exit_status(stop))
     except JobFailed as error:
-        print(f"\nrlt: {failures(Path(error.args[2]))}", file=sys.stderr)
+        folder = Path(error.args[2])
+        told = any(job["status"] == "failed" for job in read_jobs(folder))
+        print(f"\nrlt: {failures(folder) if told else error}", file=sys.stderr)
         sys.exit(_PARTIAL_FAILURE)
     except (*USER_ERRORS, HydraException) as error:
         if IN_FULL:

@@ -8,10 +8,14 @@ from dataclasses import fields, is_dataclass
 from omegaconf import DictConfig
 
 
-def nearest(name: str, candidates: Iterable[str], n: int = 3) -> list[str]:
-    """Up to `n` candidates that `name` may have been meant to be, the nearest first."""
+def nearest(name: str, candidates: Iterable[str], n: int = 3, cutoff: float = 0.6) -> list[str]:
+    """Up to `n` candidates that `name` may have been meant to be, the nearest first.
+
+    Args:
+        cutoff: how alike they must be, 1 for the same.
+    """
     by_lower = {candidate.lower(): candidate for candidate in candidates}
-    close = difflib.get_close_matches(name.lower(), list(by_lower), n=n, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), list(by_lower), n=n, cutoff=cutoff)
     # Two letters swapped are too much of a short name for the cutoff.
     swapped = [c for c in by_lower if sorted(c) == sorted(name.lower()) and c not in close]
     return [by_lower[match] for match in [*swapped, *close][:n]]

@@ -169,7 +169,9 @@ def shorten(cfg: DictConfig, made_here: Collection[str], problems: int) -> tuple
         else:
             key, batch = _LIMITS[cfg.stage]
             if OmegaConf.select(short, key.partition(".")[0] if "." in key else "stage"):
-                OmegaConf.update(short, key, _AT_MOST * cfg[batch])
+                limit = OmegaConf.select(short, key)
+                most = _AT_MOST * cfg[batch]
+                OmegaConf.update(short, key, most if limit is None else min(limit, most))
     return short, share
 
 
@@ -187,6 +189,8 @@ def _run(folder: Path) -> None:
     common.ADDED_CALLBACKS.append(StepClock(clock))
     with contextlib.suppress(_Measured):  # or there was less than that
         run_stage(cfg, folder / "run")
+    if not clock.seen:
+        raise ValueError("nothing to measure: no step or batch was run")
     cuda = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
     peak = torch.cuda.max_memory_allocated() if cuda else peak_memory_bytes()
     write_json(folder / _FILE, {"medians": clock.medians(), "peak": peak})

@@ -39,6 +39,7 @@ def test_an_output_dir_that_is_a_file(tmp_path: Path) -> None:
         ("seed=0,reward=rlt", "seed=0,reward=rlt"),
         ("a=x/y", "a=x_y"),
         ("a=####", "a=_-"),
+        ("files=d/*.jsonl", "files=d_.jsonl-"),
         ("a=" + "長" * 120, "a=" + "長" * 39 + "-"),
     ],
 )
@@ -84,6 +85,11 @@ def test_a_job_has_a_folder_of_its_own(overrides: str, name: str) -> None:
             ["-m", "stage=teacher_rl,distill"],
             "ValueError: stage=teacher_rl,distill: a sweep is of one stage; start one for each",
         ),
+        (
+            ["-m", "stage=glob(*)"],
+            "ValueError: stage=glob(*): a sweep is of one stage; start one for each",
+        ),
+        (["--hydra-help", "hydra/hydra_logging=x"], "ValueError: --hydra-help takes no overrides"),
     ],
 )
 def test_composition_errors_in_one_line(

@@ -116,3 +116,55 @@ def test_an_experiment_file_runs_nothing_by_hydras_own_node(
     assert not mark.exists()
     assert done.returncode == 2 and "the config has" in done.stderr, done.stderr
     assert "must be written out" in done.stderr or "joblib.load: is not allowed" in done.stderr
+
+
+OVERWRITES = {  # by what it would write before it is refused
+    "config.yaml": "hydra: {output_subdir: '${hydra.runtime.output_dir}', run: {dir: mine}}",
+    "server.log": """
+hydra:
+  run: {dir: mine}
+  job_logging:
+    handlers: {x: {class: logging.FileHandler, mode: w,
+                   filename: '${hydra.runtime.output_dir}/server.log'}}
+    root: {handlers: [x]}
+""",
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITES)
+def test_an_experiment_file_overwrites_nothing(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("precious")
+    told = refused_experiment(OVERWRITES[name], tmp_path)
+    assert "must stay null" in told or "a log file is only added to" in told
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == [name]
+    assert (tmp_path / "mine" / name).read_text() == "precious"
+
+
+def test_an_experiment_file_writes_no_line_of_a_slurm_script(tmp_path: Path) -> None:
+    """Which it might, if it were another when the launcher is built than when it is checked."""
+    told = refused_experiment(
+        """
+logger: {None: {s0: ok, s1: ok}, RunMode: {MULTIRUN: {s0: "x\\ntouch ran\\n: ", s1: ok}}}
+hydra:
+  sweeper: {params: {seed: '1'}}
+  launcher:
+    submitit_folder: '${oc.select:logger.${hydra.mode}.s${seed}}/f'
+""",
+        tmp_path, "-m", defaults="{override /hydra/launcher: slurm}",
+    )  # fmt: skip
+    assert "hydra.launcher.submitit_folder=" in told and "a shell might act on" in told
+
+
+def refused_experiment(content: str, folder: Path, *arguments: str, defaults: str = "") -> str:
+    """What is said of an experiment file that must be refused."""
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "bad.yaml").write_text(
+        f"# @package _global_\ndefaults: [{{override /stage: teacher_rl}}, {defaults}]\n{content}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "rlt", *arguments, "--config-dir=.", "experiment=bad", "check=true"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "the config has" in done.stderr, done.stdout + done.stderr
+    return done.stderr

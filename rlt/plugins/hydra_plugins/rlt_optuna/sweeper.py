@@ -151,30 +151,32 @@ class OptunaSweeper(Sweeper):
             ]
             if not numbers:
                 break
-            proposed = [study.trials[number].params for number in numbers]
-            jobs = [self._jobs_of(values, fixed) for values in proposed]
-            try:
-                for trial in jobs:
-                    self._compose(trial[0])
-                flat = [job for trial in jobs for job in trial]
-                ended = self.launcher.launch(flat, initial_job_idx=numbers[0] * len(self.seeds))
-            except HydraException as error:  # values that do not go together, found before any ran
-                errors.append(error)
-                for number in numbers:
+            trials: dict[int, list[list[str]]] = {}  # number → overrides of its jobs
+            for number in numbers:
+                jobs = self._jobs_of(study.trials[number].params, fixed)
+                try:
+                    self._compose(jobs[0])
+                    trials[number] = jobs
+                except HydraException as error:  # values that do not go together
+                    errors.append(error)
                     study.tell(number, state=states.FAIL)
-                log.warning("trials %s failed: %s", numbers, error)
+                    log.warning("trial %d failed: %s", number, error)
+            flat = [job for jobs in trials.values() for job in jobs]
+            if not flat:
                 continue
+            ended = self.launcher.launch(flat, initial_job_idx=numbers[0] * len(self.seeds))
             if checking:
                 return [job.return_value for job in ended]
             returns = iter(ended)
-            for number, trial in zip(numbers, jobs, strict=True):
+            for number, jobs in trials.items():
                 try:
-                    value = self._value_of([next(returns) for _ in trial])
+                    value = self._value_of([next(returns) for _ in jobs])
                     study.tell(number, value)
                     log.info("trial %d: %s = %.6g", number, self.metric, value)
-                except NoSuchMetric:  # no other trial will have it; this one is counted later
-                    raise
                 except Exception as error:  # whatever a job may raise
+                    known = study.get_trials(deepcopy=False, states=[states.COMPLETE])
+                    if isinstance(error, NoSuchMetric) and not known:
+                        raise  # it may be misspelt: nothing is lost when it is put right
                     errors.append(error)
                     study.tell(number, state=states.FAIL)
                     log.warning("trial %d failed: %s", number, error)
