@@ -1,7 +1,7 @@
 """Checks of the node `hydra`: its loggers, callbacks, launcher and environment run code as well.
 
-Hydra acts on it before the program starts, so `rlt.compose` composes the config beforehand, for
-this check.
+Hydra acts on it before the program starts, so `rlt.compose` has it checked wherever Hydra loads a
+config.
 """
 
 import re

@@ -136,62 +136,86 @@ class OptunaSweeper(Sweeper):
         self._require_the_same(study, fixed)
         if not checking:  # the command of a study that it goes on with, or begins
             OmegaConf.save(self.config, folder / "multirun.yaml")
-        errors: list[BaseException] = []
-        states = optuna.trial.TrialState
-        while True:
-            begun = study.get_trials(deepcopy=False)
-            numbers = [trial.number for trial in begun if trial.state == states.RUNNING]
-            left = self.n_trials - len(begun)
-            # Seeded by the trial's number: a study that goes on proposes what it would have.
-            study.sampler = getattr(optuna.samplers, self.sampler)(
-                seed=self.sampler_seed * 1_000_003 + len(begun)
-            )
-            numbers += [
-                study.ask(space).number for _ in range(min(self.n_jobs - len(numbers), left))
-            ]
-            if not numbers:
-                break
-            trials: dict[int, list[list[str]]] = {}  # number → overrides of its jobs
-            for number in numbers:
-                jobs = self._jobs_of(study.trials[number].params, fixed)
-                try:
-                    self._compose(jobs[0])
-                    trials[number] = jobs
-                except HydraException as error:  # values that do not go together
-                    errors.append(error)
-                    study.tell(number, state=states.FAIL)
-                    log.warning("trial %d failed: %s", number, error)
-            flat = [job for jobs in trials.values() for job in jobs]
-            if not flat:
+        errors: list[Exception] = []
+        while numbers := self._next_trials(study, space):
+            trials = self._composed(study, numbers, fixed, errors)
+            if not trials:
                 continue
+            flat = [job for jobs in trials.values() for job in jobs]
             ended = self.launcher.launch(flat, initial_job_idx=numbers[0] * len(self.seeds))
             if checking:
                 return [job.return_value for job in ended]
             returns = iter(ended)
             for number, jobs in trials.items():
-                try:
-                    value = self._value_of([next(returns) for _ in jobs])
-                    study.tell(number, value)
-                    log.info("trial %d: %s = %.6g", number, self.metric, value)
-                except Exception as error:  # whatever a job may raise
-                    known = study.get_trials(deepcopy=False, states=[states.COMPLETE])
-                    if isinstance(error, NoSuchMetric) and not known:
-                        raise  # it may be misspelt: nothing is lost when it is put right
-                    errors.append(error)
-                    study.tell(number, state=states.FAIL)
-                    log.warning("trial %d failed: %s", number, error)
-        done = study.get_trials(deepcopy=False, states=[states.COMPLETE])
+                self._tell(study, number, [next(returns) for _ in jobs], errors)
+        done = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
         if done:
             best = study.best_trial
             values = ", ".join(f"{key}={value}" for key, value in best.params.items())
             log.info("best of %d: trial %d with %s", len(done), best.number, values)
-        failed = study.get_trials(deepcopy=False, states=[states.FAIL])
+        failed = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.FAIL])
         if errors:
             raise errors[0]
         if failed:
             told = f"{len(failed)} of {len(study.trials)} trials failed before this start"
             raise JobFailed(told, str(folder), str(folder))
         return None
+
+    def _next_trials(self, study: Any, space: dict[str, Any]) -> list[int]:
+        """Numbers of the trials to run now: those under way, and new ones beside them."""
+        import optuna
+
+        begun = study.get_trials(deepcopy=False)
+        running = optuna.trial.TrialState.RUNNING
+        numbers = [trial.number for trial in begun if trial.state == running]
+        left = self.n_trials - len(begun)
+        # Seeded by the trial's number: a study that goes on proposes what it would have.
+        study.sampler = getattr(optuna.samplers, self.sampler)(
+            seed=self.sampler_seed * 1_000_003 + len(begun)
+        )
+        new = min(self.n_jobs - len(numbers), left)
+        return numbers + [study.ask(space).number for _ in range(new)]
+
+    def _composed(
+        self, study: Any, numbers: list[int], fixed: list[str], errors: list[Exception]
+    ) -> dict[int, list[list[str]]]:
+        """Overrides of each trial's jobs; a trial whose values do not go together has failed."""
+        trials = {}
+        for number in numbers:
+            jobs = self._jobs_of(study.trials[number].params, fixed)
+            try:
+                self._compose(jobs[0])
+                trials[number] = jobs
+            except HydraException as error:
+                self._fail(study, number, error, errors)
+        return trials
+
+    def _tell(
+        self, study: Any, number: int, returns: list[JobReturn], errors: list[Exception]
+    ) -> None:
+        """Tell the study what came out of a trial.
+
+        Raises:
+            NoSuchMetric: nor has any other trial had it. It may be misspelt: nothing is lost.
+        """
+        from optuna.trial import TrialState
+
+        try:
+            value = self._value_of(returns)
+            study.tell(number, value)
+            log.info("trial %d: %s = %.6g", number, self.metric, value)
+        except Exception as error:  # whatever a job may raise
+            known = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            if isinstance(error, NoSuchMetric) and not known:
+                raise
+            self._fail(study, number, error, errors)
+
+    def _fail(self, study: Any, number: int, error: Exception, errors: list[Exception]) -> None:
+        from optuna.trial import TrialState
+
+        errors.append(error)
+        study.tell(number, state=TrialState.FAIL)
+        log.warning("trial %d failed: %s", number, error)
 
     def _compose(self, overrides: list[str]) -> DictConfig:
         """A job's config; raises HydraException if there is none."""
