@@ -40,7 +40,7 @@ USER_ERRORS = (
 )
 _MAX_FOLDER_NAME = 120  # bytes
 # Whether to show stack traces. Processes that are started from here are told what the user said, as
-# Hydra's variable is set for Hydra's sake.
+# Hydra's variable is set for Hydra's sake. `rlt.main` sets it for all processes of a command.
 FULL_ERROR = "RLT_FULL_ERROR"
 IN_FULL = os.environ.get(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
@@ -96,7 +96,9 @@ def _load_configuration(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> Di
     from rlt.targets import raise_if_any
 
     cfg = _hydras_load_configuration(self, *args, **kwargs)
-    if not isinstance(self, _Loader) and cfg.hydra.job.config_name is not None:
+    # In the processes of a command alone, not where somebody composes configs of their own.
+    checked = FULL_ERROR in os.environ and not isinstance(self, _Loader)
+    if checked and cfg.hydra.job.config_name is not None:
         raise_if_any(check_hydra_node(cfg.hydra))
     return cfg
 
