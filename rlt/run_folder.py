@@ -162,10 +162,12 @@ class RunFolder:
 
     def _require_known(self, cfg: DictConfig) -> None:
         """Raises ValueError for a name in `accept_changes` that neither config has."""
+        if not cfg.get("accept_changes"):
+            return
         saved = self.folder / "config.yaml"
         configs = [cfg, OmegaConf.load(saved)] if saved.is_file() else [cfg]
         keys = {key for config in configs for key in flatten(OmegaConf.to_container(config))}
-        for name in cfg.get("accept_changes") or ():
+        for name in cfg.accept_changes:
             if not any(_below(key, (name,)) for key in keys):
                 raise ValueError(f"accept_changes: no key {name}{did_you_mean(name, sorted(keys))}")
 
