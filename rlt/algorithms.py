@@ -186,13 +186,14 @@ class LossTerms:
 def policy_loss_terms(
     log_probs_BT: Tensor,
     old_log_probs_BT: Tensor | None,
-    advantages_B: Tensor,
+    advantages_BT: Tensor,
     mask_BT: Tensor,
     algorithm: Algorithm,
     reference_log_probs_BT: Tensor | None = None,
 ) -> LossTerms:
     """The loss of each token, to be weighted by `token_weights` and summed.
 
+    `advantages_BT` holds one number a token, or `[B, 1]`, one a completion (see `rlt.credit`).
     Without `old_log_probs_BT` the update is on-policy: the policy's own are used, detached.
     Whatever the masked positions hold, NaN included, is ignored.
     """
@@ -201,11 +202,12 @@ def policy_loss_terms(
             f"algorithm.beta={algorithm.beta} needs the reference's log-probs, but none were "
             "given; pass reference_log_probs_BT or set algorithm.beta=0"
         )
+    assert advantages_BT.ndim == 2, "one row a completion: [B, T] or [B, 1]"
     keep_BT = mask_BT.bool()
     policy_BT = log_probs_BT.masked_fill(~keep_BT, 0.0)
     old_BT = policy_BT if old_log_probs_BT is None else old_log_probs_BT.masked_fill(~keep_BT, 0.0)
     log_ratio_BT = policy_BT - old_BT.detach()
-    advantages_BT = advantages_B.unsqueeze(1).expand_as(policy_BT)
+    advantages_BT = advantages_BT.expand_as(policy_BT)
 
     weight_log_ratio_BT = log_ratio_BT
     if algorithm.ratio == "sequence":

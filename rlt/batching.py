@@ -1,8 +1,9 @@
 """Rows of token ids, cut into micro-batches and laid out for a forward pass.
 
 A row is a `(prefix, continuation)` pair. Rows that begin alike, as the completions of one question
-do, are laid out around one copy of their prefix. Batches are cut by a token budget from rows
-sorted by length.
+do, are laid out around one copy of their prefix. What all prefixes of a batch begin with, a system
+prompt say, is its trunk, which may be run once for all of them. Batches are cut by a token budget
+from rows sorted by length.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ class PaddedRows:
 
     Attributes:
         prefix_ids_QP, prefix_mask_QP: prefixes, padded on the left.
+        trunk_tokens: tokens that all Q prefixes begin with; each has at least one more.
         owner_B: which prefix a row begins with.
         targets_BC: continuation tokens, padded on the right.
         mask_BC: True where `targets_BC` is a real token.
@@ -27,6 +29,7 @@ class PaddedRows:
 
     prefix_ids_QP: Tensor
     prefix_mask_QP: Tensor
+    trunk_tokens: int
     owner_B: Tensor
     targets_BC: Tensor
     mask_BC: Tensor
@@ -54,8 +57,24 @@ def pad_rows(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> Pa
     for b, (_, continuation) in enumerate(rows):
         targets_BC[b, : len(continuation)] = torch.tensor(list(continuation), dtype=torch.long)
         mask_BC[b, : len(continuation)] = True
-    tensors = (prefix_ids_QP, prefix_mask_QP, torch.tensor(owners), targets_BC, mask_BC)
-    return PaddedRows(*(tensor.to(device) for tensor in tensors))
+    return PaddedRows(
+        prefix_ids_QP.to(device),
+        prefix_mask_QP.to(device),
+        trunk_tokens(list(owner_of)),
+        torch.tensor(owners).to(device),
+        targets_BC.to(device),
+        mask_BC.to(device),
+    )
+
+
+def trunk_tokens(prefixes: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prefixes begin with, short of the whole of any of them."""
+    shared = 0
+    for place in zip(*(prefix[:-1] for prefix in prefixes), strict=False):
+        if any(token != place[0] for token in place):
+            break
+        shared += 1
+    return shared
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

@@ -28,8 +28,8 @@ WHOLE_RUN_GROUPS = ("experiment", "sweep", "debug")  # chosen like keys of the r
 PASSED = {
     "datamodule": ("train", "validation", "seed"),
     "module": (
-        *("policy", "reference", "views", "task", "rollout", "algorithm", "optim", "schedule"),
-        *("optimizer_steps", "gradient_checkpointing", "answer_accuracy", "behaviour"),
+        *("policy", "reference", "views", "task", "rollout", "algorithm", "credit", "optim"),
+        *("schedule", "optimizer_steps", "gradient_checkpointing", "answer_accuracy", "behaviour"),
         *("on_samples", "on_held_out"),
     ),
     "trainer": ("callbacks", "default_root_dir", "logger"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rlt.batching import Row
+from rlt.batching import Row, trunk_tokens
 
 _SIZE = 1024  # of the square matrices whose product is timed
 _SECONDS = 0.2
@@ -21,13 +21,14 @@ def forward_flops(model: Any, rows: Sequence[Row], shared: bool) -> float:
     """Floating-point operations of one forward pass; a backward pass takes twice as many.
 
     Args:
-        shared: rows of the same prefix run it once (see `rlt.logprobs.shares_prefixes`).
+        shared: rows of the same prefix run it once, and so they do what all prefixes begin with
+            (see `rlt.logprobs.shares_prefixes`).
     """
-    prefixes = [len(p) for p in {tuple(prefix) for prefix, _ in rows}]
-    if not shared:
-        prefixes = [len(prefix) for prefix, _ in rows]
+    distinct = {tuple(prefix) for prefix, _ in rows}
+    prefixes = [len(prefix) for prefix in (distinct if shared else [p for p, _ in rows])]
+    trunk = trunk_tokens(list(distinct)) if shared else 0
     continuations = sum(len(continuation) for _, continuation in rows)
-    tokens = sum(prefixes) + continuations
+    tokens = sum(prefixes) - trunk * (len(prefixes) - 1) + continuations
     embedding = model.get_input_embeddings().weight.numel()
     head = model.get_output_embeddings().weight
     tied = head is model.get_input_embeddings().weight
@@ -36,7 +37,8 @@ def forward_flops(model: Any, rows: Sequence[Row], shared: bool) -> float:
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
-    pairs = sum(P * P / 2 for P in prefixes)  # a token attends to itself and those before
+    # A token attends to itself and to those before.
+    pairs = sum(P * P / 2 for P in prefixes) - (len(prefixes) - 1) * trunk * trunk / 2
     pairs += sum(len(c) * len(p) + len(c) * len(c) / 2 for p, c in rows)
     attention = 4 * config.num_hidden_layers * width * pairs
     return float(2 * body * tokens + 2 * head.numel() * continuations + attention)

@@ -3,8 +3,9 @@
 Only continuation tokens of rows are scored (`rlt.batching` lays rows out: left-padded prefixes
 beside right-padded continuations, so that the hidden states that predict the continuation are one
 slice). Rows that begin alike run their prefix once; its cache is expanded to each of them, with and
-without gradient. The language-model head runs in chunks over the continuation alone, in float32:
-`[B, T, V]` never exists.
+without gradient. What all prefixes of a batch begin with, such as a system prompt, is run once as
+well. The language-model head runs in chunks over the continuation alone, in float32: `[B, T, V]`
+never exists.
 """
 
 import functools
@@ -20,6 +21,8 @@ from transformers.cache_utils import DynamicLayer
 
 from rlt.batching import PaddedRows, Row, cut_rows, pad_rows
 
+# Tokens that must be saved before a batch's trunk is worth a forward pass of its own.
+_LEAST_SAVED_TOKENS = 128
 # Logits held at once: 2^25 float32 values are 128 MiB.
 _MAX_LOGITS = 2**25
 
@@ -46,21 +49,44 @@ def continuation_hidden(model: Any, batch: PaddedRows) -> Tensor:
     Rows of the same prefix run it once, and gradients flow back through its expanded cache.
     """
     owner_B, mask_BC = batch.owner_B, batch.mask_BC
-    shared = len(batch.prefix_ids_QP) < len(owner_B) and shares_prefixes(model)
-    if not shared:
+    Q = len(batch.prefix_ids_QP)
+    has_trunk = (Q - 1) * batch.trunk_tokens >= _LEAST_SAVED_TOKENS
+    if not ((len(owner_B) > Q or has_trunk) and shares_prefixes(model)):
         ids_BT = torch.cat([batch.prefix_ids_QP[owner_B], batch.targets_BC], dim=1)
         mask_BT = torch.cat([batch.prefix_mask_QP[owner_B], mask_BC], dim=1)
         hidden_BTD = decode(model, ids_BT, mask_BT)
         return hidden_BTD[:, -mask_BC.shape[1] - 1 : -1][mask_BC]
     cache = DynamicCache(config=model.config)
-    last_QD = decode(model, batch.prefix_ids_QP, batch.prefix_mask_QP, cache)[:, -1]
+    ids_QP, mask_QP = batch.prefix_ids_QP, batch.prefix_mask_QP
+    if has_trunk:
+        ids_QP, mask_QP = _run_trunk(model, batch, cache)
+    last_QD = decode(model, ids_QP, mask_QP, cache)[:, -1]
     hidden_BCD = last_QD[owner_B][:, None]
     if mask_BC.shape[1] > 1:
         cache.batch_select_indices(owner_B)
-        mask_BT = torch.cat([batch.prefix_mask_QP[owner_B], mask_BC[:, :-1]], dim=1)
+        mask_BT = torch.cat([mask_QP[owner_B], mask_BC[:, :-1]], dim=1)
         rest_BCD = decode(model, batch.targets_BC[:, :-1], mask_BT, cache)
         hidden_BCD = torch.cat([hidden_BCD, rest_BCD], dim=1)
     return hidden_BCD[mask_BC]
+
+
+def _run_trunk(model: Any, batch: PaddedRows, cache: Any) -> tuple[Tensor, Tensor]:
+    """Run a batch's trunk once, for all its prefixes, into an empty cache.
+
+    Returns:
+        The prefixes' other tokens, and a mask over trunk and other tokens. A shorter prefix has
+        its padding between the two: there its last trunk tokens stand once more, masked.
+    """
+    trunk, tokens_Q = batch.trunk_tokens, batch.prefix_mask_QP.sum(1)
+    Q, P = batch.prefix_ids_QP.shape
+    longest = int(tokens_Q.argmax())
+    trunk_ids_1T = batch.prefix_ids_QP[longest : longest + 1, :trunk]
+    decode(model, trunk_ids_1T, torch.ones_like(trunk_ids_1T, dtype=torch.bool), cache)
+    cache.batch_select_indices(torch.zeros_like(tokens_Q))
+    places_P = torch.arange(P - trunk, device=tokens_Q.device)
+    rest_mask_QP = places_P >= (P - tokens_Q)[:, None]
+    mask_QP = torch.cat([rest_mask_QP.new_ones(Q, trunk), rest_mask_QP], dim=1)
+    return batch.prefix_ids_QP[:, trunk:], mask_QP
 
 
 def decode(model: Any, ids_BT: Tensor, mask_BS: Tensor, cache: Any = None) -> Tensor:
@@ -172,6 +198,41 @@ def chunked_log_probs(
     return torch.cat(parts)
 
 
+class _ExactKL(torch.autograd.Function):
+    """KL(p‖q) `[N]` of two sets of logits, with gradient to p's alone, which is one `[N, V]`."""
+
+    @staticmethod
+    def forward(ctx: Any, p_logits_NV: Tensor, q_logits_NV: Tensor) -> Tensor:
+        log_ratio_NV = p_logits_NV.log_softmax(-1)
+        probs_NV = log_ratio_NV.exp()
+        log_ratio_NV -= q_logits_NV.log_softmax(-1)
+        kl_N = (probs_NV * log_ratio_NV).sum(-1)
+        ctx.save_for_backward(probs_NV.mul_(log_ratio_NV.sub_(kl_N[:, None])))
+        return kl_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slope_NV,) = ctx.saved_tensors
+        return slope_NV * grads[0][:, None], None
+
+
+def exact_kl(
+    p_model: Any, p_hidden_ND: Tensor, q_model: Any, q_hidden_ND: Tensor,
+    temperature: float,
+) -> Tensor:  # fmt: skip
+    """KL(p‖q) over the vocabulary at each of N places, in nats, with gradient to p's model."""
+
+    def one(p_hidden_nD: Tensor, q_hidden_nD: Tensor) -> Any:
+        with torch.no_grad():
+            q_logits_nV = logits_of(q_model, q_hidden_nD, temperature)
+        return _ExactKL.apply(logits_of(p_model, p_hidden_nD, temperature), q_logits_nV)
+
+    parts = [p_hidden_ND.new_zeros(0, dtype=torch.float32)]
+    for chunk in _chunks(p_model, len(p_hidden_ND)):
+        parts.append(checkpoint(one, p_hidden_ND[chunk], q_hidden_ND[chunk], use_reentrant=False))
+    return torch.cat(parts)
+
+
 def chunked_exact_kl(
     p_model: Any, p_hidden_ND: Tensor, q_model: Any, q_hidden_ND: Tensor,
     temperature: float,
@@ -186,10 +247,18 @@ def chunked_exact_kl(
     return torch.cat(parts)
 
 
-def batch_log_probs(model: Any, batch: PaddedRows, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies `[B, C]` of a padded batch, zero where padded; with gradient."""
+def batch_log_probs(
+    model: Any, batch: PaddedRows, temperature: float, hidden_ND: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies `[B, C]` of a padded batch, zero where padded; with gradient.
+
+    Args:
+        hidden_ND: the batch's `continuation_hidden`, where it is at hand already.
+    """
+    if hidden_ND is None:
+        hidden_ND = continuation_hidden(model, batch)
     values_N, entropy_N = log_probs_and_entropies(
-        model, continuation_hidden(model, batch), batch.targets_BC[batch.mask_BC], temperature
+        model, hidden_ND, batch.targets_BC[batch.mask_BC], temperature
     )
     log_probs_BC = torch.zeros(batch.mask_BC.shape, device=values_N.device)
     log_probs_BC = log_probs_BC.masked_scatter(batch.mask_BC, values_N)

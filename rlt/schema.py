@@ -86,6 +86,7 @@ class TeacherSFTRecipe(TrainingRecipe):
 class TeacherRLRecipe(TrainingRecipe):
     rollout: Node = MISSING
     reward_student: str = "reference"
+    preflight: Node = None
 
 
 @dataclass
@@ -97,6 +98,7 @@ class StudentRLRecipe(TrainingRecipe):
 @dataclass
 class CollectRecipe:
     rollout: Node = MISSING
+    sees_solution: bool = True
     best_of: int = 1
     rank: int = 1
     max_problems: int | None = None
@@ -147,11 +149,13 @@ class TeacherRL(Common, TeacherRLRecipe):
     data: Node = MISSING
     prompt: Node = MISSING
     reward: Node = MISSING
+    credit: Node = MISSING
     algorithm: Node = MISSING
 
 
 @dataclass
 class ScoreRecipe:
+    preflight: Node = None
     temperature: float = 1.0
     keep_share: float = 1.0
     attributed: int = 8
@@ -239,6 +243,7 @@ class Pipeline(Common):
     data: Node = MISSING
     prompt: Node = MISSING
     reward: Node = MISSING
+    credit: Node = MISSING
     algorithm: Node = MISSING
     benchmark: Node = MISSING
     pretrain: PretrainRecipe = field(default_factory=PretrainRecipe)

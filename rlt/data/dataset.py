@@ -2,16 +2,19 @@
 
 The split is by content: a hash of the question decides, so neither a problem nor a question
 stands on both sides, in whatever order or number the rows come (the paper has no validation set).
+What is not held out may be divided once more, by another hash, into named parts that train
+different models, such as the student inside a reward and the teacher that it rewards.
 Used by every stage: `rlt stage=teacher_rl data=gsm_symbolic data.validation_share=0.1`.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlt.data.records import Problem, content_hash
 from rlt.data.rows import SHOWN_ROWS, ProblemSet, Source, collect_problems
+from rlt.names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,40 @@ def fingerprint_problems(problems: Sequence[Problem]) -> str:
     return content_hash(*(json.dumps(vars(problem), sort_keys=True) for problem in problems))
 
 
+def problems_of_part(
+    problems: Sequence[Problem], parts: Mapping[str, float], part: str
+) -> list[Problem]:
+    """The problems of one named part, in their order.
+
+    A hash of the question decides, as in `split_problems`, so a part keeps its problems whatever
+    other rows there are.
+
+    Args:
+        parts: name → share of the problems; the shares add up to 1.
+    """
+    before = 0.0
+    for name, share in parts.items():
+        if name == part:
+            break
+        before += share
+    low, high = before, before + parts[part] if part != list(parts)[-1] else 1.0
+    return [p for p in problems if low <= split_point(p.question, "named parts") < high]
+
+
 class Behaviour(Protocol):
-    """Tells what an explanation does, so that it can be counted."""
+    """Tells what an explanation does, so that it can be counted.
 
-    names: tuple[str, ...]  # everything that it may say
+    Attributes:
+        names: everything that it may say.
+        good: which of them are what a teacher should do.
+    """
 
-    def __call__(self, question: str, solution: str, explanation: str) -> str: ...
+    names: tuple[str, ...]
+    good: tuple[str, ...]
+
+    def __call__(
+        self, question: str, solution: str, explanation: str, closed: bool = True
+    ) -> str: ...
 
 
 def behaviour_shares(behaviours: Sequence[str], names: Sequence[str]) -> dict[str, float]:
@@ -77,12 +108,17 @@ class ProblemData:
         source: yields raw rows (`rows()`) and says what it is (`describe()`).
         on_bad_row: `stop` at broken rows, showing them, or `skip` and count them.
         validation_share: share of the questions that is held out.
+        parts: name → share of what is not held out; the shares add up to 1. None: undivided.
+        part: the one of them to train on; the others are left out.
         max_train: use at most so many training problems, from the start; None: all.
         max_validation: the same for validation.
         max_tokens: limit on system + question + explanation + solution of a row; None: no limit.
         grader: judges answers to these problems; only kept for whoever asks.
         unique: drop repeated problems; False for plain pretraining text.
         behaviour: names what an explanation does; None: teachers' behaviours are not counted.
+
+    Raises:
+        ValueError: a limit is below 1, or parts and part do not go together.
     """
 
     def __init__(
@@ -96,6 +132,8 @@ class ProblemData:
         grader: Any = None,
         unique: bool = True,
         behaviour: Behaviour | None = None,
+        parts: Mapping[str, float] | None = None,
+        part: str | None = None,
     ) -> None:
         for name, value in (("max_train", max_train), ("max_validation", max_validation)):
             if value is not None and value < 1:
@@ -103,6 +141,9 @@ class ProblemData:
                     f"data.{name}={value}; it must be at least 1, or null for all "
                     "(data.validation_share=0 holds out none)"
                 )
+        _check_parts(parts, part)
+        self.parts = parts
+        self.part = part
         self.source = source
         self.on_bad_row = on_bad_row
         self.validation_share = validation_share
@@ -138,6 +179,13 @@ class ProblemData:
                 f"check data.source: {self.source.describe()}"
             )
         train, validation = split_problems(found.problems, self.validation_share)
+        if self.parts is not None and self.part is not None:
+            train = problems_of_part(train, self.parts, self.part)
+            if not train:
+                raise ValueError(
+                    f"data.part={self.part}: none of the {len(found.problems)} problems falls into "
+                    f"this part (data.parts={dict(self.parts)}); raise its share, or read more rows"
+                )
         train, validation = train[: self.max_train], validation[: self.max_validation]
         return DataSplit(train, validation, self._report(found, train, validation))
 
@@ -154,5 +202,26 @@ class ProblemData:
             "duplicates": found.duplicates_dropped,
             "train": len(train),
             "validation": len(validation),
+            **({"part": self.part} if self.part is not None else {}),
             "fingerprint": content_hash(*parts),
         }
+
+
+def _check_parts(parts: Mapping[str, float] | None, part: str | None) -> None:
+    if (parts is None) != (part is None):
+        raise ValueError(
+            f"data.parts={parts}, data.part={part}: set both, for example "
+            "data.parts={reward_student: 0.5, teacher: 0.5} data.part=teacher, or neither"
+        )
+    if parts is None:
+        return
+    shares = list(parts.values())
+    if any(share <= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(
+            f"data.parts={dict(parts)}: shares are above 0 and add up to 1 (data.validation_share "
+            "is held out before that)"
+        )
+    if part not in parts:
+        raise ValueError(
+            f"data.part={part}: data.parts has {', '.join(parts)}{did_you_mean(str(part), parts)}"
+        )

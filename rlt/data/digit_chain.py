@@ -125,8 +125,9 @@ class ChainBehaviour:
     """`behaviour_of` as the `behaviour` of a data node (see `rlt.data.dataset.ProblemData`)."""
 
     names = (*BEHAVIOURS, "wrong_leak", "other")
+    good = ("step",)
 
-    def __call__(self, question: str, solution: str, explanation: str) -> str:
+    def __call__(self, question: str, solution: str, explanation: str, closed: bool = True) -> str:
         return behaviour_of(question, solution, explanation)
 
 

@@ -3,7 +3,7 @@
 A task with worked explanations (`gsm_symbolic`, in `metadata.answer_cot`) gives them as
 explanations, without their last line `#### N`. A few of gsm_symbolic's contain a wrong line
 ("48=48 emails") before a right result; they are left as they are. For `chain_sum` the running
-totals are written out here.
+totals are written out (`rlt.data.chain_sum`).
 Used by `rlt stage=teacher_rl data=gsm_symbolic`, any other task with data=reasoning_gym
 data.source.task=<name>.
 """
@@ -21,6 +21,7 @@ from typing import Any
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
+from rlt.data.chain_sum import running_totals
 from rlt.data.records import content_hash
 from rlt.data.rows import RawRow
 from rlt.names import did_you_mean
@@ -119,17 +120,6 @@ def worked_explanation(task: str, metadata: Mapping[str, Any]) -> str | None:
         return running_totals(metadata["expression"])
     answer_cot = metadata.get("answer_cot")
     return None if answer_cot is None else FINAL_LINE.sub("", answer_cot)
-
-
-def running_totals(expression: str) -> str:
-    """A line for each step of a sum: `4 - 1 - 7` gives `4 - 1 = 3` and `3 - 7 = -4`."""
-    first, *rest = expression.split()
-    total, lines = int(first), []
-    for sign, number in zip(rest[::2], rest[1::2], strict=True):
-        after = total + int(number) if sign == "+" else total - int(number)
-        lines.append(f"{total} {sign} {number} = {after}")
-        total = after
-    return "\n".join(lines)
 
 
 def encode_entry(value: Any) -> Any:

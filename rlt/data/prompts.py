@@ -240,8 +240,8 @@ class Views:
             solution_span=(start, start + len(solution)),
         )
 
-    def explanation(self, completion_ids: Sequence[int]) -> Explanation:
-        """Cut a teacher's completion at its end tag.
+    def explanation(self, completion_ids: Sequence[int], end_tag: str | None = None) -> Explanation:
+        """Cut a completion at its end tag: a teacher's, if no other is given.
 
         A token that straddles the border belongs to the tag: its ids are left out of `ids`, its
         characters before the tag are kept in `text`.
@@ -250,11 +250,12 @@ class Views:
         while ids and ids[-1] in self.eos_ids:
             ids.pop()
         text = self.decode(ids)
-        at = text.find(self.stop)
+        end_tag = end_tag or self.stop
+        at = text.find(end_tag)
         if at < 0:
             return Explanation(ids, text.strip(), False)
         # The fewest tokens that hold the whole tag, then back over those that reach into it.
-        kept = bisect_left(range(len(ids)), True, key=lambda n: self.stop in self.decode(ids[:n]))
+        kept = bisect_left(range(len(ids)), True, key=lambda n: end_tag in self.decode(ids[:n]))
         while not text[:at].startswith(self.decode(ids[:kept])):
             kept -= 1
         return Explanation(ids[:kept], text[:at].strip(), True)

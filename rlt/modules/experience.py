@@ -45,12 +45,15 @@ class Experience:
         for name, column in self.table.terms.items():
             values[f"reward_terms/{name}"] = sum(column) / N
         if behaviour is not None:
-            told = [
-                behaviour(one.problem.question, one.problem.solution, one.thought)
-                for one in self.judged
-            ]
-            values |= behaviour_shares(told, behaviour.names)
+            values |= behaviour_shares(self.behaviours(behaviour), behaviour.names)
         return values
+
+    def behaviours(self, behaviour: Behaviour) -> list[str]:
+        """What each explanation does."""
+        return [
+            behaviour(one.problem.question, one.problem.solution, one.thought, one.closed)
+            for one in self.judged
+        ]
 
     def monitors(self, task: Task, completions_per_problem: int) -> dict[str, float]:
         """What tells reward hacking early; see `rlt.rewards.monitors`."""
@@ -61,8 +64,8 @@ class Experience:
             **task.monitor(self.judged, completions_per_problem),
         }
 
-    def samples(self, task: Task, count: int) -> list[dict[str, Any]]:
-        """The best and the worst completions, with their texts and reward terms."""
+    def samples(self, task: Task, count: int, advantages_NT: Tensor) -> list[dict[str, Any]]:
+        """The best and the worst completions, with their texts, reward terms and advantages."""
         order = sorted(range(len(self.rows)), key=lambda n: -self.table.rewards[n])
         half = (count + 1) // 2
         picked = order[:half] + order[len(order) - (count - half) :]
@@ -74,7 +77,7 @@ class Experience:
                 task.kind: self.judged[n].text,
                 "finish": self.completions[n].finish,
                 **self.table.row(n),
-                **task.details(self.judged[n], self.table, n),
+                **task.details(self.judged[n], self.table, n, advantages_NT[n]),
             }
             for n in picked
         ]

@@ -17,19 +17,20 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlt.algorithms import (
     Algorithm,
-    group_advantages,
     loss_mask,
     move_reference_,
     policy_loss_terms,
     token_sums,
     token_weights,
 )
-from rlt.batching import Row, pad_rows
+from rlt.batching import PaddedRows, Row, pad_rows
+from rlt.credit import CompletionCredit, Credit, within_completions
 from rlt.data.datamodule import Batch
 from rlt.data.dataset import Behaviour
 from rlt.data.records import Problem
+from rlt.evaluation.statistics import roc_area_interval
 from rlt.finite import require_finite
-from rlt.logprobs import batch_log_probs
+from rlt.logprobs import batch_log_probs, continuation_hidden, exact_kl
 from rlt.modules.experience import Experience
 from rlt.modules.policy import PolicyModule, names_the_step
 from rlt.modules.tasks import Task
@@ -45,6 +46,7 @@ class RL(PolicyModule):
         rollout: samples completions.
         algorithm: loss settings.
         completions_per_problem: G, the group size; at least 2.
+        credit: how a completion's reward is shared out among its tokens.
         samples_per_step: completions handed to `on_samples` at each step (best and worst ones).
         monitor_every_steps: steps between two looks for reward hacking (`monitor/…`).
         on_samples: receives `(step, rows of text and reward terms)`.
@@ -73,6 +75,7 @@ class RL(PolicyModule):
         tokens_per_micro_batch: int,
         samples_per_step: int = 2,
         monitor_every_steps: int = 5,
+        credit: Credit | None = None,
         gradient_checkpointing: bool = False,
         behaviour: Behaviour | None = None,
         on_samples: Callable[[int, list[dict[str, Any]]], None] | None = None,
@@ -95,12 +98,14 @@ class RL(PolicyModule):
         self.rollout = rollout
         self.algorithm = algorithm
         self.completions_per_problem = completions_per_problem
+        self.credit: Credit = credit or CompletionCredit()
         self.samples_per_step = samples_per_step
         self.monitor_every_steps = monitor_every_steps
         self.behaviour = behaviour
         self.on_samples = on_samples
         self.on_held_out = on_held_out
         self._held_out: list[dict[str, Any]] = []
+        self._judged_held_out: list[tuple[str, bool, float]] = []  # problem, is good, reward
 
     @property
     def reference(self) -> nn.Module | None:
@@ -116,9 +121,15 @@ class RL(PolicyModule):
         experience = self.collect_experience(batch.items)
         G = self.completions_per_problem
         rewards_PG = torch.tensor(experience.table.rewards).view(-1, G)
-        advantages_PG = group_advantages(rewards_PG, self.algorithm.scale_rewards)
+        advantages_NT = self.credit.advantages(
+            rewards_PG,
+            experience.table.token_rewards,
+            [len(ids) for _, ids in experience.rows],
+            self.algorithm.scale_rewards,
+        )
         started = time.perf_counter()
-        stats = self.update(experience, advantages_PG.flatten())
+        kl_weights_N = self.credit.kl_weights(rewards_PG, self.algorithm.scale_rewards)
+        stats = self.update(experience, advantages_NT, kl_weights_N)
         experience.seconds["update"] = time.perf_counter() - started
         self.log_experience("train", experience, rewards_PG)
         self.log("time/train_mfu", stats.pop("mfu"))
@@ -126,12 +137,16 @@ class RL(PolicyModule):
         written = sum(len(ids) for _, ids in experience.rows)
         speed = written / sum(experience.seconds.values())
         self.log("time/train_tokens_per_second", speed, prog_bar=True)
-        self.log("policy/zero_advantage_share", (advantages_PG == 0).all(1).float().mean())
+        idle_P = (advantages_NT.reshape(len(rewards_PG), -1) == 0).all(1)
+        self.log("policy/zero_advantage_share", idle_P.float().mean())
+        lengths = [len(ids) for _, ids in experience.rows]
+        self.log("policy/token_credit_share", within_completions(advantages_NT, lengths))
         if batch_idx % self.monitor_every_steps == 0:
             values = experience.monitors(self.task, G) | {"entropy": stats["entropy"]}
             self.log_dict({f"monitor/{name}": value for name, value in values.items()})
         if self.on_samples is not None and self.samples_per_step:
-            self.on_samples(batch_idx, experience.samples(self.task, self.samples_per_step))
+            samples = experience.samples(self.task, self.samples_per_step, advantages_NT)
+            self.on_samples(batch_idx, samples)
 
     @names_the_step
     @torch.no_grad()
@@ -143,11 +158,21 @@ class RL(PolicyModule):
             {"problem_id": problem.id, "reward": float(rewards_G.mean())}
             for problem, rewards_G in zip(batch.items, rewards_PG, strict=True)
         ]
+        if self.behaviour is not None:
+            marks = [name in self.behaviour.good for name in experience.behaviours(self.behaviour)]
+            self._judged_held_out += zip(
+                experience.problems, marks, experience.table.rewards, strict=True
+            )
 
     def on_validation_epoch_end(self) -> None:
         if self.on_held_out is not None:
             self.on_held_out(self.global_step, self._held_out)
         self._held_out = []
+        judged, self._judged_held_out = self._judged_held_out, []
+        marks = [is_good for _, is_good, _ in judged]
+        if 0 < sum(marks) < len(marks):
+            rewards, problems = [row[2] for row in judged], [row[0] for row in judged]
+            self.log("validation/reward_area", roc_area_interval(rewards, marks, problems).mean)
 
     @torch.no_grad()
     def collect_experience(self, problems: list[Problem]) -> Experience:
@@ -177,8 +202,15 @@ class RL(PolicyModule):
         seconds = {"rollout": clock[1] - clock[0], "reward": clock[2] - clock[1]}
         return Experience(rows, completions, judged, log_probs, table, seconds)
 
-    def update(self, experience: Experience, advantages_N: Tensor) -> dict[str, float]:
-        """All optimizer steps on one rollout: `passes` × `minibatches` of them."""
+    def update(
+        self, experience: Experience, advantages_NT: Tensor, kl_weights_N: Tensor | None = None
+    ) -> dict[str, float]:
+        """All optimizer steps on one rollout: `passes` × `minibatches` of them.
+
+        Args:
+            advantages_NT: of every token, or `[N, 1]` of every completion.
+            kl_weights_N: weight of each completion's exact KL to the student (`credit.exact`).
+        """
         algorithm = self.algorithm
         rows, N = experience.rows, len(experience.rows)
         reference = None
@@ -196,16 +228,19 @@ class RL(PolicyModule):
         for _ in range(algorithm.passes):
             order = torch.randperm(N) if algorithm.minibatches > 1 else torch.arange(N)
             for picked in order.tensor_split(algorithm.minibatches):
-                stats = self.update_on(picked.tolist(), experience, advantages_N, old, reference)
+                stats = self.update_on(
+                    picked.tolist(), experience, advantages_NT, old, reference, kl_weights_N
+                )
         return stats
 
     def update_on(
         self,
         picked: list[int],
         experience: Experience,
-        advantages_N: Tensor,
+        advantages_NT: Tensor,
         old: list[Tensor] | None,
         reference: list[Tensor] | None,
+        kl_weights_N: Tensor | None = None,
     ) -> dict[str, float]:
         """One optimizer step over the completions at `picked`."""
         algorithm = self.algorithm
@@ -223,18 +258,27 @@ class RL(PolicyModule):
 
         def loss_of(indices: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
             batch = pad_rows([rows[i] for i in indices], self.pad_id, self.device)
-            log_probs_BT, entropy_BT = batch_log_probs(self.policy, batch, self.temperature)
+            hidden_ND = continuation_hidden(self.policy, batch)
+            log_probs_BT, entropy_BT = batch_log_probs(
+                self.policy, batch, self.temperature, hidden_ND
+            )
             T = log_probs_BT.shape[1]
             mask = mask_BT[indices, :T].to(self.device)
             terms = policy_loss_terms(
                 log_probs_BT,
                 stacked(old, indices),
-                advantages_N[[picked[i] for i in indices]].to(self.device),
+                advantages_NT[[picked[i] for i in indices], :T].to(self.device),
                 mask,
                 algorithm,
                 stacked(reference, indices),
             )
-            loss = (terms.per_token_BT * weights_BT[indices, :T].to(self.device)).sum()
+            token_weights_BT = weights_BT[indices, :T].to(self.device)
+            loss = (terms.per_token_BT * token_weights_BT).sum()
+            if kl_weights_N is not None:
+                own = [picked[i] for i in indices]
+                loss = loss + self.exact_kl_loss(
+                    experience, own, batch, hidden_ND, token_weights_BT, kl_weights_N[own]
+                )
             return loss, token_sums(terms, mask) | {"entropy": (entropy_BT * mask).sum()}
 
         problems = [experience.judged[n].problem.id for n in picked]
@@ -244,6 +288,37 @@ class RL(PolicyModule):
                 self.reference.parameters(), self.policy.parameters(), algorithm.reference_mix_up
             )
         return stats
+
+    def exact_kl_loss(
+        self,
+        experience: Experience,
+        picked: list[int],
+        batch: PaddedRows,
+        hidden_ND: Tensor,
+        token_weights_BT: Tensor,
+        kl_weights_B: Tensor,
+    ) -> Tensor:
+        """Weighted sum over explanations' tokens of KL(policy‖student), with gradient.
+
+        It stands for the sampled share of r_KL that each token would pay for itself.
+        """
+        student = self._frozen["judge"]
+        assert student is not None
+        term_weight = experience.table.kl_weight
+        rows, weights = [], []
+        for b, (n, states_TD) in enumerate(
+            zip(picked, hidden_ND.split(batch.mask_BC.sum(1).tolist()), strict=True)
+        ):
+            student_TD = experience.table.scores[n].student_hidden_TD
+            assert student_TD is not None, "the scorer kept no hidden states"
+            T = len(student_TD)
+            rows.append((states_TD[:T], student_TD))
+            share = float(kl_weights_B[b]) * term_weight / max(1, T)
+            weights.append(share * token_weights_BT[b, :T])
+        policy_ND = torch.cat([policy for policy, _ in rows])
+        student_ND = torch.cat([student for _, student in rows])
+        kl_N = exact_kl(self.policy, policy_ND, student, student_ND, self.temperature)
+        return (kl_N * torch.cat(weights)).sum()
 
     @property
     def temperature(self) -> float:

@@ -70,7 +70,9 @@ class Task(Protocol):
         """What tells that this task's reward is being hacked."""
         ...
 
-    def details(self, judged: Any, table: RewardTable, n: int) -> dict[str, Any]:
+    def details(
+        self, judged: Any, table: RewardTable, n: int, advantages_T: Tensor
+    ) -> dict[str, Any]:
         """What else a sample of completion n shows."""
         ...
 
@@ -105,8 +107,10 @@ class Teaching:
         ]
         return scored, self.scorer(scored, teacher=policy)
 
-    def details(self, judged: ScoredExplanation, table: RewardTable, n: int) -> dict[str, Any]:
-        return {"attribution": attribution(self.views, judged, table.scores[n])}
+    def details(
+        self, judged: ScoredExplanation, table: RewardTable, n: int, advantages_T: Tensor
+    ) -> dict[str, Any]:
+        return {"attribution": attribution(self.views, judged, table.scores[n], advantages_T)}
 
     def monitor(
         self, judged: Sequence[ScoredExplanation], completions_per_problem: int
@@ -211,5 +215,7 @@ class Answering:
     ) -> dict[str, float]:
         return {}
 
-    def details(self, judged: GradedAnswer, table: RewardTable, n: int) -> dict[str, Any]:
+    def details(
+        self, judged: GradedAnswer, table: RewardTable, n: int, advantages_T: Tensor
+    ) -> dict[str, Any]:
         return {}

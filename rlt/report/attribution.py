@@ -20,6 +20,7 @@ FENCE = "attribution"
 _TITLES = {
     "explanation": "explanation (teacher's less student's log-prob)",
     "solution": "solution (student's log-prob)",
+    "advantage": "advantage (what RL moved each token by: blue up, orange down)",
 }
 _FULL_COLOUR = 4.0  # nats
 _PAIR = re.compile(r'("(?:[^"\\]|\\.)*") ([+-]\d+\.\d+)')
@@ -66,6 +67,8 @@ def coloured(block: str) -> str:
 def colour(name: str, value: float) -> tuple[float, float, float, float]:
     """Red, green, blue and opacity from 0 to 1; the stronger the further from 0."""
     strength = min(1.0, abs(value) / _FULL_COLOUR)
+    if name == "advantage":
+        value = -value
     if name == "solution":
         return (0.85, 0.15, 0.15, strength)
     return (0.90, 0.45, 0.05, strength) if value > 0 else (0.15, 0.45, 0.80, strength)
@@ -84,7 +87,7 @@ def attribution_figure(row: Mapping[str, Any]) -> Figure:
     for name in _TITLES:
         line: list[tuple[int, str, float, bool]] = []
         column = 0
-        for place, (token, value) in enumerate(found[name]):
+        for place, (token, value) in enumerate(found.get(name, ())):
             shown = token.replace("\n", "⏎") or " "
             if column + len(shown) > _COLUMNS and line:
                 lines.append((name, line))

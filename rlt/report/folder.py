@@ -89,6 +89,12 @@ class Run:
         return read_jsonl(self.folder / "scores.jsonl")
 
     @cached_property
+    def preflight(self) -> list[dict[str, Any]]:
+        """Areas under the ROC curve of the reward and its terms (see `rlt.rewards.preflight`)."""
+        file = self.folder / "preflight.json"
+        return read_json_list(file) if file.is_file() else []
+
+    @cached_property
     def samples(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / "samples.jsonl")
 

@@ -154,6 +154,7 @@ def _collect(run: Run) -> list[str]:
             ("collect/cut_share", "of the problems cut out, their traces too long for the student"),
             ("collect/tag_inside_share", "left out with a tag inside"),
             ("collect/unclosed_share", "left out as never closed"),
+            ("collect/wrong_share", "left out with a wrong answer"),
             ("collect/end_tag_share", "of the kept ones closed by the teacher"),
         )
         if name in metrics

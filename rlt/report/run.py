@@ -10,6 +10,8 @@ from rlt.report.curves import plot_curves
 from rlt.report.folder import Run
 from rlt.report.html import write_html
 from rlt.report.plots import plot_histograms
+from rlt.report.preflight import TITLE as PREFLIGHT_TITLE
+from rlt.report.preflight import plot_preflight, preflight_section
 from rlt.report.results import result_lines
 from rlt.report.text import (
     duration,
@@ -40,6 +42,7 @@ def write_report(run_dir: Path) -> Path:
         heading(run.note),
         "\n".join(f"- {line}" for line in result_lines(run)),
         _section("What was asked for", asked_for(run)),
+        _section(PREFLIGHT_TITLE, preflight_section(run.preflight)),
         _section("Is the reward being hacked?", monitors(run)),
         _section("Curves", image_links(plots, run_dir)),
         _section("Metrics", metrics_table(run.metrics)),
@@ -117,13 +120,15 @@ def _section(title: str, body: str) -> str:
 def draw_plots(run: Run, folder: Path) -> list[Path]:
     """The PNGs of a run, most telling first."""
     plots = plot_curves(run.scalars, folder)
+    areas = plot_preflight(run.preflight, folder / "preflight.png")
+    plots += [areas] if areas else []
     if run.scores:
         columns = {"reward of each explanation": [float(row["reward"]) for row in run.scores]}
         for row in run.scores:
             for name, value in reward_terms(row).items():
                 columns.setdefault(name, []).append(value)
         histograms = plot_histograms(columns, folder / "scores.png", what="explanations")
-        return [histograms] if histograms else []
+        return [plot for plot in (areas, histograms) if plot]
     if run.traces:
         titles = {
             "reward": "reward of the kept traces",

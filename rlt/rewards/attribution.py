@@ -1,7 +1,11 @@
-"""Which tokens made a reward: the log-ratio along an explanation, the log-probs of a solution."""
+"""Which tokens made a reward: the log-ratio along an explanation, the log-probs of a solution, and
+the advantages that RL gave to the explanation's tokens.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from rlt.data.prompts import Views
 from rlt.rewards.scorer import ScoredExplanation
@@ -12,22 +16,32 @@ _DIGITS = 4
 _CONTEXT = 8  # tokens before one that decide how it is written
 
 
-def attribution(views: Views, scored: ScoredExplanation, scores: TokenScores) -> Attribution:
+def attribution(
+    views: Views,
+    scored: ScoredExplanation,
+    scores: TokenScores,
+    advantages_T: Tensor | None = None,
+) -> Attribution:
     """(token, value) lists, rounded for the page.
 
     `solution`: student's log-prob of each solution token; the lowest sets r_SS's minimum.
     `explanation`: teacher's less student's log-prob of each token, the highest sets r_KL's maximum;
     without a teacher the student's surprise alone.
+    `advantage`: of each explanation token in RL; given where tokens have advantages of their own.
     """
     text = views.student_text(scored.problem, scored.explanation.ids)
     solution_ids = text.continuation[slice(*text.solution_span)]
     ratios_T = -scores.student_log_probs_T
     if scores.teacher_log_probs_T is not None:
         ratios_T = ratios_T + scores.teacher_log_probs_T
-    return {
+    found = {
         "explanation": _tokens(views, scored.explanation.ids, ratios_T.tolist()),
         "solution": _tokens(views, solution_ids, scores.solution_log_probs_K.tolist()),
     }
+    if advantages_T is not None and bool((advantages_T != advantages_T[0]).any()):
+        values = advantages_T[: len(scored.explanation.ids)].tolist()
+        found["advantage"] = _tokens(views, scored.explanation.ids, values)
+    return found
 
 
 def extremes(found: Mapping[str, Sequence[Any]]) -> dict[str, int]:

@@ -7,8 +7,18 @@ from the terms over its tokens, where the published code fills in the tag penalt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from rlt.finite import require_finite
-from rlt.rewards.terms import Correctness, Term, TokenScores, reduce_tokens
+from rlt.rewards.terms import (
+    Correctness,
+    Term,
+    ThoughtKL,
+    TokenScores,
+    reduce_tokens,
+    token_addends,
+)
 
 __all__ = ["Reward", "RewardTable", "TokenScores"]
 
@@ -24,6 +34,9 @@ class RewardTable:
     rewards: list[float]
     terms: dict[str, list[float]]
     scores: Sequence[TokenScores] = ()  # what they were made of, where there are tokens
+    # of each completion, the addends of its reward that belong to its explanation's single tokens
+    token_rewards: Sequence[Tensor] = ()
+    kl_weight: float = 0.0  # of the mean k1 log-ratio in the reward, the paper's λ
 
     def row(self, n: int) -> dict[str, float]:
         return {"reward": self.rewards[n]} | {name: v[n] for name, v in self.terms.items()}
@@ -76,6 +89,23 @@ class Reward:
         return frozenset().union(*(term.needs for term in self.terms.values()))
 
     @property
+    def kl_weight(self) -> float:
+        """Of the mean sampled log-ratio of teacher and student in the reward, the paper's λ."""
+        return sum(
+            term.weight * term.coefficients.get("mean", 0.0)
+            for term in self.terms.values()
+            if isinstance(term, ThoughtKL) and term.is_plain_k1
+        )
+
+    @property
+    def credits_tokens(self) -> bool:
+        """Whether a part of the reward is a mean or a sum over the explanation's tokens."""
+        return any(
+            term.of_explanation and term.weight and {"mean", "sum"} & set(term.coefficients)
+            for term in self.terms.values()
+        )
+
+    @property
     def correctness(self) -> Correctness | None:
         found = [term for term in self.terms.values() if isinstance(term, Correctness)]
         return found[0] if found else None
@@ -83,16 +113,21 @@ class Reward:
     def __call__(self, scores: Sequence[TokenScores]) -> RewardTable:
         """Reward each completion."""
         rewards: list[float] = []
+        token_rewards: list[Tensor] = []
         columns: dict[str, list[float]] = {}
         for one in scores:
             penalty = 0.0 if one.end_tag_found else self.missing_end_tag_penalty
             total = -penalty
+            addends_T = torch.zeros(len(one.student_log_probs_T))
             for name, term in self.terms.items():
                 values = term.values(one)
+                if term.of_explanation:
+                    addends_T = addends_T + token_addends(term, values)
                 for how, coefficient in term.coefficients.items():
                     reduced = reduce_tokens(values, how)
                     columns.setdefault(f"{name}/{how}", []).append(reduced)
                     total += term.sign * term.weight * coefficient * reduced
             columns.setdefault("end_tag_penalty", []).append(penalty)
             rewards.append(total)
-        return RewardTable(rewards, columns, scores)
+            token_rewards.append(addends_T)
+        return RewardTable(rewards, columns, scores, token_rewards, self.kl_weight)

@@ -4,6 +4,7 @@ The student is frozen, and may be the very object that also serves as the refere
 teacher's half of the log-ratio is passed in by the caller, who has it from its own forward.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,8 @@ class RewardScorer:
         temperature: sampling temperature of the teacher; `reward.temperature` overrides it.
         token_budget: tokens per scoring micro-batch, to begin with (see `rlt.memory`).
         grader: verifies sampled answers; needed by the correctness term alone.
+        keep_hidden: keep the student's hidden states at the explanation's tokens, for an exact KL
+            with gradient (`credit.exact`).
 
     Raises:
         ValueError: the reward needs a grader and there is none.
@@ -78,6 +81,7 @@ class RewardScorer:
         temperature: float,
         token_budget: int,
         grader: Any = None,
+        keep_hidden: bool = False,
     ) -> None:
         if reward.correctness is not None and grader is None:
             raise ValueError("this reward verifies answers: set data.grader (it is null)")
@@ -87,21 +91,22 @@ class RewardScorer:
         self.temperature = temperature if reward.temperature is None else reward.temperature
         self.token_budget = TokenBudget(token_budget, "hardware.tokens_per_micro_batch")
         self.grader = grader
+        self.keep_hidden = keep_hidden
 
     def token_scores(
         self, rows: Sequence[ScoredExplanation], teacher: nn.Module | None = None
     ) -> list[TokenScores]:
-        """Per-token scores; `teacher` is run again only for the exact KL.
-
-        Raises:
-            ValueError: the reward takes the exact KL and no teacher is given.
-        """
-        if "exact_kl" in self.reward.needs and teacher is None:
-            raise ValueError("this reward takes the exact KL: pass the teacher's model")
+        """Per-token scores; `teacher` is run again, if given, for the exact KL alone."""
         texts = [self.views.student_text(r.problem, r.explanation.ids) for r in rows]
         exact_kl: list[Tensor | None] = [None] * len(rows)
 
+        hidden: list[Tensor | None] = [None] * len(rows)
+
         def visit(indices: list[int], batch: PaddedRows, hidden_ND: Tensor) -> None:
+            if self.keep_hidden:
+                parts = hidden_ND.split([len(texts[i].continuation) for i in indices])
+                for index, part in zip(indices, parts, strict=True):
+                    hidden[index] = part[: len(rows[index].explanation.ids)].clone()
             if teacher is not None and "exact_kl" in self.reward.needs:
                 picked = [rows[i] for i in indices]
                 kept = self._exact_kl(teacher, picked, [texts[i] for i in indices], hidden_ND)
@@ -123,6 +128,7 @@ class RewardScorer:
                     end_tag_found=row.explanation.end_tag_found,
                     exact_kl_T=exact_kl[n],
                     correct_share=shares[n],
+                    student_hidden_TD=hidden[n],
                 )
             )
         return scores
@@ -165,11 +171,30 @@ class RewardScorer:
         """Rewards of the explanations.
 
         Raises:
+            ValueError: the reward takes the exact KL and no teacher is given.
             NotFinite: a reward or a term is NaN or infinite.
         """
+        if "exact_kl" in self.reward.needs and teacher is None:
+            raise ValueError("this reward takes the exact KL: pass the teacher's model")
         table = self.reward(self.token_scores(rows, teacher))
         table.require_finite([row.problem.id for row in rows])
         return table
+
+    def as_if_certain(self, rows: Sequence[ScoredExplanation]) -> RewardTable:
+        """Rewards that a teacher would get which writes these explanations and no others.
+
+        Its log-probs are 0, so that r_KL is the student's surprise alone. That makes texts
+        comparable which no teacher at hand would write, and it is where RL would lead.
+        """
+        scores = [
+            dataclasses.replace(
+                one,
+                teacher_log_probs_T=torch.zeros_like(one.student_log_probs_T),
+                exact_kl_T=-one.student_log_probs_T,
+            )
+            for one in self.token_scores(rows)
+        ]
+        return self.reward(scores)
 
     def _exact_kl(
         self,

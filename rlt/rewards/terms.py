@@ -3,8 +3,8 @@ completion's scores, and the reductions that turn token values into numbers.
 
 A term gives token values, reduces them in one or more ways and weighs them: with the paper's λ as
 `weight: 3` and its α in `coefficients: {mean: 1, max: 0.01}` it contributes 3 * (mean + 0.01 max).
-To add a term, write a class with `needs`, `sign`, `weight`, `coefficients` and `values`, and name
-it in a reward's YAML file.
+To add a term, write a class with `needs`, `sign`, `weight`, `coefficients`, `of_explanation` and
+`values`, and name it in a reward's YAML file.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,6 +27,8 @@ class TokenScores:
         exact_kl_T: KL(teacher‖student) over the vocabulary at each explanation token, in nats.
         correct_share: share of the student's sampled answers that were verified as right.
         end_tag_found: whether the teacher closed its explanation.
+        student_hidden_TD: student's hidden states that predict the explanation's tokens; None
+            where nobody asks for them.
     """
 
     solution_log_probs_K: Tensor
@@ -35,6 +37,7 @@ class TokenScores:
     end_tag_found: bool
     exact_kl_T: Tensor | None = None
     correct_share: float | None = None
+    student_hidden_TD: Tensor | None = None
 
 
 class Term(Protocol):
@@ -53,6 +56,11 @@ class Term(Protocol):
 
     @property
     def coefficients(self) -> Mapping[str, float]: ...
+
+    @property
+    def of_explanation(self) -> bool: ...
+
+    # whether there is one value for each token of the explanation
 
     def values(self, scores: TokenScores) -> Tensor: ...
 
@@ -74,6 +82,15 @@ def reduce_tokens(values_T: Tensor, how: str) -> float:
     if values_T.numel() == 0:
         return 0.0
     return float(REDUCTIONS[how](values_T))
+
+
+def token_addends(term: Term, values_T: Tensor) -> Tensor:
+    """What each token of the explanation adds to the reward: the term's mean and sum, taken apart.
+
+    Other reductions (extremes, quartiles) belong to no single token, and are left out.
+    """
+    share = term.coefficients.get("mean", 0.0) / max(1, values_T.numel())
+    return term.sign * term.weight * (share + term.coefficients.get("sum", 0.0)) * values_T
 
 
 def check_coefficients(term: str, coefficients: Mapping[str, float]) -> None:
@@ -122,6 +139,7 @@ class SolutionLogProb:
     clip: float | None = None
     weight: float = 1.0
     sign: float = field(default=1.0, init=False)
+    of_explanation: bool = field(default=False, init=False)
     needs: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
@@ -154,6 +172,7 @@ class ThoughtKL:
     clip: float | None = None
     weight: float = 1.0
     sign: float = field(default=-1.0, init=False)
+    of_explanation: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         check_coefficients("ThoughtKL", self.coefficients)
@@ -165,6 +184,11 @@ class ThoughtKL:
             raise ValueError(
                 f"ThoughtKL.transform={self.transform!r}: choose none or one_minus_exp"
             )
+
+    @property
+    def is_plain_k1(self) -> bool:
+        """Whether its values are the sampled log-ratio itself, whose expectation is the KL."""
+        return self.estimator == "k1" and self.transform == "none" and self.clip is None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -195,6 +219,7 @@ class Length:
     coefficients: dict[str, float]
     weight: float = 1.0
     sign: float = field(default=1.0, init=False)
+    of_explanation: bool = field(default=True, init=False)
     needs: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
@@ -211,6 +236,7 @@ class Random:
     coefficients: dict[str, float]
     weight: float = 1.0
     sign: float = field(default=1.0, init=False)
+    of_explanation: bool = field(default=False, init=False)
     needs: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
@@ -236,6 +262,7 @@ class Correctness:
     rollout: Any
     weight: float = 1.0
     sign: float = field(default=1.0, init=False)
+    of_explanation: bool = field(default=False, init=False)
     needs: frozenset[str] = field(default=frozenset({"correct_share"}), init=False)
 
     def __post_init__(self) -> None:

@@ -1,12 +1,17 @@
 """`rlt stage=collect`: the teacher explains every training problem; the best of n become traces.
 
+With `sees_solution=false` the teacher is asked as a student is, without the solution, and writes
+thought and answer; kept are thoughts whose answer the data's grader calls right. That is what an
+able student can teach by itself, the control that tells what a teacher is for.
+
 Left out are explanations that a student cannot learn from: longer, as the student sees them, than
 its context; with a tag inside, which would be refused as training data; never closed, unless
-`keep_unclosed`. The best of n (or the one of another `rank`) is sought among the others, and the
-shares of problems without any are reported.
+`keep_unclosed`; with a wrong answer, if `sees_solution=false`. The best of n (or the one of another
+`rank`) is sought among the others, and the shares of problems without any are reported.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -14,6 +19,7 @@ from omegaconf import DictConfig
 from rlt.data.dataset import ProblemData, behaviour_shares
 from rlt.data.prompts import Explanation
 from rlt.data.records import Problem
+from rlt.evaluation.answers import extract_answer
 from rlt.hardware import device_of
 from rlt.models import context_tokens, fingerprint, freeze
 from rlt.rewards import RewardScorer, ScoredExplanation
@@ -31,6 +37,8 @@ from rlt.stages.common import (
 )
 from rlt.traces import write_traces
 
+REASONS = ("cut", "tag_inside", "unclosed")  # why a problem may be left without a trace
+
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     views = load_views(cfg, "teacher")
@@ -38,6 +46,8 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     data: ProblemData = build(cfg.data)
     split = load_data(data, views)
     rollout = build(cfg.rollout)
+    if not cfg.sees_solution:
+        require_grader(data.grader)
     device = device_of(cfg)
     teacher = freeze(load_model(cfg, "teacher").model).to(device)
     student = freeze(load_model(cfg, "student").model).to(device)
@@ -64,9 +74,17 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
 
     limit = min(cfg.max_student_tokens or 2**31, context_tokens(student))
 
+    tags = views.style.tags
+    solution_tags = tags["solution_open"], tags["solution_close"]
+
     def explain(problems: list[Problem]) -> list[dict[str, Any]]:
-        prompts = [views.teacher_prompt(problem) for problem in problems]
-        groups = rollout.sample(teacher, views.tokenizer, prompts, cfg.best_of, views.stop)
+        if cfg.sees_solution:
+            prompts = [views.teacher_prompt(problem) for problem in problems]
+            stop, end_tag = views.stop, views.stop
+        else:
+            prompts = [views.student_prompt(problem) for problem in problems]
+            stop, end_tag = tags["solution_close"], tags["thought_close"]
+        groups = rollout.sample(teacher, views.tokenizer, prompts, cfg.best_of, stop)
         owners = [p for p, group in enumerate(groups) for _ in group]
         completions = [c for group in groups for c in group]
         log_probs = None
@@ -77,16 +95,23 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
                 teacher, [(prompts[p], c.ids) for p, c in zip(owners, completions, strict=True)]
             )
         scored = [
-            ScoredExplanation(problems[p], views.explanation(c.ids), prompts[p], values)
+            ScoredExplanation(problems[p], views.explanation(c.ids, end_tag), prompts[p], values)
             for p, c, values in zip(owners, completions, log_probs, strict=True)
         ]
         table = scorer(scored, teacher=teacher)
+        wrong = [False] * len(scored)
+        if not cfg.sees_solution:
+            texts = [views.decode(c.ids) for c in completions]
+            answers = [extract_answer(text, *solution_tags) or "" for text in texts]
+            owned = [problems[p] for p in owners]
+            verdicts = data.grader.grade_all(list(zip(owned, answers, strict=True)))
+            wrong = [not verdict.correct for verdict in verdicts]
         rows = []
         for n, row in enumerate(scored):
             text = views.student_text(row.problem, row.explanation.ids)
             tokens = len(text.prompt) + len(text.continuation)
             behaviour = data.behaviour and data.behaviour(
-                row.problem.question, row.problem.solution, row.explanation.text
+                row.problem.question, row.problem.solution, row.explanation.text, row.closed
             )
             rows.append(
                 {
@@ -102,19 +127,21 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
                     "reward": table.rewards[n],
                     "reward_terms": {name: v[n] for name, v in table.terms.items()},
                     **({"behaviour": behaviour} if behaviour is not None else {}),
-                    "left_out": why_left_out(row.explanation, tokens),
+                    "left_out": why_left_out(row.explanation, tokens, wrong[n]),
                     **provenance,
                 }
             )
         groups_of_rows = [rows[i : i + cfg.best_of] for i in range(0, len(rows), cfg.best_of)]
         return [ranked(group, cfg.rank) for group in groups_of_rows]
 
-    def why_left_out(explanation: Explanation, student_tokens: int) -> str | None:
+    def why_left_out(explanation: Explanation, student_tokens: int, wrong: bool) -> str | None:
         if student_tokens > limit:
             return "cut"
         if any(tag in explanation.text for tag in views.forbidden):
             return "tag_inside"
-        return None if explanation.end_tag_found or cfg.keep_unclosed else "unclosed"
+        if not explanation.end_tag_found and not cfg.keep_unclosed:
+            return "unclosed"
+        return "wrong" if wrong else None
 
     problems = split.train[: cfg.max_problems]
     rows = in_batches(
@@ -133,11 +160,12 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
             "(raise max_student_tokens, up to the student's context, or lower "
             "rollout.max_new_tokens), "
             f"{counts['tag_inside']} have a tag inside the explanation, {counts['unclosed']} were "
-            "never closed (train the teacher for longer, or set keep_unclosed=true)"
+            "never closed (train the teacher for longer, or set keep_unclosed=true), "
+            f"{counts['wrong']} end in a wrong answer"
         )
     write_traces(kept, run.folder, cfg.format)
     (run.folder / "traces.partial").unlink()
-    metrics = summarise(rows, kept)
+    metrics = summarise(rows, kept, REASONS if cfg.sees_solution else (*REASONS, "wrong"))
     if data.behaviour is not None:
         shares = behaviour_shares([row["behaviour"] for row in kept], data.behaviour.names)
         metrics |= {f"collect/{name}": share for name, share in shares.items()}
@@ -156,13 +184,28 @@ def ranked(group: list[dict[str, Any]], rank: int) -> dict[str, Any]:
     return chosen | {"reward_mean_of_n": sum(row["reward"] for row in group) / len(group)}
 
 
-def summarise(rows: list[dict[str, Any]], kept: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the traces that were kept, and the shares of problems left without one."""
+def require_grader(grader: Any) -> None:
+    """Raises ValueError when answers are to be verified and there is nothing to verify them."""
+    if grader is None:
+        raise ValueError(
+            "collect with sees_solution=false keeps explanations whose answer is right: set "
+            "data.grader (it is null)"
+        )
+
+
+def summarise(
+    rows: list[dict[str, Any]], kept: list[dict[str, Any]], reasons: Sequence[str]
+) -> dict[str, float]:
+    """Means over the traces that were kept, and the shares of problems left without one.
+
+    Args:
+        reasons: why a problem may be left without a trace.
+    """
     metrics = {
         "collect/traces": float(len(kept)),
         "collect/reward_mean_of_n": sum(row["reward_mean_of_n"] for row in rows) / len(rows),
     }
-    for reason in ("cut", "tag_inside", "unclosed"):
+    for reason in reasons:
         share = sum(row["left_out"] == reason for row in rows) / len(rows)
         metrics[f"collect/{reason}_share"] = share
     for name in ("reward", "teacher_tokens", "student_tokens"):

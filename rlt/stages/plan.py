@@ -17,6 +17,7 @@ from rich.table import Table
 from rlt.data.datamodule import total_steps
 from rlt.report.study import Measure, read_study
 from rlt.runtime import config_key
+from rlt.stages.collect import require_grader
 from rlt.stages.common import require_same_tokenizer
 from rlt.stages.distill import check_explanations
 from rlt.stages.estimate import Shape
@@ -26,7 +27,7 @@ from rlt.stages.probe import measure
 from rlt.stages.projection import check_all
 from rlt.stages.score import check_score
 from rlt.stages.size import measured_lengths, memory_in_words, reads_traces, steps_or_batches
-from rlt.stages.teacher_rl import check_student_choice
+from rlt.stages.teacher_rl import check_credit, check_student_choice
 from rlt.stages.values import check_values
 from rlt.traces import find_traces
 
@@ -139,8 +140,12 @@ def check_stage(name: str, cfg: DictConfig, made_here: Mapping[str, str], seen: 
     if cfg.stage == "score":
         check_score(cfg)
     parts = check_values(cfg)
+    if cfg.stage == "teacher_rl":
+        check_credit(parts["credit"], parts["reward"])
     if "reward" in parts and parts["reward"].correctness is not None and not has_grader(cfg):
         raise ValueError("this reward verifies answers: set data.grader (it is null)")
+    if cfg.stage == "collect" and not cfg.sees_solution and not has_grader(cfg):
+        require_grader(None)
     if cfg.stage == "student_rl" and not has_grader(cfg):
         raise ValueError("student RL verifies answers: set data.grader (it is null)")
     tokenizers = []

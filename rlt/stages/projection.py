@@ -78,6 +78,9 @@ def step_config(cfg: DictConfig, name: str, folders: Mapping[str, Path]) -> Dict
     OmegaConf.set_struct(projected, True)
     if step.stage == "evaluate":
         projected.trained_on = cfg.data
+        if cfg.data.get("parts") is not None:  # other steps may have trained on the other parts
+            OmegaConf.update(projected, "trained_on.parts", None)
+            OmegaConf.update(projected, "trained_on.part", None)
     for key, value in raw["steps"][name]["set"].items():
         try:
             OmegaConf.update(projected, key, value, merge=True)

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from rlt.algorithms import Algorithm
+from rlt.credit import Credit
 from rlt.data.dataset import ProblemData
 from rlt.data.prompts import Views
 from rlt.models import LanguageModel, fingerprint
@@ -31,6 +32,7 @@ def fit_rl(
     algorithm: Algorithm,
     data: ProblemData,
     datamodule: Any,
+    credit: Credit | None = None,
 ) -> dict[str, float]:
     """Train a policy on the rewards of its task and save it."""
     logger = make_logger(cfg, run.folder)
@@ -42,6 +44,7 @@ def fit_rl(
         task=task,
         rollout=rollout,
         algorithm=algorithm,
+        credit=credit,
         optim=build_partial(cfg.optim),
         schedule=build_partial(cfg.schedule),
         optimizer_steps=datamodule.steps * algorithm.optimizer_steps_per_rollout,

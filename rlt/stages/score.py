@@ -6,8 +6,12 @@
 Explanations come from traces, or from a data set's own. r_KL compares the student with a teacher,
 so rewards that hold it need `model@teacher`; with its own weights, if the teacher that wrote the
 text is at hand. The best `keep_share` is written as traces that `stage=distill` takes.
+
+How well the reward tells good explanations from bad is told, too (`rlt.rewards.preflight`): of the
+data's own, against damaged copies; of traces beside `data=…`, by its classifier and its grader.
 """
 
+import dataclasses
 from typing import Any
 
 from omegaconf import DictConfig
@@ -20,8 +24,9 @@ from rlt.hardware import device_of
 from rlt.models import context_tokens, fingerprint, freeze
 from rlt.report.run import best_and_worst_of
 from rlt.report.samples import log_attributions
-from rlt.rewards import RewardScorer, ScoredExplanation
+from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
 from rlt.rewards.attribution import attribution
+from rlt.rewards.preflight import Area, Preflight, areas, signed_columns
 from rlt.run_folder import RunFolder
 from rlt.runtime import build, peak_memory_bytes
 from rlt.stages.common import (
@@ -35,6 +40,12 @@ from rlt.stages.common import (
     source_of,
 )
 from rlt.stages.examples import require_explanations
+from rlt.stages.preflight import (
+    own_labels,
+    preflight_areas,
+    scored_explanations,
+    tell_areas,
+)
 from rlt.traces import trace_source, write_rows, write_traces
 
 
@@ -49,6 +60,8 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     problems = split.train + split.validation
     require_explanations(problems)
     problems = [problem for problem in problems if problem.explanation is not None]
+    if cfg.traces is not None and cfg.data is not None:
+        problems = with_metadata(problems, build(cfg.data).source)
     device = device_of(cfg)
     student = freeze(load_model(cfg, "student").model).to(device)
     teacher = None
@@ -66,7 +79,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         check_context(views, problem, student)
 
     def score(batch: list[Problem]) -> list[dict[str, Any]]:
-        scored = scored_explanations(batch, views, teacher, scorer)
+        scored = with_teacher(scored_explanations(batch, views), teacher, scorer)
         table = scorer(scored, teacher)
         return [
             {
@@ -87,6 +100,10 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
 
     partial = run.folder / "scores.partial"
     rows = in_batches(problems, cfg.rows_per_batch, partial, cfg.seed, "scoring", score)
+    preflight: Preflight | None = build(cfg.preflight) if cfg.preflight is not None else None
+    areas_found: list[Area] = []
+    if preflight is not None:
+        areas_found = find_areas(cfg, preflight, problems, rows, data, scorer)
     rows.sort(key=lambda row: -row["reward"])
     for rank, row in enumerate(rows, start=1):
         row["rank"] = rank
@@ -96,24 +113,43 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     write_traces(bare, run.folder, cfg.format)
     partial.unlink()
     metrics = summarise(rows, kept)
+    if preflight is not None:
+        metrics |= tell_areas(areas_found, preflight, run.folder)
     log_scalars(cfg, run.folder, metrics)
     log_attributions(make_logger(cfg, run.folder), best_and_worst_of(rows, cfg.attributed))
     return metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}
 
 
+def find_areas(
+    cfg: DictConfig,
+    preflight: Preflight,
+    problems: list[Problem],
+    rows: list[dict[str, Any]],
+    data: ProblemData,
+    scorer: RewardScorer,
+) -> list[Area]:
+    """How well the reward tells the explanations apart: traces by their labels, as they were
+    rewarded; the data's own by labels and against damaged copies.
+    """
+    if cfg.traces is None:
+        return preflight_areas(preflight, problems, data, scorer, cfg.seed)
+    terms = {name: [row["reward_terms"][name] for row in rows] for name in rows[0]["reward_terms"]}
+    columns = signed_columns(scorer.reward, RewardTable([row["reward"] for row in rows], terms))
+    return areas(columns, own_labels(problems, data), [problem.id for problem in problems])
+
+
 def check_score(cfg: DictConfig) -> None:
     """Raises ValueError when explanations, models and reward do not go together."""
-    if (cfg.traces is None) == (cfg.data is None):
-        given = "neither is" if cfg.data is None else "both are"
+    if cfg.traces is None and cfg.data is None:
         raise ValueError(
             "stage=score takes explanations from traces=<file or run>/traces, or from data=… that "
-            f"carries them: give one of the two ({given} set)"
+            "carries them: give one of the two (neither is set)"
         )
     needs = build(cfg.reward).needs
-    if "correct_share" in needs and cfg.traces is not None:
+    if "correct_share" in needs and cfg.data is None:
         raise ValueError(
-            "this reward verifies answers, and traces name no grader: give the same file as "
-            "data=jsonl data.source.files=… with data.grader"
+            "this reward verifies answers, and traces name no grader: give the data=… that they "
+            "are of, too, whose grader is then taken"
         )
     if needs & {"teacher_log_probs", "exact_kl"} and cfg.teacher is None:
         raise ValueError(
@@ -125,11 +161,31 @@ def check_score(cfg: DictConfig) -> None:
 
 
 def explained(cfg: DictConfig) -> ProblemData:
-    """The explanations to score; of traces, several may be of one problem."""
+    """The explanations to score; of traces, several may be of one problem.
+
+    Beside traces, `data` gives the grader and the classifier of behaviours alone.
+    """
+    data: ProblemData | None = build(cfg.data) if cfg.data is not None else None
     if cfg.traces is None:
-        data: ProblemData = build(cfg.data)
+        assert data is not None
         return data
-    return ProblemData(trace_source(cfg.traces), validation_share=0, unique=False)
+    return ProblemData(
+        trace_source(cfg.traces),
+        validation_share=0,
+        unique=False,
+        grader=None if data is None else data.grader,
+        behaviour=None if data is None else data.behaviour,
+    )
+
+
+def with_metadata(problems: list[Problem], source: Any) -> list[Problem]:
+    """Traces' problems with what the data's verifier knows of them, which traces do not carry."""
+    rows = (row.values for row in source.rows())
+    known = {(row.get("question"), row.get("solution")): row.get("metadata") for row in rows}
+    return [
+        dataclasses.replace(one, metadata=known.get((one.question, one.solution)) or {})
+        for one in problems
+    ]
 
 
 def student_tokens(views: Views, problem: Problem) -> int:
@@ -149,24 +205,17 @@ def check_context(views: Views, problem: Problem, student: Any) -> None:
         )
 
 
-def scored_explanations(
-    problems: list[Problem], views: Views, teacher: Any, scorer: RewardScorer
+def with_teacher(
+    scored: list[ScoredExplanation], teacher: Any, scorer: RewardScorer
 ) -> list[ScoredExplanation]:
-    """Explanations given as text, as a teacher would have written and closed them."""
-    explanations = [
-        views.explanation(views.thought(p.explanation or "") + views.encode(views.stop))
-        for p in problems
-    ]
-    prompts = [views.teacher_prompt(problem) for problem in problems]
-    rows = [(prompt, one.ids) for prompt, one in zip(prompts, explanations, strict=True)]
-    log_probs: list[Any] = [None] * len(rows)
-    if teacher is not None:
-        log_probs = scorer.row_log_probs(teacher, rows)
+    """The same with the log-probs that a teacher gives them; unchanged without a teacher."""
+    if teacher is None:
+        return scored
+    rows = [(one.teacher_prompt, one.explanation.ids) for one in scored]
+    log_probs = scorer.row_log_probs(teacher, rows)
     return [
-        ScoredExplanation(problem, one, prompt, values)
-        for problem, one, prompt, values in zip(
-            problems, explanations, prompts, log_probs, strict=True
-        )
+        dataclasses.replace(one, teacher_log_probs_T=values)
+        for one, values in zip(scored, log_probs, strict=True)
     ]
 
 

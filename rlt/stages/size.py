@@ -60,9 +60,9 @@ def measured_lengths(
         )
     if cfg.stage == "student_rl" and contexts:
         check_answer_context(contexts["student"], views, longest, new_tokens)
-    if cfg.stage in ("teacher_rl", "collect"):
+    if cfg.stage == "teacher_rl" or (cfg.stage == "collect" and cfg.sees_solution):
         return lengths_of((views.teacher_prompt(p), []) for p in problems)
-    if cfg.stage in ("student_rl", "evaluate", "score") or reads_traces(cfg):
+    if cfg.stage in ("student_rl", "collect", "evaluate", "score") or reads_traces(cfg):
         return lengths_of((views.student_prompt(p), []) for p in problems)
     examples = _examples(cfg, views, longest)
     if contexts and examples:

@@ -8,18 +8,22 @@ import copy
 import logging
 from collections.abc import Mapping
 
+import torch
 from omegaconf import DictConfig
 from torch import nn
 
 from rlt.algorithms import Algorithm
+from rlt.credit import Credit
 from rlt.data.dataset import ProblemData
 from rlt.data.prompts import Views
 from rlt.data.records import Problem
+from rlt.hardware import device_of
 from rlt.models import LanguageModel, context_tokens, fingerprint, freeze
 from rlt.modules import Teaching
-from rlt.rewards import RewardScorer
+from rlt.rewards import Reward, RewardScorer
+from rlt.rewards.preflight import Area, Preflight
 from rlt.run_folder import RunFolder
-from rlt.runtime import build
+from rlt.runtime import build, read_json
 from rlt.stages.common import (
     load_data,
     load_model,
@@ -27,6 +31,7 @@ from rlt.stages.common import (
     require_same_tokenizer,
     source_of,
 )
+from rlt.stages.preflight import PREFLIGHT_FILE, metrics_of, preflight_areas, tell_areas
 from rlt.stages.rl import fit_rl, record_weights
 
 log = logging.getLogger(__name__)
@@ -38,6 +43,9 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     if cfg.reward_student == "student":
         require_same_tokenizer(views.tokenizer, source_of(cfg, "student").tokenizer())
     algorithm: Algorithm = build(cfg.algorithm)
+    reward: Reward = build(cfg.reward)
+    credit: Credit = build(cfg.credit)
+    check_credit(credit, reward)
     data: ProblemData = build(cfg.data)
     split = load_data(data, views)
     run.record(data=split.report)
@@ -52,15 +60,61 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     check_context(contexts, views, problems, rollout.max_new_tokens)
     record_weights(run, {"teacher": teacher.model, "reference": reference, "student": student})
     scorer = RewardScorer(
-        build(cfg.reward),
+        reward,
         student,
         views,
         temperature=rollout.temperature or 1.0,
         token_budget=cfg.hardware.tokens_per_micro_batch,
         grader=data.grader,
+        keep_hidden=credit.exact,
     )
+    told = preflight(cfg, run, split.train, data, scorer)
     task = Teaching(views, scorer)
-    return fit_rl(cfg, run, views, teacher, reference, task, rollout, algorithm, data, datamodule)
+    metrics = fit_rl(
+        cfg, run, views, teacher, reference, task, rollout, algorithm, data, datamodule, credit
+    )
+    return told | metrics
+
+
+def preflight(
+    cfg: DictConfig,
+    run: RunFolder,
+    problems: list[Problem],
+    data: ProblemData,
+    scorer: RewardScorer,
+) -> dict[str, float]:
+    """Tell, before the first step, how well the reward tells good explanations from bad.
+
+    The data's own explanations are scored beside damaged copies of them. A run that goes on has
+    been told already. Random numbers are left as they were.
+    """
+    file = run.folder / PREFLIGHT_FILE
+    if file.is_file():
+        return metrics_of([Area.read(row) for row in read_json(file)])
+    explained = any(problem.explanation is not None for problem in problems)
+    if cfg.preflight is None or not explained or "correct_share" in scorer.reward.needs:
+        return {}
+    settings: Preflight = build(cfg.preflight)
+    scorer.student.to(device_of(cfg))
+    with torch.random.fork_rng():
+        found = preflight_areas(settings, problems, data, scorer, cfg.seed)
+    return tell_areas(found, settings, run.folder)
+
+
+def check_credit(credit: Credit, reward: Reward) -> None:
+    """Raises ValueError when tokens are to be paid for by a reward that has no share for them."""
+    if credit.exact and (not reward.kl_weight or reward.temperature is not None):
+        raise ValueError(
+            "credit.exact=true takes the place of the sampled log-ratio: it needs a reward whose "
+            "thought_kl has the estimator k1 and a mean, without transform and clip, and "
+            "reward.temperature=null; choose reward=rlt, or credit.exact=false"
+        )
+    if credit.needs_token_rewards and not reward.credits_tokens:
+        raise ValueError(
+            "credit=token shares out the part of the reward that is a mean or a sum over the "
+            f"explanation's tokens, and this reward has none ({', '.join(reward.terms)}): choose "
+            "a reward with thought_kl, such as reward=rlt, or credit=completion"
+        )
 
 
 def check_student_choice(cfg: DictConfig) -> None:

@@ -61,7 +61,7 @@ def check_values(cfg: DictConfig) -> dict[str, Any]:
     errors = _bounds(cfg) + _choices(cfg)
     parts = {
         key: _attempt(key, partial(build, cfg[key]), errors)
-        for key in ("prompt", "reward", "algorithm", "rollout")
+        for key in ("prompt", "reward", "credit", "algorithm", "rollout", "preflight")
         if cfg.get(key) is not None
     }
     for name, node in (cfg.get("callbacks") or {}).items():

@@ -70,7 +70,7 @@ def test_loss_and_gradient(case: dict[str, Any], chunk: int) -> None:
         terms = policy_loss_terms(
             policy_BT[rows],
             None if case["on_policy"] else old_BT[rows],
-            advantages_B[rows],
+            advantages_B[rows, None],
             mask_BT[rows],
             algorithm,
             reference_BT[rows] if algorithm.needs_reference else None,

@@ -92,11 +92,108 @@ def test_explanations_of_a_data_set_and_no_teacher(
     assert len(rows) == 16 + 4 and "teacher" not in rows[0]  # held-out ones too
 
 
+MANY = ["data.source.count=200", "data.max_train=80", "data.max_validation=4"]
+
+
+@pytest.fixture(scope="module")
+def flown(chain: Path) -> Path:
+    """The data's own explanations scored, with the reward preflight."""
+    own = [*SCORE, "data=digit_chain", *MANY, "student_path=pretrain/model", "reward=no_entropy"]
+    done = rlt([*own, "preflight.lowest_area=1", "output_dir=flown"], chain)
+    assert "area under the ROC curve" in done.stdout
+    assert "preflight: the reward hardly tells good explanations from" in done.stdout + done.stderr
+    return chain / "flown"
+
+
+def test_a_preflight_is_told_in_metrics_and_report(flown: Path) -> None:
+    rows = read(flown / "preflight.json")
+    kinds = {"behaviour", "other_problem", "altered_digit", "truncated", "bare_solution"}
+    assert kinds <= {row["against"] for row in rows}
+    metrics = read(flown / "metrics.json")
+    for row in rows:
+        assert 0 <= row["low"] <= row["area"] <= row["high"] <= 1
+        if row["term"] == "reward":
+            assert metrics[f"preflight/{row['against']}_area"] == row["area"]
+    assert all(documented(name) for name in metrics)
+    # Steps, a fifth of these explanations, against all others; copies are made of steps alone.
+    of_kind = {row["against"]: row for row in rows if row["term"] == "reward"}
+    assert of_kind["behaviour"]["good"] + of_kind["behaviour"]["bad"] == 64
+    assert of_kind["altered_digit"]["good"] == of_kind["behaviour"]["good"]
+    report = (flown / "report.md").read_text()
+    assert "## Does the reward tell good explanations from bad?" in report
+    assert (flown / "plots" / "preflight.png").is_file()
+
+
+def test_traces_are_labelled_by_their_data(flown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_data = ["traces=flown/traces", "data=digit_chain", *MANY, "student_path=pretrain/model"]
+    again = [*SCORE, *of_data, "reward=no_entropy", "output_dir=labelled"]
+    here(again, flown.parent, monkeypatch)
+    rows = {row["against"]: row for row in read(flown.parent / "labelled" / "preflight.json")}
+    traces = read_lines(flown / "traces.jsonl")
+    assert set(rows) == {"behaviour", "verifier"}
+    assert rows["verifier"]["good"] + rows["verifier"]["bad"] == len(traces) == 84
+
+
+def test_no_preflight(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = [*SCORE, "data=digit_chain", *DATA, "student_path=pretrain/model", "preflight=null"]
+    here([*own, "reward=no_entropy", "output_dir=unflown"], chain, monkeypatch)
+    assert not (chain / "unflown" / "preflight.json").exists()
+
+
+def test_teacher_rl_has_its_preflight_once(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    knobs = ["teacher_path=teacher_sft/model", "data.source.count=200", "data.max_train=80"]
+    short = [*knobs, "datamodule.steps=1", "callbacks.checkpoint.every_steps=1"]
+    here(stage("teacher_rl", *short, "output_dir=rl_flown"), chain, monkeypatch)
+    run = chain / "rl_flown"
+    rows, metrics = read(run / "preflight.json"), read(run / "metrics.json")
+    assert {row["against"] for row in rows} >= {"behaviour", "altered_digit"}
+    assert metrics["preflight/altered_digit_area"] == next(
+        row["area"] for row in rows if row["against"] == "altered_digit"
+    )
+    bare = [*stage("teacher_rl", *short, "preflight=null", "output_dir=rl_unflown")]
+    here(bare, chain, monkeypatch)
+    assert weights(run) == weights(chain / "rl_unflown")  # no random number is spent on it
+
+
+def test_a_teacher_that_sees_no_solution_keeps_what_is_right(
+    chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["teacher_path=pretrain/model", "student_path=pretrain/model", "sees_solution=false"]
+    asked += ["rollout.max_new_tokens=20", "keep_unclosed=false", "best_of=8"]
+    here(stage("collect", *asked, "output_dir=alone"), chain, monkeypatch)
+    traces, metrics = read_lines(chain / "alone/traces.jsonl"), results(chain / "alone")
+    assert 0 < len(traces) < 16
+    left_out = ("cut", "tag_inside", "unclosed", "wrong")
+    assert sum(metrics[f"collect/{why}_share"] for why in left_out) == pytest.approx(
+        1 - len(traces) / 16
+    )
+    assert metrics["collect/wrong_share"] > 0
+    assert all(documented(name) for name in metrics)
+    assert "left out with a wrong answer" in (chain / "alone/report.md").read_text()
+    no_grader = stage("collect", *asked, "~data.grader", "+data.grader=null")
+    assert "set data.grader (it is null)" in refused(no_grader, chain)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["credit=token", "reward=solution_only"], "choose a reward with thought_kl"),
+        (["credit=token", "credit.exact=true", "reward=k3"], "thought_kl has the estimator k1"),
+        (["credit=token", "credit.discount=2"], "credit.discount=2"),
+        (["credit=token", "credit.discont=1"], "did you mean 'discount'"),
+        (["preflight.corruptions=[trunk]"], "preflight.corruptions has 'trunk'"),
+        (["data.part=teacher"], "set both"),
+    ],
+)
+def test_credit_and_preflight_that_do_not_fit(chain: Path, overrides: list[str], said: str) -> None:
+    asked = stage("teacher_rl", "teacher_path=pretrain/model", *overrides, "check=true")
+    assert said in refused(asked, chain)
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         ([], "stage=score takes explanations from traces="),
-        (["traces=collect/traces", "data=digit_chain"], "give one of the two"),
         (["traces=collect/traces"], "set model@teacher="),
         (["traces=collect/traces", "reward=solution_only", "keep_share=0"], "keep_share=0.0: must"),
         (["traces=none", "reward=solution_only"], "traces=none: no such file"),

@@ -70,6 +70,23 @@ def test_reward(train, reward: str) -> None:
             assert row["reward"] == pytest.approx(0.1 * n_tokens - (row["finish"] != "stop"))
 
 
+@pytest.mark.parametrize("exact", ["false", "true"])
+def test_token_credit(train, exact: str) -> None:
+    folder, scalars = train("credit=token", f"credit.exact={exact}", "credit.discount=0.9")
+    assert all(0 < share <= 1 for share in scalars["policy/token_credit_share"])
+    for row in read_lines(folder / "samples.jsonl"):
+        explanation = row["attribution"]["explanation"]
+        advantages = row["attribution"].get("advantage", explanation)
+        assert [token for token, _ in advantages] == [token for token, _ in explanation]
+    assert any("advantage" in row["attribution"] for row in read_lines(folder / "samples.jsonl"))
+
+
+def test_published_credit_is_the_default(train) -> None:
+    folder, scalars = train()
+    assert scalars["policy/token_credit_share"] == [0.0, 0.0]
+    assert all("advantage" not in r["attribution"] for r in read_lines(folder / "samples.jsonl"))
+
+
 def test_reference_moves(train) -> None:
     move = ["algorithm.reference_update_every_steps=1", "algorithm.reference_mix_up=1.0"]
     _, scalars = train(*move)

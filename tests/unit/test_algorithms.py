@@ -121,7 +121,7 @@ def test_clipping_is_pessimistic() -> None:
     # ratios 1.5 and 0.5, once with advantage 1, once with advantage -2
     policy_BT, old_BT = logs([0.6, 0.2], [0.6, 0.2]), logs([0.4, 0.4], [0.4, 0.4])
     policy_BT.requires_grad_()
-    terms = policy_loss_terms(policy_BT, old_BT, torch.tensor([1.0, -2.0]), ONES_BT, GRPO)
+    terms = policy_loss_terms(policy_BT, old_BT, torch.tensor([[1.0], [-2.0]]), ONES_BT, GRPO)
     close(terms.per_token_BT.detach(), [[-1.2, -0.5], [3.0, 1.6]])
     close(terms.ratio_BT, [[1.5, 0.5], [1.5, 0.5]])
     assert terms.clipped_high_BT.tolist() == [[True, False], [False, False]]
@@ -134,7 +134,7 @@ def test_clipping_is_pessimistic() -> None:
 def test_cispo_keeps_the_gradient_of_a_capped_token() -> None:
     # ratios 3 (capped at 1.5) and 0.5
     policy_BT, old_BT = logs([0.6, 0.2]).requires_grad_(), logs([0.2, 0.4])
-    terms = policy_loss_terms(policy_BT, old_BT, torch.tensor([2.0]), ONES_BT[:1], CISPO)
+    terms = policy_loss_terms(policy_BT, old_BT, torch.tensor([[2.0]]), ONES_BT[:1], CISPO)
     close(terms.per_token_BT.detach(), [[-3.0 * math.log(0.6), -1.0 * math.log(0.2)]])
     assert terms.clipped_high_BT.tolist() == [[True, False]]
     assert not terms.clipped_low_BT.any()
@@ -147,7 +147,7 @@ def test_sequence_ratio_is_the_geometric_mean_over_the_mask() -> None:
     policy_BT, old_BT = logs([0.8, 0.1, 0.9]), logs([0.2, 0.1, 0.1])  # 4, 1; 9 is masked
     mask_BT = torch.tensor([[1, 1, 0]])
     algorithm = replace(GRPO, ratio="sequence", epsilon_high=10.0)
-    terms = policy_loss_terms(policy_BT, old_BT, torch.tensor([1.0]), mask_BT, algorithm)
+    terms = policy_loss_terms(policy_BT, old_BT, torch.tensor([[1.0]]), mask_BT, algorithm)
     close(terms.ratio_BT, [[2.0, 2.0, 0.0]])
     close(terms.per_token_BT, [[-2.0, -2.0, 0.0]])
 
@@ -155,7 +155,7 @@ def test_sequence_ratio_is_the_geometric_mean_over_the_mask() -> None:
 def test_k3_to_the_reference_and_to_the_old_policy() -> None:
     policy_BT, old_BT, reference_BT = logs([0.25]), logs([0.5]), logs([0.75])
     algorithm = replace(GRPO, beta=0.1, epsilon_low=0.9)
-    arguments = (policy_BT, old_BT, torch.tensor([1.0]), ONES_BT[:1, :1])
+    arguments = (policy_BT, old_BT, torch.tensor([[1.0]]), ONES_BT[:1, :1])
     plain = policy_loss_terms(*arguments, algorithm, reference_BT)
     k3 = 3 - math.log(3) - 1
     close(plain.per_token_BT, [[-0.5 + 0.1 * k3]])
@@ -175,7 +175,7 @@ def test_on_policy_gradient_of_k3(weighted: bool, expected: float) -> None:
     policy_BT = logs([0.25]).requires_grad_()
     algorithm = replace(GRPO, beta=1.0, importance_weighted_k3=weighted)
     terms = policy_loss_terms(
-        policy_BT, None, torch.tensor([0.0]), ONES_BT[:1, :1], algorithm, logs([0.75])
+        policy_BT, None, torch.tensor([[0.0]]), ONES_BT[:1, :1], algorithm, logs([0.75])
     )
     terms.per_token_BT.sum().backward()
     assert policy_BT.grad is not None
@@ -185,13 +185,13 @@ def test_on_policy_gradient_of_k3(weighted: bool, expected: float) -> None:
 def test_beta_without_reference_is_refused() -> None:
     with pytest.raises(ValueError, match=r"beta=0.1 needs the reference's log-probs"):
         policy_loss_terms(
-            logs([0.5]), None, torch.ones(1), ONES_BT[:1, :1], replace(GRPO, beta=0.1)
+            logs([0.5]), None, torch.ones(1, 1), ONES_BT[:1, :1], replace(GRPO, beta=0.1)
         )
 
 
 def test_a_reference_without_beta_is_only_watched() -> None:
     terms = policy_loss_terms(
-        logs([0.25]), None, torch.ones(1), ONES_BT[:1, :1], GRPO, logs([0.75])
+        logs([0.25]), None, torch.ones(1, 1), ONES_BT[:1, :1], GRPO, logs([0.75])
     )
     close(terms.per_token_BT, [[-1.0]])
     assert terms.reference_k3_BT is not None
@@ -204,7 +204,7 @@ def test_masked_positions_may_hold_anything(algorithm: Algorithm) -> None:
     junk = torch.tensor([[math.nan, -math.inf], [0.0, math.nan]])
     mask_BT = torch.tensor([[0, 0], [1, 0]])
     policy_BT = (torch.tensor([[0.0, 0.0], [-1.0, 0.0]]) + junk).requires_grad_()
-    terms = policy_loss_terms(policy_BT, junk - 1, torch.ones(2), mask_BT, algorithm, junk - 1)
+    terms = policy_loss_terms(policy_BT, junk - 1, torch.ones(2, 1), mask_BT, algorithm, junk - 1)
     weights_BT = token_weights(mask_BT, "sequence_mean", 2)
     (terms.per_token_BT * weights_BT).sum().backward()
     assert policy_BT.grad is not None and policy_BT.grad[1, 0] != 0
@@ -216,7 +216,7 @@ def test_masked_positions_may_hold_anything(algorithm: Algorithm) -> None:
 def test_an_extreme_ratio_stays_finite() -> None:
     policy_BT, old_BT = torch.tensor([[-0.1, -0.1]]), torch.tensor([[-500.0, -500.0]])
     for advantage in (0.0, -1.0, 1.0):
-        terms = policy_loss_terms(policy_BT, old_BT, torch.tensor([advantage]), ONES_BT[:1], GRPO)
+        terms = policy_loss_terms(policy_BT, old_BT, torch.tensor([[advantage]]), ONES_BT[:1], GRPO)
         assert terms.per_token_BT.isfinite().all() and terms.k3_BT.isfinite().all()
 
 
@@ -226,7 +226,7 @@ def test_one_batch_of_eight_equals_eight_of_one(aggregation: Aggregation, ratio:
     generator = torch.Generator().manual_seed(0)
     shape = (8, 11)
     old_BT, reference_BT, noise_BT = (-3 * torch.rand(shape, generator=generator) for _ in range(3))
-    advantages_B = torch.randn(8, generator=generator)
+    advantages_B1 = torch.randn(8, 1, generator=generator)
     lengths_B = torch.tensor([11, 1, 5, 0, 7, 2, 11, 3])
     mask_BT = torch.arange(11) < lengths_B.unsqueeze(1)
     algorithm = replace(
@@ -242,7 +242,7 @@ def test_one_batch_of_eight_equals_eight_of_one(aggregation: Aggregation, ratio:
             tokens = max(int(lengths_B[start : start + size].max()), 1)
             cut = (slice(start, start + size), slice(0, tokens))
             terms = policy_loss_terms(
-                policy_BT[cut], old_BT[cut], advantages_B[cut[0]], mask_BT[cut], algorithm,
+                policy_BT[cut], old_BT[cut], advantages_B1[cut[0]], mask_BT[cut], algorithm,
                 reference_BT[cut],
             )  # fmt: skip
             (terms.per_token_BT * weights_BT[cut]).sum().backward()
@@ -258,15 +258,23 @@ def test_one_batch_of_eight_equals_eight_of_one(aggregation: Aggregation, ratio:
 # --- statistics ---------------------------------------------------------------------------------
 
 
+def test_tokens_may_have_advantages_of_their_own() -> None:
+    policy_BT = logs([0.6, 0.2])
+    mixed_BT = torch.tensor([[2.0, -3.0]])
+    terms = policy_loss_terms(policy_BT, logs([0.4, 0.4]), mixed_BT, ONES_BT[:1], GRPO)
+    # Ratios 1.5 and 0.5: min(1.5 × 2, 1.2 × 2), and min(0.5 × -3, 0.8 × -3).
+    close(terms.per_token_BT, [[-2.4, 2.4]])
+
+
 def test_means_are_per_token_over_all_micro_batches() -> None:
     # tokens of two micro-batches: ratios 1.5, 0.5 | 1.0
-    advantages_B = torch.tensor([1.0])
+    advantages_B1 = torch.tensor([[1.0]])
     first = policy_loss_terms(
-        logs([0.6, 0.2]), logs([0.4, 0.4]), advantages_B, ONES_BT[:1], GRPO, logs([0.6, 0.2])
+        logs([0.6, 0.2]), logs([0.4, 0.4]), advantages_B1, ONES_BT[:1], GRPO, logs([0.6, 0.2])
     )
     mask_BT = torch.tensor([[1, 0]])
     second = policy_loss_terms(
-        logs([0.4, 0.1]), logs([0.4, 0.9]), advantages_B, mask_BT, GRPO, logs([0.8, 0.1])
+        logs([0.4, 0.1]), logs([0.4, 0.9]), advantages_B1, mask_BT, GRPO, logs([0.8, 0.1])
     )
     means = token_means([token_sums(first, ONES_BT[:1]), token_sums(second, mask_BT)])
     assert means == pytest.approx(
@@ -284,7 +292,7 @@ def test_means_are_per_token_over_all_micro_batches() -> None:
 
 def test_without_tokens_there_are_no_means() -> None:
     assert token_means([]) == {}
-    terms = policy_loss_terms(logs([0.5]), None, torch.ones(1), torch.zeros(1, 1), GRPO)
+    terms = policy_loss_terms(logs([0.5]), None, torch.ones(1, 1), torch.zeros(1, 1), GRPO)
     assert token_means([token_sums(terms, torch.zeros(1, 1))]) == {}
 
 

@@ -75,6 +75,50 @@ def test_split_does_not_depend_on_the_other_rows() -> None:
     assert {p.id for p in of_half} == {p.id for p in validation} & {p.id for p in problems[::-2]}
 
 
+THIRDS = {"reward_student": 0.25, "teacher": 0.75}
+
+
+def test_parts_divide_what_is_not_held_out() -> None:
+    def load(part: str | None, parts: Any = THIRDS) -> Any:
+        return ProblemData(numbered(400), validation_share=0.2, parts=parts, part=part).load()
+
+    student, teacher, undivided = load("reward_student"), load("teacher"), load(None, None)
+    ids = {one.id for one in student.train}, {one.id for one in teacher.train}
+    assert ids[0].isdisjoint(ids[1])
+    assert ids[0] | ids[1] == {one.id for one in undivided.train}
+    assert student.validation == teacher.validation == undivided.validation
+    assert abs(len(ids[0]) - 80) < 30  # a quarter of 320, within four standard deviations
+    assert student.report["part"] == "reward_student"
+    assert "part" not in undivided.report
+
+
+def test_a_part_keeps_its_problems_whatever_other_rows_there_are() -> None:
+    few = ProblemData(numbered(50), parts=THIRDS, part="teacher").load().train
+    many = ProblemData(numbered(500), parts=THIRDS, part="teacher").load().train
+    assert {one.id for one in few} <= {one.id for one in many}
+
+
+@pytest.mark.parametrize(
+    ("parts", "part", "message"),
+    [
+        (None, "teacher", "set both"),
+        (THIRDS, None, "set both"),
+        (THIRDS, "teachr", "data.part=teachr: data.parts has reward_student, teacher; did you"),
+        ({"a": 0.5, "b": 0.4}, "a", "shares are above 0 and add up to 1"),
+        ({"a": 1.5, "b": -0.5}, "a", "shares are above 0 and add up to 1"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(parts: Any, part: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProblemData(numbered(4), parts=parts, part=part)
+
+
+def test_an_empty_part_is_refused() -> None:
+    rare = ProblemData(numbered(3), parts={"a": 1e-9, "b": 1 - 1e-9}, part="a")
+    with pytest.raises(ValueError, match=r"data.part=a: none of the 3 problems falls into"):
+        rare.load()
+
+
 def test_load_reports_what_it_did() -> None:
     rows = [{"question": f"q{n}", "solution": str(n)} for n in range(8)]
     source = Fixed(*rows, rows[0], {"question": "", "solution": "1"}, {"question": "q"})

@@ -41,7 +41,7 @@ def test_answers_are_verified_and_missing_ones_penalised(views: Views) -> None:
     assert [one.closed for one in judged] == [True, True, False, False]
     assert judged[2].text == "nothing"
     assert [one.thought for one in judged] == ["so", "", "nothing", ""]
-    assert task.monitor(judged, 4) == {} == task.details(judged[0], table, 0)
+    assert task.monitor(judged, 4) == {} == task.details(judged[0], table, 0, torch.ones(9))
 
 
 def test_student_rl_needs_a_grader(views: Views) -> None:
@@ -85,4 +85,9 @@ def test_gains_are_those_of_log_probs_written_out(
     assert found["solution_early_excess"] == 0.0
     assert table.rewards[0] == pytest.approx(mean_of(PROBLEMS[0], thoughts[0]), abs=1e-4)
     assert set(task.monitor(judged[:2], 2)) == {"gain_over_empty"}  # one problem alone
-    assert [token for token, _ in task.details(judged[0], table, 0)["attribution"]["explanation"]]
+    assert [
+        token
+        for token, _ in task.details(judged[0], table, 0, torch.ones(9))["attribution"][
+            "explanation"
+        ]
+    ]

@@ -1,0 +1,132 @@
+"""Reward preflight of a stage: explanations of known quality, scored, and what came out as a table.
+
+Labels and areas are `rlt.rewards.preflight`'s; here they meet a stage's data and models. The result
+is printed, written to preflight.json and among the run's metrics.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rlt.data.dataset import ProblemData
+from rlt.data.prompts import Views
+from rlt.data.records import Problem
+from rlt.rewards import RewardScorer, ScoredExplanation
+from rlt.rewards.preflight import (
+    WHOLE,
+    Area,
+    Preflight,
+    areas,
+    corrupted,
+    ends_in,
+    signed_columns,
+)
+from rlt.runtime import write_json
+
+log = logging.getLogger(__name__)
+
+PREFLIGHT_FILE = "preflight.json"
+Labels = dict[str, list[bool | None]]
+
+
+def preflight_areas(
+    settings: Preflight,
+    problems: Sequence[Problem],
+    data: ProblemData,
+    scorer: RewardScorer,
+    seed: int,
+) -> list[Area]:
+    """Areas over the data's own explanations and damaged copies of them.
+
+    Each text is rewarded as if a teacher were certain of it (see `RewardScorer.as_if_certain`).
+    """
+    own = [problem for problem in problems if problem.explanation is not None]
+    own = own[: settings.problems]
+    labels = own_labels(own, data)
+    behaviours = labels.get("behaviour", [True] * len(own))
+    kept = [n for n, good in enumerate(behaviours) if good]  # only good ones are worth damaging
+    texts = [own[n].explanation or "" for n in kept]
+    solutions = [own[n].solution for n in kept]
+    rows = list(own)
+    for name in settings.corruptions:
+        copies = corrupted(texts, solutions, name, seed) if len(kept) > 1 else []
+        damaged = [
+            dataclasses.replace(own[n], explanation=copy)
+            for n, copy in zip(kept, copies, strict=False)
+            if copy is not None
+        ]
+        marks: list[bool | None] = [None] * len(rows)
+        for n in kept:
+            marks[n] = True
+        labels[name] = [*marks, *[False] * len(damaged)]
+        rows += damaged
+    padded = {name: [*marks, *[None] * (len(rows) - len(marks))] for name, marks in labels.items()}
+    table = scorer.as_if_certain(scored_explanations(rows, scorer.views))
+    columns = signed_columns(scorer.reward, table)
+    return areas(columns, padded, [row.id for row in rows])
+
+
+def scored_explanations(problems: Sequence[Problem], views: Views) -> list[ScoredExplanation]:
+    """Explanations given as text, as a teacher would have written and closed them."""
+    explanations = [
+        views.explanation(views.thought(p.explanation or "") + views.encode(views.stop))
+        for p in problems
+    ]
+    return [
+        ScoredExplanation(problem, one, views.teacher_prompt(problem), None)
+        for problem, one in zip(problems, explanations, strict=True)
+    ]
+
+
+def own_labels(problems: Sequence[Problem], data: ProblemData) -> Labels:
+    """What classifier and verifier, where the data has them, say of the problems' explanations."""
+    labels: Labels = {}
+    texts = [problem.explanation or "" for problem in problems]
+    if data.behaviour is not None:
+        labels["behaviour"] = [
+            data.behaviour(problem.question, problem.solution, text) in data.behaviour.good
+            for problem, text in zip(problems, texts, strict=True)
+        ]
+    if data.grader is not None:
+        ends = [ends_in(text) for text in texts]
+        verdicts = data.grader.grade_all(list(zip(problems, ends, strict=True)))
+        labels["verifier"] = [None if v.failed else v.correct for v in verdicts]
+    return labels
+
+
+def tell_areas(found: Sequence[Area], settings: Preflight, folder: Path) -> dict[str, float]:
+    """Print the areas, warn if the whole reward's are low, write them down.
+
+    Returns:
+        The areas as metrics (docs/metrics.md).
+    """
+    write_json(folder / PREFLIGHT_FILE, [area.row() for area in found])
+    if not found:
+        return {}
+    table = Table(title="does the reward tell good explanations from bad? area under the ROC curve")
+    for column in ("against", "by", "area", "95 % interval", "good", "bad"):
+        table.add_column(column, overflow="fold")
+    for area in found:
+        interval = area.interval
+        shown = f"{interval.mean:.2f}", f"{interval.low:.2f} to {interval.high:.2f}"
+        table.add_row(area.against, area.term, *shown, str(area.good), str(area.bad))
+    Console().print(table)
+    warning = settings.warning(found)
+    if warning is not None:
+        log.warning("preflight: %s", warning)
+    return metrics_of(found)
+
+
+def metrics_of(found: Sequence[Area]) -> dict[str, float]:
+    """Areas of the whole reward and their intervals; those of its terms are in preflight.json."""
+    metrics: dict[str, float] = {}
+    for area in found:
+        if area.term == WHOLE:
+            metrics[f"preflight/{area.against}_area"] = area.interval.mean
+            metrics[f"preflight/{area.against}_area_low"] = area.interval.low
+            metrics[f"preflight/{area.against}_area_high"] = area.interval.high
+    return metrics
