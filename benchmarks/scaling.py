@@ -119,7 +119,7 @@ def measure(cfg: DictConfig, point: Point, repeats: int, rate: float) -> dict[st
     advantages_N = torch.randn(len(group.rows), generator=torch.Generator().manual_seed(0))
     arms = {
         "scoring": lambda: scorer_of(module)(scored, teacher=work.model),
-        "update": lambda: module.update(experience, advantages_N),
+        "update": lambda: module.update(experience, advantages_N[:, None]),
     }
     seconds: dict[str, list[float]] = {}
     inside_fit(work, module, lambda: seconds.update(alternate(arms, repeats)))

@@ -101,10 +101,10 @@ def arms_of(module: RL, experience: Experience) -> dict[str, Callable[[], Any]]:
     old = experience.log_probs if module.algorithm.needs_old_log_probs else None
 
     def update() -> None:
-        module.update(experience, advantages_N)
+        module.update(experience, advantages_N[:, None])
 
     def policy_alone() -> None:
-        module.update_on(list(range(N)), experience, advantages_N, old, reference)
+        module.update_on(list(range(N)), experience, advantages_N[:, None], old, reference)
 
     return {
         "unshared": lambda: run_unshared(update),

@@ -42,6 +42,7 @@ class Algorithm:
     beta: float
     importance_weighted_k3: bool
     scale_rewards: bool
+    negative_weight: float
     mask_overlong: bool
     passes: int
     minibatches: int
@@ -73,6 +74,11 @@ class Algorithm:
             low = self.epsilon_low
             self._require("epsilon_low", low is not None and 0 <= low < 1, "in [0, 1), e.g. 0.2")
             self._require("epsilon_high", self.epsilon_high >= 0, "at least 0, e.g. 0.2")
+        self._require(
+            "negative_weight",
+            0 <= self.negative_weight <= 1,
+            "between 0 (learn from what is better than its group alone) and 1",
+        )
         self._require("beta", self.beta >= 0, "at least 0 (0 switches k3 off)")
         every = self.reference_update_every_steps
         self._require(
@@ -208,6 +214,9 @@ def policy_loss_terms(
     old_BT = policy_BT if old_log_probs_BT is None else old_log_probs_BT.masked_fill(~keep_BT, 0.0)
     log_ratio_BT = policy_BT - old_BT.detach()
     advantages_BT = advantages_BT.expand_as(policy_BT)
+    if algorithm.negative_weight != 1:
+        weak_BT = algorithm.negative_weight * advantages_BT
+        advantages_BT = torch.where(advantages_BT < 0, weak_BT, advantages_BT)
 
     weight_log_ratio_BT = log_ratio_BT
     if algorithm.ratio == "sequence":

@@ -19,12 +19,13 @@ Shapes: P problem, G completion in its group, N = P × G, T token of a completio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from rlt.algorithms import STD_EPSILON, group_advantages
+from rlt.logprobs import exact_kl
 
 Baseline = Literal["token", "position", "none"]
 
@@ -165,6 +166,34 @@ class TokenCredit:
         """Own and later shares; with `exact` the later ones, as the loss has the own share."""
         later_NT = discounted_to_go(shares_NT, self.discount) - shares_NT
         return later_NT if self.exact else later_NT + self.weight * shares_NT
+
+
+def exact_kl_loss(
+    policy: Any,
+    policy_hidden: Sequence[Tensor],
+    student: Any,
+    student_hidden: Sequence[Tensor | None],
+    kl_weights_B: Tensor,
+    token_weights_BT: Tensor,
+    temperature: float,
+) -> Tensor:
+    """The loss's part of an exact credit: Σ over explanations' tokens of their weighted KL.
+
+    Args:
+        policy_hidden: policy's hidden states `[C, D]` of B completions, with gradient.
+        student_hidden: student's hidden states `[T, D]` at their explanations' tokens, T ≤ C.
+        kl_weights_B: what the mean KL of each completion weighs, in units of the loss.
+        token_weights_BT: what each token's loss counts for (see `rlt.algorithms.token_weights`).
+    """
+    policy_parts, student_parts, weights = [], [], []
+    for b, student_TD in enumerate(student_hidden):
+        assert student_TD is not None, "the scorer kept no hidden states"
+        T = len(student_TD)
+        policy_parts.append(policy_hidden[b][:T])
+        student_parts.append(student_TD)
+        weights.append(float(kl_weights_B[b]) / max(1, T) * token_weights_BT[b, :T])
+    kl_N = exact_kl(policy, torch.cat(policy_parts), student, torch.cat(student_parts), temperature)
+    return (kl_N * torch.cat(weights)).sum()
 
 
 def spread(rewards_PG: Tensor) -> float:

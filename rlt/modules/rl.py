@@ -23,14 +23,14 @@ from rlt.algorithms import (
     token_sums,
     token_weights,
 )
-from rlt.batching import PaddedRows, Row, pad_rows
-from rlt.credit import CompletionCredit, Credit, within_completions
+from rlt.batching import Row, pad_rows
+from rlt.credit import CompletionCredit, Credit, exact_kl_loss, within_completions
 from rlt.data.datamodule import Batch
 from rlt.data.dataset import Behaviour
 from rlt.data.records import Problem
 from rlt.evaluation.statistics import roc_area_interval
 from rlt.finite import require_finite
-from rlt.logprobs import batch_log_probs, continuation_hidden, exact_kl
+from rlt.logprobs import batch_log_probs, continuation_hidden
 from rlt.modules.experience import Experience
 from rlt.modules.policy import PolicyModule, names_the_step
 from rlt.modules.tasks import Task
@@ -276,8 +276,14 @@ class RL(PolicyModule):
             loss = (terms.per_token_BT * token_weights_BT).sum()
             if kl_weights_N is not None:
                 own = [picked[i] for i in indices]
-                loss = loss + self.exact_kl_loss(
-                    experience, own, batch, hidden_ND, token_weights_BT, kl_weights_N[own]
+                loss = loss + exact_kl_loss(
+                    self.policy,
+                    hidden_ND.split(batch.mask_BC.sum(1).tolist()),
+                    self._frozen["judge"],
+                    [experience.table.scores[n].student_hidden_TD for n in own],
+                    experience.table.kl_weight * kl_weights_N[own],
+                    token_weights_BT,
+                    self.temperature,
                 )
             return loss, token_sums(terms, mask) | {"entropy": (entropy_BT * mask).sum()}
 
@@ -288,37 +294,6 @@ class RL(PolicyModule):
                 self.reference.parameters(), self.policy.parameters(), algorithm.reference_mix_up
             )
         return stats
-
-    def exact_kl_loss(
-        self,
-        experience: Experience,
-        picked: list[int],
-        batch: PaddedRows,
-        hidden_ND: Tensor,
-        token_weights_BT: Tensor,
-        kl_weights_B: Tensor,
-    ) -> Tensor:
-        """Weighted sum over explanations' tokens of KL(policy‖student), with gradient.
-
-        It stands for the sampled share of r_KL that each token would pay for itself.
-        """
-        student = self._frozen["judge"]
-        assert student is not None
-        term_weight = experience.table.kl_weight
-        rows, weights = [], []
-        for b, (n, states_TD) in enumerate(
-            zip(picked, hidden_ND.split(batch.mask_BC.sum(1).tolist()), strict=True)
-        ):
-            student_TD = experience.table.scores[n].student_hidden_TD
-            assert student_TD is not None, "the scorer kept no hidden states"
-            T = len(student_TD)
-            rows.append((states_TD[:T], student_TD))
-            share = float(kl_weights_B[b]) * term_weight / max(1, T)
-            weights.append(share * token_weights_BT[b, :T])
-        policy_ND = torch.cat([policy for policy, _ in rows])
-        student_ND = torch.cat([student for _, student in rows])
-        kl_N = exact_kl(self.policy, policy_ND, student, student_ND, self.temperature)
-        return (kl_N * torch.cat(weights)).sum()
 
     @property
     def temperature(self) -> float:

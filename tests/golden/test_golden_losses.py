@@ -36,6 +36,7 @@ def algorithm_of(case: dict[str, Any]) -> Algorithm:
         beta=case["beta"],
         importance_weighted_k3=True,
         scale_rewards=case["scale_rewards"],
+        negative_weight=1.0,
         mask_overlong=False,
         passes=1,
         minibatches=1,

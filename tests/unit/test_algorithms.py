@@ -32,6 +32,7 @@ GRPO = Algorithm(
     beta=0.0,
     importance_weighted_k3=False,
     scale_rewards=True,
+    negative_weight=1.0,
     mask_overlong=False,
     passes=1,
     minibatches=1,
@@ -264,6 +265,13 @@ def test_tokens_may_have_advantages_of_their_own() -> None:
     terms = policy_loss_terms(policy_BT, logs([0.4, 0.4]), mixed_BT, ONES_BT[:1], GRPO)
     # Ratios 1.5 and 0.5: min(1.5 × 2, 1.2 × 2), and min(0.5 × -3, 0.8 × -3).
     close(terms.per_token_BT, [[-2.4, 2.4]])
+
+
+def test_negative_advantages_may_weigh_less() -> None:
+    weak = replace(GRPO, negative_weight=0.25)
+    mixed_BT = torch.tensor([[2.0, -4.0]])
+    terms = policy_loss_terms(logs([0.4, 0.4]), None, mixed_BT, ONES_BT[:1], weak)
+    close(terms.per_token_BT, [[-2.0, 1.0]])
 
 
 def test_means_are_per_token_over_all_micro_batches() -> None:

@@ -15,6 +15,7 @@ from rlt.credit import (
     CompletionCredit,
     TokenCredit,
     discounted_to_go,
+    exact_kl_loss,
     spread,
     within_completions,
 )
@@ -152,6 +153,19 @@ def test_discounted_sums_by_hand() -> None:
 def test_values_out_of_range_are_refused(value: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TO_GO, **value)
+
+
+def test_the_loss_weighs_each_completion_s_mean_kl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KLs 1, 2 and 3 of two explanations of one and two tokens, each followed by an end tag."""
+    monkeypatch.setattr("rlt.credit.exact_kl", lambda p, p_ND, q, q_ND, T: (p_ND - q_ND).sum(-1))
+    policy_hidden = [torch.tensor([[1.0], [9.0]]), torch.tensor([[2.0], [3.0], [9.0]])]
+    student_hidden = [torch.zeros(1, 1), torch.zeros(2, 1)]
+    kl_weights_B = torch.tensor([6.0, 10.0])
+    token_weights_BT = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.25, 0.25]])
+    loss = exact_kl_loss(
+        None, policy_hidden, None, student_hidden, kl_weights_B, token_weights_BT, 0.7
+    )
+    assert float(loss) == pytest.approx(6 * 1 * 0.5 + 10 * (2 + 3) / 2 * 0.25)
 
 
 def expected_gradient(credit: Any, group: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

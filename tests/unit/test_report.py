@@ -52,6 +52,25 @@ def check_markdown(report: Path) -> str:
     return text
 
 
+def test_areas_of_a_preflight_stand_in_the_report(tmp_path: Path) -> None:
+    run = make_rl_run(tmp_path / "run")
+    rows = [
+        {"against": against, "term": term, "good": 64, "bad": 60, "area": area, "low": area - 0.04,
+         "high": area + 0.04}
+        for against, term, area in (
+            ("truncated", "reward", 0.71), ("truncated", "thought_kl/max", 0.34),
+            ("altered_digit", "reward", 0.84), ("altered_digit", "thought_kl/max", 0.85),
+        )
+    ]  # fmt: skip
+    (run / "preflight.json").write_text(json.dumps(rows))
+    text = check_markdown(write_report(run))
+    assert "## Does the reward tell good explanations from bad?" in text
+    assert "| against | good : bad | `reward` | `thought_kl/max` |" in text
+    assert "| `truncated` | 64 : 60 | 0.71 [0.67, 0.75] | 0.34 [0.30, 0.38] |" in text
+    assert "](plots/preflight.png)" in text
+    assert imread(run / "plots" / "preflight.png").std() > 0.05
+
+
 def test_scalars_of_a_resumed_run_are_merged_and_the_last_written_wins(tmp_path: Path) -> None:
     write_events(tmp_path, {"train/loss": [(0, 3.0), (1, 2.0), (2, 9.0)], "old": [(5, 1.0)]})
     first = next(tmp_path.glob("events.*"))
