@@ -24,6 +24,7 @@ MOUNTS: dict[str, list[tuple[str, str]]] = {
     "algorithm": [("teacher_rl", "algorithm"), ("pipeline", "algorithm")],
     "benchmark": [("evaluate", "benchmark"), ("pipeline", "benchmark")],
     "callbacks": [("teacher_sft", "callbacks"), ("pipeline", "callbacks@teacher_rl.callbacks")],
+    "credit": [("teacher_rl", "credit"), ("pipeline", "credit")],
     "data": [("teacher_sft", "data"), ("pretrain", "data"), ("pipeline", "data")],
     "hardware": [(stage, "hardware") for stage in STAGES if stage != "compare"],
     "logger": [(stage, "logger") for stage in STAGES if stage != "compare"],
@@ -71,12 +72,13 @@ SWEEPS = {
     "base_difficulty": (["stage=evaluate", "model@student=smollm2_135m"], 18),
     "claim_alpha": ([], 15),
     "claim_cold_start": ([], 15),
+    "claim_credit": ([], 35),
     "claim_lambda": ([], 35),
     "claim_nano": ([], 66),
     "claim_rare": ([], 40),
     "claim_reward": ([], 40),
     "claim_size": ([], 25),
-    "claim_smollm2": ([], 12),
+    "claim_smollm2": ([], 30),
     "claim_transfer": ([], 30),
     "lambda_alpha": ([], 4),  # the ends of both intervals, not the trials between them
     "learning_rate": (["stage=teacher_rl"], 18),
@@ -193,7 +195,7 @@ def test_every_value_of_each_sweep_composes(composed: Composed, sweep: str) -> N
 @pytest.mark.parametrize("arm", ARMS)
 def test_each_arm_has_sound_steps(composed: Composed, arm: str) -> None:
     folder = arm.partition("/")[0] if "/" in arm else "nano"
-    experiment = "nano" if folder == "cold_start" else folder
+    experiment = "nano" if folder in ("cold_start", "credit") else folder
     cfg = composed(f"experiment=claim/{experiment}", f"arm={arm}")
     configs = check_all(cfg)
     if experiment != "smollm2":  # from scratch: the base and the gate come first

@@ -29,6 +29,7 @@ CONSTANT = functools.partial(get_scheduler, name="constant")
 PAPER: dict[str, Any] = {
     "aggregation": "sequence_mean", "objective": "clip", "ratio": "token", "epsilon_low": 0.2,
     "epsilon_high": 0.2, "beta": 0.04, "importance_weighted_k3": True, "scale_rewards": True,
+    "negative_weight": 1.0,
     "mask_overlong": False, "passes": 1, "minibatches": 1, "reference_update_every_steps": None,
     "reference_mix_up": 0.9,
 }  # fmt: skip
