@@ -24,8 +24,10 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from rlt.algorithms import STD_EPSILON, group_advantages
+from rlt.algorithms import group_advantages
 from rlt.logprobs import exact_kl
+
+LEAST_SPREAD = 0.5  # in units of the reward, which are nats for the rewards of log-probs
 
 Baseline = Literal["token", "position", "none"]
 
@@ -197,12 +199,12 @@ def exact_kl_loss(
 
 
 def spread(rewards_PG: Tensor) -> float:
-    """Root mean square of the groups' standard deviations, plus 1e-4.
+    """Root mean square of the groups' standard deviations, but at least `LEAST_SPREAD`.
 
-    One number for the whole batch: a group whose rewards hardly differ would have its tokens'
-    shares, which may differ all the same, blown up by a standard deviation of its own.
+    Tokens' shares differ even where rewards do not. So there is one number for the whole batch and
+    a floor under it: a group, or a batch, of equal rewards would have these differences blown up.
     """
-    return float(rewards_PG.var(1).mean().sqrt()) + STD_EPSILON
+    return max(LEAST_SPREAD, float(rewards_PG.var(1).mean().sqrt()))
 
 
 def within_completions(advantages_NT: Tensor, lengths: Sequence[int]) -> float:

@@ -70,7 +70,7 @@ def test_an_exact_share_is_left_to_the_loss() -> None:
     assert found[1] == pytest.approx([1 - 2, 1 - 2, 1, 1])
     weights_N = replace(TO_GO, weight=3.0, exact=True).kl_weights(REWARDS_PG, scale=True)
     assert weights_N is not None
-    assert weights_N.tolist() == pytest.approx([3 / (math.sqrt(2) + 1e-4)] * 2)
+    assert weights_N.tolist() == pytest.approx([3 / math.sqrt(2)] * 2)
     assert TO_GO.kl_weights(REWARDS_PG, scale=True) is None
 
 
@@ -83,7 +83,7 @@ def test_clip_bounds_a_share_times_the_tokens() -> None:
 
 def test_scale_divides_by_the_spread_of_the_whole_reward() -> None:
     plain, scaled = advantages(TO_GO), advantages(TO_GO, scale=True)
-    std = math.sqrt(2) + 1e-4
+    std = math.sqrt(2)
     for one, other in zip(plain, scaled, strict=True):
         assert other == pytest.approx([value / std for value in one], abs=1e-6)
 
@@ -91,10 +91,18 @@ def test_scale_divides_by_the_spread_of_the_whole_reward() -> None:
 def test_one_spread_for_the_whole_batch() -> None:
     # Variances 2 and 0 of the groups: a group of equal rewards is divided by the spread of both.
     rewards_PG = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
-    assert spread(rewards_PG) == pytest.approx(math.sqrt((2 + 0) / 2) + 1e-4)
+    assert spread(rewards_PG) == pytest.approx(math.sqrt((2 + 0) / 2))
     found_NT = TO_GO.advantages(rewards_PG, SHARES * 2, LENGTHS * 2, True)
     plain_NT = TO_GO.advantages(rewards_PG, SHARES * 2, LENGTHS * 2, False)
-    torch.testing.assert_close(found_NT, plain_NT / (1 + 1e-4))
+    torch.testing.assert_close(found_NT, plain_NT)
+
+
+def test_a_batch_without_spread_is_not_blown_up() -> None:
+    rewards_PG = torch.tensor([[1.0, 1.01], [2.0, 2.0]])
+    assert spread(rewards_PG) == 0.5
+    found_NT = TO_GO.advantages(rewards_PG, SHARES * 2, LENGTHS * 2, True)
+    plain_NT = TO_GO.advantages(rewards_PG, SHARES * 2, LENGTHS * 2, False)
+    torch.testing.assert_close(found_NT, plain_NT / 0.5)
 
 
 def test_equal_completions_teach_nothing() -> None:
@@ -117,8 +125,8 @@ def test_groups_do_not_mix() -> None:
 
 def test_the_first_token_of_a_reward_to_go_gets_the_completion_s_advantage() -> None:
     """Nothing is spent yet, so what is to come is the whole reward."""
-    found_NT = replace(TO_GO, baseline="position").advantages(REWARDS_PG, SHARES, LENGTHS, True)
-    expected_N = group_advantages(REWARDS_PG, scale=True).flatten()
+    found_NT = replace(TO_GO, baseline="position").advantages(REWARDS_PG, SHARES, LENGTHS, False)
+    expected_N = group_advantages(REWARDS_PG, scale=False).flatten()
     torch.testing.assert_close(found_NT[:, 0], expected_N, rtol=0, atol=1e-6)
 
 
