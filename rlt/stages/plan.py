@@ -36,11 +36,11 @@ _TRAINED = (*_RUN, "model/", "checkpoints/")
 ARTEFACT_FILES = {  # stage → what it leaves in its folder
     "pretrain": _TRAINED,
     "teacher_sft": _TRAINED,
-    "teacher_rl": (*_TRAINED, "samples.jsonl", "held_out_rewards.jsonl"),
+    "teacher_rl": (*_TRAINED, "samples.jsonl", "held_out_rewards.jsonl", "preflight.json"),
     "collect": (*_RUN, "traces.jsonl or .parquet"),
     "distill": _TRAINED,
     "student_rl": (*_TRAINED, "samples.jsonl", "held_out_rewards.jsonl"),
-    "score": (*_RUN, "scores.jsonl", "traces.jsonl or .parquet"),
+    "score": (*_RUN, "scores.jsonl", "traces.jsonl or .parquet", "preflight.json"),
     "evaluate": (*_RUN, "answers.jsonl"),
     "compare": _RUN,
 }

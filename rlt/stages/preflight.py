@@ -26,10 +26,12 @@ from rlt.rewards.preflight import (
     signed_columns,
 )
 from rlt.runtime import write_json
+from rlt.stages.common import progress
 
 log = logging.getLogger(__name__)
 
 PREFLIGHT_FILE = "preflight.json"
+_ROWS_AT_ONCE = 64
 Labels = dict[str, list[bool | None]]
 
 
@@ -65,8 +67,15 @@ def preflight_areas(
         labels[name] = [*marks, *[False] * len(damaged)]
         rows += damaged
     padded = {name: [*marks, *[None] * (len(rows) - len(marks))] for name, marks in labels.items()}
-    table = scorer.as_if_certain(scored_explanations(rows, scorer.views))
-    columns = signed_columns(scorer.reward, table)
+    columns: dict[str, list[float]] = {}
+    with progress() as bar:
+        task = bar.add_task("reward preflight", total=len(rows))
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            table = scorer.as_if_certain(scored_explanations(some, scorer.views))
+            for name, values in signed_columns(scorer.reward, table).items():
+                columns.setdefault(name, []).extend(values)
+            bar.update(task, advance=len(some))
     return areas(columns, padded, [row.id for row in rows])
 
 

@@ -23,8 +23,10 @@ from typing import Any
 import lightning as L
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from rlt.rewards.preflight import WHOLE
 from rlt.runtime import peak_memory_bytes, read_json, write_json
 from rlt.stages.estimate import TRAINED, gigabytes
+from rlt.stages.preflight import PREFLIGHT_FILE
 
 _AT_MOST = 20  # steps or batches
 _ENOUGH = 5.0  # seconds, once there are two
@@ -105,10 +107,14 @@ def measure(cfg: DictConfig, made_here: Collection[str], steps: int | None) -> s
     if cfg.stage == "compare":
         return "nothing to measure"
     problems = 1
+    areas: list[dict[str, Any]] = []
     while True:
         with tempfile.TemporaryDirectory(prefix="rlt-probe-") as folder:
             shortened, share = shorten(cfg, made_here, problems)
+            if areas:  # told by the first try
+                OmegaConf.update(shortened, "preflight", None)
             found = _measured(shortened, Path(folder))
+            areas = areas or found["areas"]
         if share == 1 or found["medians"]["whole"] > _SHORT:
             break
         problems = shortened.datamodule.batch_size * _GROWTH
@@ -117,9 +123,15 @@ def measure(cfg: DictConfig, made_here: Collection[str], steps: int | None) -> s
     phases = "".join(f", {name} {value:.2g}" for name, value in medians.items())
     total = "" if steps is None else f", about {_duration(seconds * steps)} in all"
     part = "" if share == 1 else f" (from {share:.3g} of one)"
+    told = ", ".join(
+        f"{row['area']:.2f} [{row['low']:.2f}, {row['high']:.2f}] against {row['against']}"
+        for row in areas
+        if row["term"] == WHOLE
+    )
     return (
         f"measured: {seconds:.2g} seconds a {'step' if cfg.stage in TRAINED else 'batch'}{part}"
         f"{phases}{total}; peak {gigabytes(found['peak'])}"
+        + (f"\n  reward preflight, area under the ROC curve: {told}" if told else "")
     )
 
 
@@ -156,6 +168,8 @@ def shorten(cfg: DictConfig, made_here: Collection[str], problems: int) -> tuple
         short.logger = None
         for key in made_here:
             short[key] = None
+        if "preflight" in short and made_here:  # another model stands in for the reward's student
+            short.preflight = None
         if cfg.stage in TRAINED:
             if "completions_per_problem" in cfg.module:
                 needed = math.ceil(cfg.algorithm.minibatches / cfg.module.completions_per_problem)
@@ -193,7 +207,9 @@ def _run(folder: Path) -> None:
         raise ValueError("nothing to measure: no step or batch was run")
     cuda = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
     peak = torch.cuda.max_memory_allocated() if cuda else peak_memory_bytes()
-    write_json(folder / _FILE, {"medians": clock.medians(), "peak": peak})
+    file = folder / "run" / PREFLIGHT_FILE
+    areas = read_json(file) if file.is_file() else []
+    write_json(folder / _FILE, {"medians": clock.medians(), "peak": peak, "areas": areas})
 
 
 def _duration(seconds: float) -> str:
