@@ -92,13 +92,15 @@ class TokenCredit:
         discount: γ in [0, 1], what a token pays of the shares of later tokens. 1 is the
             reward-to-go, 0 the token's own share alone.
         weight: w, how often a token pays its own share; 1 keeps the reward's units.
-        clip: a share times the explanation's tokens (λ · kl_t) is held within ± this, and what is
-            cut off counts nowhere; null cuts nothing.
+        clip: λ · kl_t, a share times the explanation's tokens, is held within ± this; null leaves
+            it. With `exact` that holds for later shares alone.
         baseline: what is subtracted. `token`: what the group's mean token would pay. `position`:
-            the mean, over the group, of what is paid at the same place. `none`: nothing.
+            the mean of what is paid at the same position, over the group's explanations that
+            reach it. `none`: nothing.
         exact: a token's own share is not the sampled log-ratio, but the KL over the vocabulary at
             its place, through which the gradient flows; later shares stay as they were sampled.
-            The expected gradient is the same, its variance smaller.
+            The expected gradient is the same but for the baseline, which the exact share does
+            without, and its variance is smaller. `algorithm.negative_weight` leaves it alone.
 
     Raises:
         ValueError: a value is out of its range.

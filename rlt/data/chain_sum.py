@@ -49,20 +49,20 @@ def expression_of(question: str) -> str:
 def behaviour_of(question: str, solution: str, explanation: str, closed: bool = True) -> str:
     """What an explanation does: one of `SumBehaviour.names`.
 
-    A line is right if it computes what it says from the result before it, with the number that is
-    next in the question.
+    A step is a line such as `4 - 1 = 3`. The steps are right if they are the running totals of the
+    question's sum; other lines do not matter, but the last number of the last line is the end.
     """
     if not closed:
         return "unclosed"
     lines = [line.strip() for line in explanation.strip().split("\n")]
     numbers = _NUMBER.findall(lines[-1])
-    if not numbers or int(numbers[-1]) != int(solution):
+    if not numbers or numbers[-1] != solution.strip():
         return "wrong"
-    if lines == running_totals(expression_of(question)).split("\n"):
-        return "right"
     steps = [line for line in lines if _STEP.fullmatch(line)]
-    whole = len(running_totals(expression_of(question)).split("\n"))
-    return "mended" if len(steps) >= whole else "leak"
+    expected = running_totals(expression_of(question)).split("\n")
+    if steps == expected:
+        return "right"
+    return "mended" if len(steps) >= len(expected) else "leak"
 
 
 class SumBehaviour:

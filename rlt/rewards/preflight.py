@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlt.evaluation.answers import unwrap_boxed
 from rlt.evaluation.statistics import Interval, roc_area_interval
 from rlt.names import did_you_mean
 from rlt.rewards.reward import Reward, RewardTable
@@ -157,9 +158,12 @@ def corrupted(
 
 
 def ends_in(explanation: str) -> str:
-    """What a verifier takes for an explanation's result: what follows the last equals sign of its
-    last line, else the last number there, else the whole line.
+    """What a verifier takes for an explanation's result: its last `\\boxed{…}`, else what follows
+    the last equals sign of its last line, else the last number there, else the whole line.
     """
+    boxed = unwrap_boxed(explanation)
+    if boxed is not None:
+        return boxed
     lines = explanation.strip().splitlines()
     last = lines[-1].strip() if lines else ""
     if "=" in last:

@@ -34,7 +34,7 @@ class RewardTable:
     rewards: list[float]
     terms: dict[str, list[float]]
     scores: Sequence[TokenScores] = ()  # what they were made of, where there are tokens
-    # of each completion, the addends of its reward that belong to its explanation's single tokens
+    # What each token of an explanation adds to the reward, one vector a completion.
     token_rewards: Sequence[Tensor] = ()
     kl_weight: float = 0.0  # of the mean k1 log-ratio in the reward, the paper's λ
 
@@ -100,10 +100,25 @@ class Reward:
     @property
     def credits_tokens(self) -> bool:
         """Whether a part of the reward is a mean or a sum over the explanation's tokens."""
-        return any(
-            term.of_explanation and term.weight and {"mean", "sum"} & set(term.coefficients)
-            for term in self.terms.values()
+        return bool(self._dense_terms)
+
+    @property
+    def is_dense_by_k1_alone(self) -> bool:
+        """Whether that part is the mean of the sampled log-ratio and nothing else."""
+        return self.credits_tokens and all(
+            isinstance(term, ThoughtKL) and term.is_plain_k1 and not term.coefficients.get("sum")
+            for term in self._dense_terms
         )
+
+    @property
+    def _dense_terms(self) -> list[Term]:
+        return [
+            term
+            for term in self.terms.values()
+            if term.of_explanation
+            and term.weight
+            and (term.coefficients.get("mean") or term.coefficients.get("sum"))
+        ]
 
     @property
     def correctness(self) -> Correctness | None:

@@ -181,10 +181,13 @@ class RewardScorer:
         return table
 
     def as_if_certain(self, rows: Sequence[ScoredExplanation]) -> RewardTable:
-        """Rewards that a teacher would get which writes these explanations and no others.
+        """Rewards as if a teacher were certain of these explanations.
 
-        Its log-probs are 0, so that r_KL is the student's surprise alone. That makes texts
-        comparable which no teacher at hand would write, and it is where RL would lead.
+        Its log-probs are then 0, and r_KL is the student's surprise alone. That makes texts
+        comparable that no teacher at hand would write.
+
+        Raises:
+            NotFinite: a reward or a term is NaN or infinite.
         """
         scores = [
             dataclasses.replace(
@@ -194,7 +197,9 @@ class RewardScorer:
             )
             for one in self.token_scores(rows)
         ]
-        return self.reward(scores)
+        table = self.reward(scores)
+        table.require_finite([row.problem.id for row in rows])
+        return table
 
     def _exact_kl(
         self,

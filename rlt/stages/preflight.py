@@ -5,6 +5,7 @@ is printed, written to preflight.json and among the run's metrics.
 """
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.table import Table
 from rlt.data.dataset import ProblemData
 from rlt.data.prompts import Views
 from rlt.data.records import Problem
+from rlt.models import context_tokens
 from rlt.rewards import RewardScorer, ScoredExplanation
 from rlt.rewards.preflight import (
     WHOLE,
@@ -45,9 +47,18 @@ def preflight_areas(
     """Areas over the data's own explanations and damaged copies of them.
 
     Each text is rewarded as if a teacher were certain of it (see `RewardScorer.as_if_certain`).
+    Texts that are longer than the student's context are left out.
     """
-    own = [problem for problem in problems if problem.explanation is not None]
-    own = own[: settings.problems]
+    if "correct_share" in scorer.reward.needs:
+        log.info("reward preflight: left out, as this reward samples answers to each explanation")
+        return []
+    context = context_tokens(scorer.student)
+
+    def fits(problem: Problem) -> bool:
+        return student_tokens(scorer.views, problem) <= context
+
+    explained = (one for one in problems if one.explanation is not None and fits(one))
+    own = list(itertools.islice(explained, settings.problems))
     labels = own_labels(own, data)
     behaviours = labels.get("behaviour", [True] * len(own))
     kept = [n for n, good in enumerate(behaviours) if good]  # only good ones are worth damaging
@@ -61,6 +72,7 @@ def preflight_areas(
             for n, copy in zip(kept, copies, strict=False)
             if copy is not None
         ]
+        damaged = [problem for problem in damaged if fits(problem)]
         marks: list[bool | None] = [None] * len(rows)
         for n in kept:
             marks[n] = True
@@ -77,6 +89,12 @@ def preflight_areas(
                 columns.setdefault(name, []).extend(values)
             bar.update(task, advance=len(some))
     return areas(columns, padded, [row.id for row in rows])
+
+
+def student_tokens(views: Views, problem: Problem) -> int:
+    """Length of the student's whole text: prompt, explanation, solution."""
+    text = views.student_text(problem, views.thought(problem.explanation or ""))
+    return len(text.prompt) + len(text.continuation)
 
 
 def scored_explanations(problems: Sequence[Problem], views: Views) -> list[ScoredExplanation]:

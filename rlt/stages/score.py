@@ -44,9 +44,12 @@ from rlt.stages.preflight import (
     own_labels,
     preflight_areas,
     scored_explanations,
+    student_tokens,
     tell_areas,
 )
 from rlt.traces import trace_source, write_rows, write_traces
+
+_MOST_LABELLED = 2000  # traces whose labels are looked at
 
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
@@ -60,8 +63,6 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     problems = split.train + split.validation
     require_explanations(problems)
     problems = [problem for problem in problems if problem.explanation is not None]
-    if cfg.traces is not None and cfg.data is not None:
-        problems = with_metadata(problems, build(cfg.data).source)
     device = device_of(cfg)
     student = freeze(load_model(cfg, "student").model).to(device)
     teacher = None
@@ -133,9 +134,18 @@ def find_areas(
     """
     if cfg.traces is None:
         return preflight_areas(preflight, problems, data, scorer, cfg.seed)
+    problems, rows = problems[:_MOST_LABELLED], rows[:_MOST_LABELLED]
     terms = {name: [row["reward_terms"][name] for row in rows] for name in rows[0]["reward_terms"]}
     columns = signed_columns(scorer.reward, RewardTable([row["reward"] for row in rows], terms))
-    return areas(columns, own_labels(problems, data), [problem.id for problem in problems])
+    known = {} if cfg.data is None or data.grader is None else problems_by_id(cfg, scorer.views)
+    asked = [
+        dataclasses.replace(known.get(one.id, one), explanation=one.explanation) for one in problems
+    ]
+    labels = own_labels(asked, data)
+    if "verifier" in labels:  # of a problem that the data does not have, nothing is known
+        verdicts = zip(problems, labels["verifier"], strict=True)
+        labels["verifier"] = [mark if one.id in known else None for one, mark in verdicts]
+    return areas(columns, labels, [problem.id for problem in problems])
 
 
 def check_score(cfg: DictConfig) -> None:
@@ -178,20 +188,11 @@ def explained(cfg: DictConfig) -> ProblemData:
     )
 
 
-def with_metadata(problems: list[Problem], source: Any) -> list[Problem]:
-    """Traces' problems with what the data's verifier knows of them, which traces do not carry."""
-    rows = (row.values for row in source.rows())
-    known = {(row.get("question"), row.get("solution")): row.get("metadata") for row in rows}
-    return [
-        dataclasses.replace(one, metadata=known.get((one.question, one.solution)) or {})
-        for one in problems
-    ]
-
-
-def student_tokens(views: Views, problem: Problem) -> int:
-    """Length of the student's whole text: prompt, explanation, solution."""
-    text = views.student_text(problem, views.thought(problem.explanation or ""))
-    return len(text.prompt) + len(text.continuation)
+def problems_by_id(cfg: DictConfig, views: Views) -> dict[str, Problem]:
+    """The data's problems, with what its verifier knows of them, which traces do not carry."""
+    source = build(cfg.data).source
+    split = ProblemData(source, on_bad_row="skip", validation_share=0).load(views.forbidden)
+    return {problem.id: problem for problem in split.train}
 
 
 def check_context(views: Views, problem: Problem, student: Any) -> None:

@@ -92,7 +92,7 @@ def preflight(
     if file.is_file():
         return metrics_of([Area.read(row) for row in read_json(file)])
     explained = any(problem.explanation is not None for problem in problems)
-    if cfg.preflight is None or not explained or "correct_share" in scorer.reward.needs:
+    if cfg.preflight is None or not explained:
         return {}
     settings: Preflight = build(cfg.preflight)
     scorer.student.to(device_of(cfg))
@@ -103,11 +103,13 @@ def preflight(
 
 def check_credit(credit: Credit, reward: Reward) -> None:
     """Raises ValueError when tokens are to be paid for by a reward that has no share for them."""
-    if credit.exact and (not reward.kl_weight or reward.temperature is not None):
+    by_k1 = reward.is_dense_by_k1_alone and reward.temperature is None
+    if credit.exact and reward.credits_tokens and not by_k1:
         raise ValueError(
             "credit.exact=true takes the place of the sampled log-ratio: it needs a reward whose "
-            "thought_kl has the estimator k1 and a mean, without transform and clip, and "
-            "reward.temperature=null; choose reward=rlt, or credit.exact=false"
+            "only mean over the explanation is thought_kl's with the estimator k1, without "
+            "transform, clip and sum, and reward.temperature=null; choose reward=rlt, or "
+            "credit.exact=false"
         )
     if credit.needs_token_rewards and not reward.credits_tokens:
         raise ValueError(

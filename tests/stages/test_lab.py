@@ -178,7 +178,10 @@ def test_a_teacher_that_sees_no_solution_keeps_what_is_right(
     ("overrides", "said"),
     [
         (["credit=token", "reward=solution_only"], "choose a reward with thought_kl"),
-        (["credit=token", "credit.exact=true", "reward=k3"], "thought_kl has the estimator k1"),
+        (
+            ["credit=token", "credit.exact=true", "reward=k3"],
+            "credit.exact=true takes the place of",
+        ),
         (["credit=token", "credit.discount=2"], "credit.discount=2"),
         (["credit=token", "credit.discont=1"], "did you mean 'discount'"),
         (["preflight.corruptions=[trunk]"], "preflight.corruptions has 'trunk'"),

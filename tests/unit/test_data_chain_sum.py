@@ -12,6 +12,7 @@ QUESTION = "State the final answer to the following arithmetic problem: 4 - 6 - 
     [
         ("4 - 6 = -2\n-2 - 0 = -2\n-2 + 3 = 1", "right"),
         ("  4 - 6 = -2\n-2 - 0 = -2 \n-2 + 3 = 1\n", "right"),
+        ("4 - 6 = -2\n-2 - 0 = -2\n-2 + 3 = 1\nThe answer is 1.", "right"),
         ("4 - 6 = -2\n-2 + 0 = 0\n0 + 3 = 1", "mended"),  # a sign and a sum are wrong
         ("4 - 6 = 9\n9 - 0 = 9\n9 + 3 = 1", "mended"),  # put right by the last line
         ("4 - 6 = -2\n-2 - 0 = -2\n-2 + 3 = 5", "wrong"),

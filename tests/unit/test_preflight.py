@@ -56,6 +56,7 @@ def test_copies_that_are_no_different_are_left_out() -> None:
         ("So the answer is 12 apples", "12"),
         ("x = 1/2", "1/2"),
         ("no number", "no number"),
+        (r"So it is \boxed{\frac{1}{2}}, as was asked on page 7.", r"\frac{1}{2}"),
         ("", ""),
     ],
 )
