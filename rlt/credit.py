@@ -216,7 +216,8 @@ def within_completions(advantages_NT: Tensor, lengths: Sequence[int]) -> float:
     """
     rows = [row[:n] for row, n in zip(advantages_NT, lengths, strict=True) if n]
     total = sum(float(row.square().sum()) for row in rows)
-    inside = sum(float((row - row.mean()).square().sum()) for row in rows)
+    mixed = [row for row in rows if bool((row != row[0]).any())]  # else the mean may round
+    inside = sum(float((row - row.mean()).square().sum()) for row in mixed)
     return inside / total if total else 0.0
 
 
