@@ -72,7 +72,7 @@ SWEEPS = {
     "base_difficulty": (["stage=evaluate", "model@student=smollm2_135m"], 18),
     "claim_alpha": ([], 15),
     "claim_cold_start": ([], 15),
-    "claim_credit": ([], 35),
+    "claim_credit": ([], 21),
     "claim_lambda": ([], 35),
     "claim_nano": ([], 66),
     "claim_rare": ([], 40),
