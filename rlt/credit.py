@@ -71,6 +71,7 @@ class CompletionCredit:
     exact = False
 
     def kl_weights(self, rewards_PG: Tensor, scale: bool) -> Tensor | None:
+        """None: the loss has no exact KL."""
         return None
 
     def advantages(
@@ -80,6 +81,7 @@ class CompletionCredit:
         lengths: Sequence[int],
         scale: bool,
     ) -> Tensor:
+        """`[N, T]`, the group-relative advantage of each completion at all of its tokens."""
         advantages_N1 = group_advantages(rewards_PG, scale).view(-1, 1)
         return advantages_N1.expand(-1, max(1, *lengths))
 
@@ -132,6 +134,7 @@ class TokenCredit:
         lengths: Sequence[int],
         scale: bool,
     ) -> Tensor:
+        """`[N, T]`, A_t of the module's formula."""
         P, G = rewards_PG.shape
         centred_PG = group_advantages(rewards_PG, scale=False)  # checks shape and values
         shares_NT = _padded(token_rewards, max(1, *lengths))
@@ -146,6 +149,7 @@ class TokenCredit:
         return advantages_NT / spread(rewards_PG) if scale else advantages_NT
 
     def kl_weights(self, rewards_PG: Tensor, scale: bool) -> Tensor | None:
+        """`[N]`, w over the spread of the rewards; None without `exact`."""
         if not self.exact:
             return None
         weights_N = torch.full_like(rewards_PG.flatten(), self.weight)
