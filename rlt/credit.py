@@ -112,7 +112,7 @@ class TokenCredit:
     weight: float
     clip: float | None
     baseline: Baseline
-    exact: bool = False
+    exact: bool
     needs_token_rewards = True
 
     def __post_init__(self) -> None:

@@ -121,25 +121,22 @@ class RL(PolicyModule):
         experience = self.collect_experience(batch.items)
         G = self.completions_per_problem
         rewards_PG = torch.tensor(experience.table.rewards).view(-1, G)
+        lengths = [len(ids) for _, ids in experience.rows]
+        scale = self.algorithm.scale_rewards
         advantages_NT = self.credit.advantages(
-            rewards_PG,
-            experience.table.token_rewards,
-            [len(ids) for _, ids in experience.rows],
-            self.algorithm.scale_rewards,
+            rewards_PG, experience.table.token_rewards, lengths, scale
         )
         started = time.perf_counter()
-        kl_weights_N = self.credit.kl_weights(rewards_PG, self.algorithm.scale_rewards)
+        kl_weights_N = self.credit.kl_weights(rewards_PG, scale)
         stats = self.update(experience, advantages_NT, kl_weights_N)
         experience.seconds["update"] = time.perf_counter() - started
         self.log_experience("train", experience, rewards_PG)
         self.log("time/train_mfu", stats.pop("mfu"))
         self.log_dict({f"policy/{name}": value for name, value in stats.items()}, batch_size=1)
-        written = sum(len(ids) for _, ids in experience.rows)
-        speed = written / sum(experience.seconds.values())
+        speed = sum(lengths) / sum(experience.seconds.values())
         self.log("time/train_tokens_per_second", speed, prog_bar=True)
         idle_P = (advantages_NT.reshape(len(rewards_PG), -1) == 0).all(1)
         self.log("policy/zero_advantage_share", idle_P.float().mean())
-        lengths = [len(ids) for _, ids in experience.rows]
         self.log("policy/token_credit_share", within_completions(advantages_NT, lengths))
         if batch_idx % self.monitor_every_steps == 0:
             values = experience.monitors(self.task, G) | {"entropy": stats["entropy"]}

@@ -24,7 +24,7 @@ from rlt.credit import (
 REWARDS_PG = torch.tensor([[1.0, 3.0]])
 SHARES = [torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, 0.0, -2.0])]
 LENGTHS = [3, 4]
-TO_GO = TokenCredit(discount=1.0, weight=1.0, clip=None, baseline="none")
+TO_GO = TokenCredit(discount=1.0, weight=1.0, clip=None, baseline="none", exact=False)
 
 
 def advantages(credit: TokenCredit, scale: bool = False) -> list[list[float]]:
