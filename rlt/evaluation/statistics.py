@@ -215,9 +215,25 @@ def roc_area_interval(
     draws_RO = generator.multinomial(
         len(names), np.full(len(names), 1 / len(names)), size=resamples
     ).astype(np.float64)
-    pairs_R = (draws_RO @ goods_O) * (draws_RO @ bads_O)
-    won_R = np.einsum("ro,op,rp->r", draws_RO, won_OO, draws_RO, optimize=True)
-    areas = won_R[pairs_R > 0] / pairs_R[pairs_R > 0]
+    # Pairs within an owner keep their share of all pairs: an owner that is drawn twice would else
+    # have twice as many of them, and with few owners the interval would lie beside the area.
+    pairs_OO = np.outer(goods_O, bads_O)
+    same_OO = np.eye(len(names))
+
+    def drawn_within(count_OO: np.ndarray) -> np.ndarray:
+        return np.asarray(draws_RO @ np.diag(count_OO))
+
+    def drawn_between(count_OO: np.ndarray) -> np.ndarray:
+        others_OO = count_OO * (1 - same_OO)
+        return np.asarray(((draws_RO @ others_OO) * draws_RO).sum(1))
+
+    sums_R, shares_R = np.zeros(resamples), np.zeros(resamples)
+    for drawn, part_OO in ((drawn_within, same_OO), (drawn_between, 1 - same_OO)):
+        won_R, pairs_R = drawn(won_OO), drawn(pairs_OO)
+        share_R = (pairs_OO * part_OO).sum() * (pairs_R > 0)
+        sums_R += share_R * won_R / np.maximum(pairs_R, 1)
+        shares_R += share_R
+    areas = sums_R[shares_R > 0] / shares_R[shares_R > 0]
     tail = (1 - confidence) / 2
     low, high = np.quantile(areas, [tail, 1 - tail]) if areas.size else (0.0, 1.0)
     return Interval(float(won_OO.sum() / (goods_O.sum() * bads_O.sum())), float(low), float(high))

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from rich.progress import (
     BarColumn,
@@ -26,6 +27,7 @@ from rlt.modules import Example
 from rlt.modules.policy import PolicyModule
 from rlt.run_folder import RunFolder
 from rlt.runtime import build, build_partial, peak_memory_bytes, read_json, write_json
+from rlt.signals import Terminated
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +173,12 @@ def train(
         write_json(start_file, validate())
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint.name)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except (
+        SIGTERMException
+    ) as stop:  # Lightning saw the signal, and ours was lost in a callback of C code
+        raise Terminated from stop
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     if held_out:
         if datamodule.steps % interval or not any(k.startswith("validation/") for k in metrics):

@@ -75,7 +75,7 @@ def test_a_probe_takes_no_module_from_where_it_is_started(
 
     def ran(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         commands.append(command)
-        found = {"medians": {"whole": 2.0}, "peak": 1}
+        found = {"medians": {"whole": 2.0}, "peak": 1, "areas": []}
         (Path(command[-1]) / "probe.json").write_text(json.dumps(found))
         return subprocess.CompletedProcess(command, 0, "", "")
 

@@ -208,6 +208,15 @@ def test_rows_of_one_problem_are_drawn_together() -> None:
     assert together.high - together.low > 3 * (once.high - once.low)
 
 
+def test_pairs_within_a_problem_weigh_in_the_interval_what_they_weigh_in_the_data() -> None:
+    # A good one beats its own bad one; of two problems, the higher one's beats the lower one's.
+    good, bad = [0.0, 1, 2, 3, 4, 5], [-0.1, 0.9, 1.9, 2.9, 3.9, 4.9]
+    values = [*good, *bad]
+    area = roc_area_interval(values, [True] * 6 + [False] * 6, [*range(6), *range(6)])
+    assert area.mean == pytest.approx((6 + 15) / 36)
+    assert area.low <= area.mean <= area.high
+
+
 @pytest.mark.parametrize(("marks", "kind"), [([True, True], "good"), ([False, False], "bad")])
 def test_an_area_needs_good_and_bad(marks: list[bool], kind: str) -> None:
     with pytest.raises(ValueError, match=f"all 2 rows are {kind}"):
