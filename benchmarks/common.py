@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import installed, peak_bytes
-from rlt.quiet import quiet
-from rlt.runtime import write_json
+from rlt.cli.quiet_libraries import quiet
+from rlt.runs.files import write_json
 
 Row = dict[str, Any]  # column → value of one line of a table
 

@@ -27,8 +27,8 @@ from benchmarks.common import (
 from benchmarks.floor import decode_floor
 from benchmarks.machine import machine_facts
 from benchmarks.work import NEVER, Work, endless, load, problems_of
-from rlt.rollout import HFRollout
-from rlt.runtime import build
+from rlt.config.build import build
+from rlt.sampling import HFRollout
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

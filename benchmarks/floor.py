@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlt.batching import Row
-from rlt.flops import forward_flops
+from rlt.llm.batching import Row
+from rlt.llm.flop_count import forward_flops
 
 
 @dataclass(frozen=True)

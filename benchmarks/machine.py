@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from rlt.flops import matmul_flops_per_second
-from rlt.runtime import git_revision, peak_memory_bytes
+from rlt.llm.flop_count import matmul_flops_per_second
+from rlt.runs.environment import git_revision, peak_memory_bytes
 
 _PACKAGES = ("rlt", "torch", "transformers", "lightning", "accelerate", "trl")
 _READ_BYTES = 2**28  # more than any cache holds

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from benchmarks.common import wait
 from benchmarks.work import Work, problems_of
-from rlt.data.prompts import Views
-from rlt.data.records import Problem
-from rlt.models import save_model
-from rlt.modules import Example
+from rlt.data.problem import Problem
+from rlt.data.renderer import Views
+from rlt.llm.models import save_model
+from rlt.training import Example
 
 
 @torch.no_grad()

@@ -38,12 +38,12 @@ from benchmarks.work import (
     scorer_of,
     teacher_rl,
 )
-from rlt.data.digit_chain import vocabulary
-from rlt.data.prompts import Views
-from rlt.hardware import prepare
-from rlt.models import RandomLlama
-from rlt.runtime import build
-from rlt.tokenizers import words
+from rlt.config.build import build
+from rlt.data.renderer import Views
+from rlt.data.sources.digit_chain import vocabulary
+from rlt.llm.device import prepare
+from rlt.llm.models import RandomLlama
+from rlt.llm.tokenizers import words
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from benchmarks.floor import update_floor
 from benchmarks.machine import machine_facts
 from benchmarks.peers import sft_steps
 from benchmarks.work import StepClock, Work, compose_stage, device_for, fit, load, random_ids, sft
-from rlt.modules import Example
+from rlt.training import Example
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

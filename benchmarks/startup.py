@@ -56,7 +56,7 @@ def entrypoint() -> list[str]:
     if script.is_file():
         return [str(script)]
     found = shutil.which("rlt")
-    return [found] if found else [sys.executable, "-c", "from rlt.main import main; main()"]
+    return [found] if found else [sys.executable, "-c", "from rlt.cli.main import main; main()"]
 
 
 def run(command: list[str]) -> dict[str, float]:

@@ -34,9 +34,9 @@ from benchmarks.work import (
     random_groups,
     teacher_rl,
 )
-from rlt.logprobs import shares_prefixes
-from rlt.modules import RL
-from rlt.modules.experience import Experience
+from rlt.llm.logprobs import shares_prefixes
+from rlt.training import RL
+from rlt.training.experience import Experience
 
 TOLERANCE = 1e-4
 

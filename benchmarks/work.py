@@ -20,19 +20,19 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from benchmarks.common import wait
-from rlt.batching import Row
-from rlt.compose import config_dir
-from rlt.data.datamodule import StepDataModule
-from rlt.data.prompts import Views
-from rlt.data.records import Problem, make_problem
-from rlt.hardware import device_of, prepare
-from rlt.models import LanguageModel
-from rlt.modules import RL, SFT, Teaching
-from rlt.modules.experience import Experience
+from rlt.config.build import build, build_partial
+from rlt.config.compose import config_dir
+from rlt.data.batches import StepDataModule
+from rlt.data.problem import Problem, make_problem
+from rlt.data.renderer import Views
+from rlt.llm.batching import Row
+from rlt.llm.device import device_of, prepare
+from rlt.llm.models import LanguageModel
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
-from rlt.rollout import Completion
-from rlt.runtime import build, build_partial
+from rlt.sampling import Completion
 from rlt.stages.teacher_rl import frozen_models
+from rlt.training import RL, SFT, Teaching
+from rlt.training.experience import Experience
 
 NEVER = "\u2402 never \u2402"  # a stop string that no model writes
 
@@ -75,8 +75,8 @@ def load(stage: str, model: str, overrides: Sequence[str] = (), prepared: bool =
     """Compose a stage's config and load its teacher.
 
     Args:
-        prepared: set the process up as rlt does (`rlt.hardware`); a peer runs as it comes, but for
-            the number of threads.
+        prepared: set the process up as rlt does (`rlt.llm.device`); a peer runs as it comes, but
+            for the number of threads.
     """
     cfg = compose_stage(stage, model, overrides)
     device = device_for(cfg)
@@ -170,7 +170,7 @@ def experience_of(module: RL, group: Written) -> Experience:
 def endless(tokenizer: Any) -> Iterator[int]:
     """Let `HFRollout` run to its last token; gives the id that now stands for an end of turn."""
     beyond = len(tokenizer) + 1000  # no token
-    with mock.patch("rlt.rollout.hf.turn_end_ids", lambda _: {beyond}):
+    with mock.patch("rlt.sampling.hf.turn_end_ids", lambda _: {beyond}):
         yield beyond
 
 

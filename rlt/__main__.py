@@ -1,5 +1,5 @@
 """`python -m rlt` is the same as `rlt`."""
 
-from rlt.main import main
+from rlt.cli.main import main
 
 main()

@@ -11,10 +11,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from rlt.data.prompts import Views
-from rlt.models import LanguageModel, Packaged, RandomLlama, prepare_tokenizer
-from rlt.runtime import build
-from rlt.tokenizers import digit_words, utf8_bytes
+from rlt.config.build import build
+from rlt.data.renderer import Views
+from rlt.llm.models import LanguageModel, Packaged, RandomLlama, prepare_tokenizer
+from rlt.llm.tokenizers import digit_words, utf8_bytes
 
 # The same examples each time: the gate must not pass or fail by chance. To look for new ones:
 # pytest --hypothesis-profile=search
@@ -35,7 +35,7 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    from rlt.compose import config_dir
+    from rlt.config.compose import config_dir
 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose("config", list(overrides))

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rlt.data.records import Problem, content_hash
+from rlt.config.suggestions import did_you_mean
+from rlt.data.problem import Problem, content_hash
 from rlt.data.rows import SHOWN_ROWS, ProblemSet, Source, collect_problems
-from rlt.names import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rlt.data.records import Problem, make_problem
-from rlt.names import did_you_mean
+from rlt.config.suggestions import did_you_mean
+from rlt.data.problem import Problem, make_problem
 
 TEXT_FIELDS = ("question", "solution", "explanation", "system")
 REQUIRED_FIELDS = ("question", "solution")

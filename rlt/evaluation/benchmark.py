@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlt.data.dataset import ProblemData
-from rlt.data.records import Problem
+from rlt.data.problem import Problem
 from rlt.evaluation.answers import extract_answer
 from rlt.evaluation.graders import NO_SOLUTION_BLOCK, Grader, Verdict
 from rlt.evaluation.statistics import (

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rlt.data.records import Problem
+from rlt.data.problem import Problem
 from rlt.evaluation.graders import normalise
 
 _SHOWN = 3

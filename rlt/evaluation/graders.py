@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from rlt.data.records import Problem
+from rlt.data.problem import Problem
 from rlt.evaluation.answers import unwrap_boxed
 from rlt.evaluation.sandbox import Sandbox, VerifierError, VerifierTimeout
 

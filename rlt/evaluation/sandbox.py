@@ -16,11 +16,12 @@ import tempfile
 import threading
 import time
 import weakref
-from pathlib import Path
 from typing import IO, Any
 
+from rlt import PACKAGE_DIR
+
 _START_SECONDS = 120.0
-_PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+_PACKAGE_ROOT = str(PACKAGE_DIR.parent)
 
 
 class VerifierTimeout(Exception):

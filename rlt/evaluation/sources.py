@@ -1,8 +1,8 @@
 """Sources of benchmarks whose rows need more than a column mapping.
 
-gsm8k, MATH-500 and AIME are `rlt.data.hub.HubDataset`s; GPQA puts four choices in random order into
-the question. `path` may be a local folder of files with the same columns:
-`rlt stage=evaluate benchmark=gpqa_diamond benchmark.data.source.path=my/gpqa
+gsm8k, MATH-500 and AIME are `rlt.data.sources.hub.HubDataset`s; GPQA puts four choices in random
+order into the question. `path` may be a local folder of files with the same columns: `rlt
+stage=evaluate benchmark=gpqa_diamond benchmark.data.source.path=my/gpqa
 benchmark.data.source.name=null …` (the name of a configuration is the hub's, not a bare folder's).
 """
 
@@ -10,8 +10,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from rlt.data.hub import HubTable
-from rlt.data.records import content_hash
+from rlt.config.suggestions import did_you_mean
+from rlt.data.problem import content_hash
 from rlt.data.rows import (
     EMPTY_QUESTION,
     EMPTY_SOLUTION,
@@ -20,7 +20,7 @@ from rlt.data.rows import (
     RawRow,
     RowFault,
 )
-from rlt.names import did_you_mean
+from rlt.data.sources.hub import HubTable
 
 _QUESTION = "Question"
 _CHOICES = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")

@@ -86,7 +86,7 @@ def verify_reasoning_gym(task: str, entry: dict[str, Any], answer: str) -> dict[
     """The task's own verifier, which gives partial credit between 0 and 1."""
     if _DUNDER.search(answer):
         return {"score": 0.0, "extracted": answer, "reason": "unsafe answer"}
-    from rlt.data.procedural import decode_entry
+    from rlt.data.sources.procedural import decode_entry
 
     score = float(_score_function(task)(answer, decode_entry(entry)))
     return {"score": score, "extracted": answer, "reason": ""}
@@ -94,7 +94,7 @@ def verify_reasoning_gym(task: str, entry: dict[str, Any], answer: str) -> dict[
 
 FUNCTIONS: dict[str, tuple[str, Callable[..., dict[str, Any]]]] = {
     "maths": ("math_verify", verify_maths),
-    "reasoning_gym": ("rlt.data.procedural", verify_reasoning_gym),
+    "reasoning_gym": ("rlt.data.sources.procedural", verify_reasoning_gym),
 }
 
 

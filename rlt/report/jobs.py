@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from rlt.report.comparison import Step, steps_of
 from rlt.report.folder import Run, read_json_list
-from rlt.sweeps import read_jobs
+from rlt.sweeps.jobs import read_jobs
 
 NOT_STARTED = "not started"
 _COMPARE = "compare"

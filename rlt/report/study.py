@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from rlt.names import did_you_mean
+from rlt.config.suggestions import did_you_mean
 from rlt.report.arms import Arm, Cell, Difference, compare_arms
 from rlt.report.comparison import EVALUATE, Step
 from rlt.report.jobs import Job, find_jobs, short_names, swept_keys

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlt.data.prompts import Views
+from rlt.data.renderer import Views
 from rlt.rewards.scorer import ScoredExplanation
 from rlt.rewards.terms import TokenScores
 

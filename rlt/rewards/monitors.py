@@ -1,7 +1,8 @@
 """What tells reward hacking early: numbers about explanations that no reward is made of.
 
-Pure functions. `Teaching.monitor` puts them together during RL, `rlt.callbacks.HackingMonitor` says
-when one leaves its healthy range, docs/metrics.md defines each.
+Pure functions. `Teaching.monitor` puts them together during RL,
+`rlt.training.callbacks.HackingMonitor` says when one leaves its healthy range, docs/metrics.md
+defines each.
 """
 
 import re

@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlt.config.suggestions import did_you_mean
 from rlt.evaluation.answers import unwrap_boxed
 from rlt.evaluation.statistics import Interval, roc_area_interval
-from rlt.names import did_you_mean
 from rlt.rewards.reward import Reward, RewardTable
 
 WHOLE = "reward"  # what the areas of the whole reward are called beside those of its terms

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlt.finite import require_finite
+from rlt.llm.finite_checks import require_finite
 from rlt.rewards.terms import (
     Correctness,
     Term,

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlt.batching import PaddedRows, Row, cut_rows, pad_rows
-from rlt.data.prompts import Explanation, StudentText, Views
-from rlt.data.records import Problem
+from rlt.data.problem import Problem
+from rlt.data.renderer import Explanation, StudentText, Views
 from rlt.evaluation.answers import extract_answer
-from rlt.logprobs import (
+from rlt.llm.batching import PaddedRows, Row, cut_rows, pad_rows
+from rlt.llm.logprobs import (
     chunked_exact_kl,
     continuation_hidden,
     row_log_probs,
     shares_prefixes,
 )
-from rlt.memory import TokenBudget
+from rlt.llm.token_budget import TokenBudget
 from rlt.rewards.reward import Reward, RewardTable, TokenScores
 from rlt.rewards.terms import Correctness
 
@@ -63,7 +63,7 @@ class RewardScorer:
         student: the frozen student model.
         views: prompt style and tokenizer; teacher and student share the tokenizer.
         temperature: sampling temperature of the teacher; `reward.temperature` overrides it.
-        token_budget: tokens per scoring micro-batch, to begin with (see `rlt.memory`).
+        token_budget: tokens per scoring micro-batch, to begin with (see `rlt.llm.token_budget`).
         grader: verifies sampled answers; needed by the correctness term alone.
         keep_hidden: keep the student's hidden states at the explanation's tokens, for an exact KL
             with gradient (`credit.exact`).
@@ -148,7 +148,7 @@ class RewardScorer:
     def row_log_probs(
         self, model: nn.Module, rows: Sequence[Row], visit: Any = None
     ) -> list[Tensor]:
-        """A model's log-probs of rows at the reward's temperature (see `rlt.logprobs`).
+        """A model's log-probs of rows at the reward's temperature (see `rlt.llm.logprobs`).
 
         Args:
             visit: begins again with the first micro-batch where memory runs out.

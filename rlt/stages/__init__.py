@@ -14,10 +14,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlt.memory import OutOfMemory, is_out_of_memory
-from rlt.run_folder import Refused, RunFolder
-from rlt.runtime import config_key
-from rlt.signals import exit_status
+from rlt.llm.token_budget import OutOfMemory, is_out_of_memory
+from rlt.runs.folder import Refused, RunFolder
+from rlt.runs.identity import config_key
+from rlt.runs.signals import exit_status
 from rlt.stages.projection import code_digest, input_fingerprints
 from rlt.stages.values import check_values, require_device
 
@@ -40,7 +40,7 @@ def run_stage(
     Raises:
         SystemExit: it was interrupted (130) or terminated (143); what it made is kept.
     """
-    from rlt.hardware import prepare
+    from rlt.llm.device import prepare
 
     if "hardware" in cfg:
         require_device(cfg)

@@ -16,16 +16,18 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rlt.config.build import build
 from rlt.data.dataset import ProblemData, behaviour_shares
-from rlt.data.prompts import Explanation
-from rlt.data.records import Problem
+from rlt.data.problem import Problem
+from rlt.data.renderer import Explanation
+from rlt.data.traces import write_traces
 from rlt.evaluation.answers import extract_answer
-from rlt.hardware import device_of
-from rlt.models import context_tokens, fingerprint, freeze
+from rlt.llm.device import device_of
+from rlt.llm.models import context_tokens, fingerprint, freeze
 from rlt.rewards import RewardScorer, ScoredExplanation
-from rlt.rollout import known_log_probs
-from rlt.run_folder import RunFolder
-from rlt.runtime import build, peak_memory_bytes
+from rlt.runs.environment import peak_memory_bytes
+from rlt.runs.folder import RunFolder
+from rlt.sampling import known_log_probs
 from rlt.stages.common import (
     in_batches,
     load_data,
@@ -35,7 +37,6 @@ from rlt.stages.common import (
     require_same_tokenizer,
     source_of,
 )
-from rlt.traces import write_traces
 
 REASONS = ("cut", "tag_inside", "unclosed")  # why a problem may be left without a trace
 

@@ -20,14 +20,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rlt.config.build import build, build_partial
 from rlt.data.dataset import DataSplit, ProblemData
-from rlt.data.prompts import Views
-from rlt.models import LanguageModel, context_tokens, save_model, source_at
-from rlt.modules import Example
-from rlt.modules.policy import PolicyModule
-from rlt.run_folder import RunFolder
-from rlt.runtime import build, build_partial, peak_memory_bytes, read_json, write_json
-from rlt.signals import Terminated
+from rlt.data.renderer import Views
+from rlt.llm.models import LanguageModel, context_tokens, save_model, source_at
+from rlt.runs.environment import peak_memory_bytes
+from rlt.runs.files import read_json, write_json
+from rlt.runs.folder import RunFolder
+from rlt.runs.signals import Terminated
+from rlt.training import Example
+from rlt.training.policy import PolicyModule
 
 log = logging.getLogger(__name__)
 
@@ -143,8 +145,8 @@ def train(
         Final metrics: the validation before training under `start/`, the last training values, and
         the validation after it.
     """
-    from rlt.callbacks import Checkpoint
-    from rlt.checkpoints import CHECKPOINTS, newest_whole
+    from rlt.training.callbacks import Checkpoint
+    from rlt.training.checkpoints import CHECKPOINTS, newest_whole
 
     folder = run.folder
     callbacks = [build(node) for node in (cfg.callbacks or {}).values() if node]
@@ -175,9 +177,9 @@ def train(
         log.info("resuming from %s", checkpoint.name)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-    except (
-        SIGTERMException
-    ) as stop:  # Lightning saw the signal, and ours was lost in a callback of C code
+    except SIGTERMException as stop:
+        # Python discards an exception that a signal handler raises while C code calls back;
+        # Lightning has noted the signal all the same.
         raise Terminated from stop
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     if held_out:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from rlt.report.study import Measure, read_study
 from rlt.report.study_page import write_study_report
-from rlt.run_folder import RunFolder
+from rlt.runs.folder import RunFolder
 
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:

@@ -8,15 +8,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rlt.config.build import build
 from rlt.data.dataset import ProblemData, split_problems
-from rlt.data.prompts import Views
-from rlt.data.records import Problem
+from rlt.data.problem import Problem
+from rlt.data.renderer import Views
+from rlt.data.traces import trace_source
 from rlt.evaluation.answers import extract_answer
-from rlt.run_folder import RunFolder
-from rlt.runtime import build
+from rlt.runs.folder import RunFolder
 from rlt.stages.common import fit_sft, load_data, load_views
 from rlt.stages.examples import require_explanations, student_examples
-from rlt.traces import trace_source
 
 log = logging.getLogger(__name__)
 

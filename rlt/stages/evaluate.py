@@ -5,13 +5,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlt.data.prompts import Views
-from rlt.data.records import Problem
+from rlt.config.build import build
+from rlt.data.problem import Problem
+from rlt.data.renderer import Views
 from rlt.evaluation.benchmark import Benchmark, evaluate_answers
-from rlt.hardware import device_of
-from rlt.models import fingerprint, freeze
-from rlt.run_folder import RunFolder
-from rlt.runtime import build, peak_memory_bytes
+from rlt.llm.device import device_of
+from rlt.llm.models import fingerprint, freeze
+from rlt.runs.environment import peak_memory_bytes
+from rlt.runs.folder import RunFolder
 from rlt.stages.common import in_batches, load_model, load_views, log_scalars
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from rlt.data.prompts import Views
-from rlt.data.records import Problem
-from rlt.modules import Example
+from rlt.data.problem import Problem
+from rlt.data.renderer import Views
+from rlt.training import Example
 
 
 def require_explanations(problems: Sequence[Problem]) -> None:

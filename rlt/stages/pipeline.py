@@ -14,10 +14,10 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from rlt.names import did_you_mean
-from rlt.run_folder import RunFolder
-from rlt.runtime import write_json
-from rlt.stages.plan import check_plan
+from rlt.config.suggestions import did_you_mean
+from rlt.preflight.plan import check_plan
+from rlt.runs.files import write_json
+from rlt.runs.folder import RunFolder
 from rlt.stages.projection import step_config, step_key
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rlt.data.dataset import ProblemData
-from rlt.data.prompts import Views
-from rlt.data.records import Problem
-from rlt.models import context_tokens
+from rlt.data.problem import Problem
+from rlt.data.renderer import Views
+from rlt.llm.models import context_tokens
 from rlt.rewards import RewardScorer, ScoredExplanation
 from rlt.rewards.preflight import (
     WHOLE,
@@ -27,7 +27,7 @@ from rlt.rewards.preflight import (
     ends_in,
     signed_columns,
 )
-from rlt.runtime import write_json
+from rlt.runs.files import write_json
 from rlt.stages.common import progress
 
 log = logging.getLogger(__name__)

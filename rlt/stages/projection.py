@@ -14,13 +14,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlt.checks import check_targets
-from rlt.data.records import content_hash
-from rlt.names import nearest
-from rlt.runtime import build, config_key
-from rlt.schema import STAGES, STEP_STAGES
-from rlt.targets import raise_if_any
-from rlt.traces import find_traces
+from rlt import PACKAGE_DIR
+from rlt.config.allowed_targets import raise_if_any
+from rlt.config.build import build
+from rlt.config.check import check_targets
+from rlt.config.schema import STAGES, STEP_STAGES
+from rlt.config.suggestions import nearest
+from rlt.data.problem import content_hash
+from rlt.data.traces import find_traces
+from rlt.runs.identity import config_key
 
 # What a stage leaves for later ones: config key of the later stage → artefact in the run folder.
 ARTEFACTS = {"teacher_path": "model", "student_path": "model", "traces": "traces"}
@@ -162,8 +164,10 @@ def _prompt_files(node: Any, path: str) -> Iterator[tuple[str, str]]:
 @functools.cache
 def code_digest() -> str:
     """Digest of what this package computes with: edited code makes results anew."""
-    package = Path(__file__).parent.parent
-    files = sorted(f for f in package.rglob("*.py") if f.parent.name != "report")
+    told = ("cli", "preflight", "report", "sweeps", "plugins")  # they change no result
+    files = sorted(
+        f for f in PACKAGE_DIR.rglob("*.py") if f.relative_to(PACKAGE_DIR).parts[0] not in told
+    )
     return content_hash(*(f.read_text(encoding="utf-8") for f in files))
 
 

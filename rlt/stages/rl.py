@@ -7,16 +7,16 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-from rlt.algorithms import Algorithm
-from rlt.credit import Credit
+from rlt.config.build import build, build_partial
 from rlt.data.dataset import ProblemData
-from rlt.data.prompts import Views
-from rlt.models import LanguageModel, fingerprint
-from rlt.modules.tasks import Task
+from rlt.data.renderer import Views
+from rlt.llm.models import LanguageModel, fingerprint
 from rlt.report import HELD_OUT_FILE, SampleWriter, StepRows
-from rlt.run_folder import RunFolder
-from rlt.runtime import build, build_partial
+from rlt.runs.folder import RunFolder
 from rlt.stages.common import make_logger, train
+from rlt.training.algorithms import Algorithm
+from rlt.training.credit import Credit
+from rlt.training.tasks import Task
 
 log = logging.getLogger(__name__)
 

@@ -16,19 +16,21 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rlt.config.build import build
 from rlt.data.dataset import ProblemData
-from rlt.data.prompts import Views
-from rlt.data.records import Problem
+from rlt.data.problem import Problem
+from rlt.data.renderer import Views
+from rlt.data.traces import trace_source, write_rows, write_traces
 from rlt.evaluation.statistics import bootstrap_interval
-from rlt.hardware import device_of
-from rlt.models import context_tokens, fingerprint, freeze
+from rlt.llm.device import device_of
+from rlt.llm.models import context_tokens, fingerprint, freeze
 from rlt.report.run import best_and_worst_of
 from rlt.report.samples import log_attributions
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
 from rlt.rewards.attribution import attribution
 from rlt.rewards.preflight import Area, Preflight, areas, signed_columns
-from rlt.run_folder import RunFolder
-from rlt.runtime import build, peak_memory_bytes
+from rlt.runs.environment import peak_memory_bytes
+from rlt.runs.folder import RunFolder
 from rlt.stages.common import (
     in_batches,
     load_data,
@@ -47,7 +49,6 @@ from rlt.stages.preflight import (
     student_tokens,
     tell_areas,
 )
-from rlt.traces import trace_source, write_rows, write_traces
 
 _MOST_LABELLED = 2000  # traces whose labels are looked at
 

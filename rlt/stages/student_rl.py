@@ -8,16 +8,16 @@ import copy
 
 from omegaconf import DictConfig
 
-from rlt.algorithms import Algorithm
+from rlt.config.build import build
 from rlt.data.dataset import ProblemData
-from rlt.data.prompts import Views
-from rlt.data.records import Problem
-from rlt.models import context_tokens, freeze
-from rlt.modules import Answering
-from rlt.run_folder import RunFolder
-from rlt.runtime import build
+from rlt.data.problem import Problem
+from rlt.data.renderer import Views
+from rlt.llm.models import context_tokens, freeze
+from rlt.runs.folder import RunFolder
 from rlt.stages.common import load_data, load_model, load_views
 from rlt.stages.rl import fit_rl, record_weights
+from rlt.training import Answering
+from rlt.training.algorithms import Algorithm
 
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:

@@ -12,18 +12,16 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from rlt.algorithms import Algorithm
-from rlt.credit import Credit
+from rlt.config.build import build
 from rlt.data.dataset import ProblemData
-from rlt.data.prompts import Views
-from rlt.data.records import Problem
-from rlt.hardware import device_of
-from rlt.models import LanguageModel, context_tokens, fingerprint, freeze
-from rlt.modules import Teaching
+from rlt.data.problem import Problem
+from rlt.data.renderer import Views
+from rlt.llm.device import device_of
+from rlt.llm.models import LanguageModel, context_tokens, fingerprint, freeze
 from rlt.rewards import Reward, RewardScorer
 from rlt.rewards.preflight import Area, Preflight
-from rlt.run_folder import RunFolder
-from rlt.runtime import build, read_json
+from rlt.runs.files import read_json
+from rlt.runs.folder import RunFolder
 from rlt.stages.common import (
     load_data,
     load_model,
@@ -33,6 +31,9 @@ from rlt.stages.common import (
 )
 from rlt.stages.preflight import PREFLIGHT_FILE, metrics_of, preflight_areas, tell_areas
 from rlt.stages.rl import fit_rl, record_weights
+from rlt.training import Teaching
+from rlt.training.algorithms import Algorithm
+from rlt.training.credit import Credit
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from omegaconf import DictConfig
 
-from rlt.run_folder import RunFolder
-from rlt.runtime import build
+from rlt.config.build import build
+from rlt.runs.folder import RunFolder
 from rlt.stages.common import fit_sft, load_data, load_views
 from rlt.stages.examples import require_explanations, teacher_examples, without_explanation
 

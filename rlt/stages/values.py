@@ -11,10 +11,10 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.names import did_you_mean
-from rlt.runtime import build, build_partial
-from rlt.targets import raise_if_any
-from rlt.traces import FORMATS
+from rlt.config.allowed_targets import raise_if_any
+from rlt.config.build import build, build_partial
+from rlt.config.suggestions import did_you_mean
+from rlt.data.traces import FORMATS
 
 # Smallest whole number that each of these may be; null, where the key takes it, is no number.
 _AT_LEAST = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlt import main
+from rlt.cli import main
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from rlt import main
-from rlt.targets import ConfigError
+from rlt.cli import main
+from rlt.config.allowed_targets import ConfigError
 
 Composed = Callable[..., DictConfig]
 

@@ -9,11 +9,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from rlt.checks import check_schema_keys, check_targets
-from rlt.compose import config_dir
-from rlt.hydra_node import check_hydra_node
-from rlt.main import run
-from rlt.schema import STAGES
+from rlt.cli.main import run
+from rlt.config.check import check_schema_keys, check_targets
+from rlt.config.compose import config_dir
+from rlt.config.hydra_guard import check_hydra_node
+from rlt.config.schema import STAGES
 from rlt.stages.projection import check_all
 from rlt.stages.values import check_values
 

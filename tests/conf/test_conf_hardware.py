@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.runtime import build
+from rlt.config.build import build
 
 Composed = Callable[..., DictConfig]
 PROFILES = ("gpu_8gb", "gpu_24gb", "gpu_80gb", "ddp", "fsdp")

@@ -7,8 +7,9 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from omegaconf import DictConfig
 
-from rlt import compose, main
-from rlt.stages.inputs import hub_refusal
+from rlt.cli import main
+from rlt.config import compose
+from rlt.preflight.inputs import hub_refusal
 from rlt.stages.projection import input_fingerprints
 
 Composed = Callable[..., DictConfig]

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from rlt import main
-from rlt.models import Packaged
-from rlt.runtime import build, config_key
-from rlt.stages import probe, size
-from rlt.stages.estimate import optimizer_values, peak_bytes, shape_of
-from rlt.targets import ConfigError
+from rlt.cli import main
+from rlt.config.allowed_targets import ConfigError
+from rlt.config.build import build
+from rlt.llm.models import Packaged
+from rlt.preflight import probe, size
+from rlt.preflight.memory_estimate import optimizer_values, peak_bytes, shape_of
+from rlt.runs.identity import config_key
 
 Composed = Callable[..., DictConfig]
 SMALL = ("data.source.count=32", "data.max_validation=4")
@@ -39,7 +40,7 @@ def test_values_that_an_optimizer_keeps(composed: Composed, optim: str, values: 
 
 
 def test_each_part_of_the_memory(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlt.stages.estimate.held_bytes", lambda: 0)
+    monkeypatch.setattr("rlt.preflight.memory_estimate.held_bytes", lambda: 0)
     P = shape_of(build(composed("stage=teacher_rl").teacher)).weights
     plain = phases(composed("stage=teacher_rl"))
     # Policy, reference, gradients and two moments, before anything is computed.

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from rlt import compose
+from rlt.config import compose
 
 STAGES = ("pipeline", "teacher_rl", "distill", "collect", "evaluate", "score", "student_rl")
 N_COMMANDS, TOGETHER = 15, 5  # commands with misspelt keys, and how many of them in each

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlt.algorithms import (
+from rlt.training.algorithms import (
     Aggregation,
     Algorithm,
     group_advantages,

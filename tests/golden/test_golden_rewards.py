@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlt.compose import config_dir
-from rlt.data.prompts import Views
-from rlt.data.records import make_problem
-from rlt.logprobs import row_log_probs
-from rlt.models import freeze
+from rlt.config.compose import config_dir
+from rlt.data.problem import make_problem
+from rlt.data.renderer import Views
+from rlt.llm.logprobs import row_log_probs
+from rlt.llm.models import freeze
 from rlt.rewards import RewardScorer, ScoredExplanation
 
 HERE = Path(__file__).parent

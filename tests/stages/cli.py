@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rlt.main import main
+from rlt.cli.main import main
 
 LIMIT_SECONDS = 240
 

@@ -16,8 +16,8 @@ from tests.stages.cli import LIMIT_SECONDS
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["rlt.main", "rlt.stages.teacher_rl", "rlt.stages.collect", "rlt.stages.distill",
-     "rlt.stages.evaluate", "rlt.stages.pipeline", "rlt.callbacks", "rlt.report",
+    ["rlt.cli.main", "rlt.stages.teacher_rl", "rlt.stages.collect", "rlt.stages.distill",
+     "rlt.stages.evaluate", "rlt.stages.pipeline", "rlt.training.callbacks", "rlt.report",
      "lightning.pytorch.loggers", "tensorboard", "matplotlib.pyplot", "rich.progress"]
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ def killed_after(arguments: list[str], cwd: Path, seconds: float) -> bool:
 
 
 def _run(arguments: list[str], cwd: Path, at: At | None) -> None:
-    from rlt.main import main
+    from rlt.cli.main import main
 
     os.chdir(cwd)
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

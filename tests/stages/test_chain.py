@@ -11,9 +11,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlt.models import fingerprint
+from rlt.llm.models import fingerprint
 from rlt.report import read_scalars
-from rlt.runtime import config_key
+from rlt.runs.identity import config_key
 from rlt.stages.collect import ranked
 from rlt.stages.projection import input_fingerprints
 from tests.metrics_doc import documented

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import rlt.logprobs
-import rlt.modules.sft
-from rlt.modules import RL
+import rlt.llm.logprobs
+import rlt.training.sft
 from rlt.rewards import SolutionLogProb, TokenScores
+from rlt.training import RL
 from tests.stages.cli import here, read, results, stage
 
 Run = Callable[..., str]
@@ -49,14 +49,14 @@ def run(
 
 def memory_for(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training and scoring run out of memory above so many tokens a forward pass."""
-    decode = rlt.logprobs.decode
+    decode = rlt.llm.logprobs.decode
 
     def limited(model: Any, ids_BT: Tensor, mask_BS: Tensor, cache: Any = None) -> Tensor:
         if mask_BS.numel() > tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return decode(model, ids_BT, mask_BS, cache)
 
-    monkeypatch.setattr(rlt.logprobs, "decode", limited)
+    monkeypatch.setattr(rlt.llm.logprobs, "decode", limited)
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -98,8 +98,8 @@ def test_a_run_that_cannot_fit_says_what_to_change(
 # The command line, in a process that may take so many more MiB once training begins.
 LIMITED = """
 import resource, sys
-from rlt.main import main
-from rlt.modules.policy import PolicyModule
+from rlt.cli.main import main
+from rlt.training.policy import PolicyModule
 
 MORE = int(sys.argv.pop(1)) * 2**20
 
@@ -175,7 +175,7 @@ def test_a_reward_term_that_is_nan_stops_before_its_step(
 def test_a_gradient_that_is_nan_stops_before_its_step(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log_probs, calls = rlt.modules.sft.batch_log_probs, []
+    log_probs, calls = rlt.training.sft.batch_log_probs, []
 
     def broken(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         log_probs_BC, entropy_BC = log_probs(*args, **options)
@@ -184,7 +184,7 @@ def test_a_gradient_that_is_nan_stops_before_its_step(
             log_probs_BC.register_hook(lambda gradient: gradient * float("nan"))
         return log_probs_BC, entropy_BC
 
-    monkeypatch.setattr(rlt.modules.sft, "batch_log_probs", broken)
+    monkeypatch.setattr(rlt.training.sft, "batch_log_probs", broken)
     told = run("distill", "run", status=2)
     where = "training step 1, after 1 optimizer steps: the gradient norm is nan (problems: "
     assert f"rlt: NotFinite: {where}" in told and " and 3 more)" in told  # 5 of 8 are named

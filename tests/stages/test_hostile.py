@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 
 from rlt.evaluation.sandbox import Sandbox
-from rlt.stages.probe import measure
+from rlt.preflight.probe import measure
 from tests.stages.cli import here, stage
 
 
@@ -79,7 +79,7 @@ def test_a_probe_takes_no_module_from_where_it_is_started(
         (Path(command[-1]) / "probe.json").write_text(json.dumps(found))
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr("rlt.stages.probe.subprocess.run", ran)
+    monkeypatch.setattr("rlt.preflight.probe.subprocess.run", ran)
     measure(composed("stage=pretrain"), (), None)
     assert [command[1:3] for command in commands] == [["-P", "-m"]]
 

@@ -13,23 +13,23 @@ from tests.stages.killing import At, finish, killed, killed_after
 from tests.stages.same import assert_same, assert_same_training, scalars
 
 RL = stage("teacher_rl", "teacher_path=teacher_sft/model")
-SAMPLE = "rlt.rollout.hf:HFRollout.sample"
+SAMPLE = "rlt.sampling.hf:HFRollout.sample"
 SCORE = "rlt.rewards.scorer:RewardScorer.__call__"
-BACKWARD = "rlt.modules.policy:PolicyModule.manual_backward"
+BACKWARD = "rlt.training.policy:PolicyModule.manual_backward"
 STEP = "torch.optim:AdamW.step"
-SCHEDULE = "rlt.modules.policy:PolicyModule.lr_schedulers"  # the weights have moved, the rate not
-VALIDATE = "rlt.modules.rl:RL.validation_step"
-VALIDATED = "rlt.modules.rl:RL.on_validation_epoch_end"
+SCHEDULE = "rlt.training.policy:PolicyModule.lr_schedulers"  # the weights have moved, the rate not
+VALIDATE = "rlt.training.rl:RL.validation_step"
+VALIDATED = "rlt.training.rl:RL.on_validation_epoch_end"
 SAVE = "torch:save"
-HASH = "rlt.checkpoints:_sha256"  # written, not yet renamed
-SYNC = "rlt.checkpoints:_sync"  # renamed, or listed
+HASH = "rlt.training.checkpoints:_sha256"  # written, not yet renamed
+SYNC = "rlt.training.checkpoints:_sync"  # renamed, or listed
 SAVE_MODEL = "rlt.stages.common:save_model"
 SAVE_TOKENIZER = "transformers:PreTrainedTokenizerBase.save_pretrained"
-RECORD = "rlt.run_folder:RunFolder.record"
-FINISH = "rlt.run_folder:RunFolder.finish"
+RECORD = "rlt.runs.folder:RunFolder.record"
+FINISH = "rlt.runs.folder:RunFolder.finish"
 REPORT = "rlt.report:write_result"
 WRITE_TRACES = "rlt.stages.collect:write_traces"
-CLAIM = "rlt.runtime:git_revision"  # while the folder is claimed
+CLAIM = "rlt.runs.environment:git_revision"  # while the folder is claimed
 
 
 def kill_often(command: Sequence[str], cwd: Path, seed: int, kills: int, whole: Path) -> int:

@@ -15,7 +15,9 @@ def test_rewards_by_seeds(base: Path, tmp_path: Path) -> None:
     (tmp_path / "base").symlink_to(base)
     tiny = ["debug=teacher_rl", "data.source.count=48", "hardware.threads=1"]
     command = ["-m", "stage=teacher_rl", *tiny, "teacher_path=base", "output_dir=sweep"]
-    ranked = f"{{_target_: rlt.report.sweep.CompareJobs, metric: {METRIC}, direction: minimize}}"
+    ranked = (
+        f"{{_target_: rlt.sweeps.compare_jobs.CompareJobs, metric: {METRIC}, direction: minimize}}"
+    )
     command += ["reward=rlt,solution_only", "seed=0,1", f"+hydra.callbacks.compare={ranked}"]
     printed = rlt(command, tmp_path).stdout
     runs = {}

@@ -107,7 +107,7 @@ def test_a_step_is_saved_as_a_config_of_its_stage(piped: Path, key: str) -> None
     """Nothing of the pipeline is left in it."""
     from omegaconf import OmegaConf
 
-    from rlt.schema import STAGES
+    from rlt.config.schema import STAGES
 
     step = steps_of(piped / "first")[key]
     cfg = OmegaConf.load(Path(step["dir"]) / "config.yaml")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from rlt import run_folder
 from rlt.report import read_scalars
+from rlt.runs import folder as run_folder
 from tests.stages.cli import here, read, results, stage, weights
 
 RL = stage("teacher_rl", "teacher_path=teacher_sft/model")

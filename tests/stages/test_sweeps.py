@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlt.sweeps import read_jobs
+from rlt.sweeps.jobs import read_jobs
 from tests.stages.cli import (
     heed_interrupts,
     read,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlt.compose import config_dir
+from rlt.config.compose import config_dir
 from rlt.report import read_scalars
 from tests.metrics_doc import documented
 from tests.stages.cli import here, read, read_lines, stage

@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from rlt.algorithms import (
+from rlt.training.algorithms import (
     Aggregation,
     Algorithm,
     group_advantages,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlt.data.prompts import Views
-from rlt.data.records import make_problem
+from rlt.data.problem import make_problem
+from rlt.data.renderer import Views
 from rlt.report.attribution import attribution_fence, attribution_figure, colour, coloured
 from rlt.rewards import ScoredExplanation, TokenScores
 from rlt.rewards.attribution import attribution, extremes

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as hf
 
-import rlt.rollout.cache
+import rlt.sampling.shared_prefix
 from benchmarks import (
     common,
     decode,
@@ -25,7 +25,7 @@ from benchmarks import (
 )
 from benchmarks.floor import Floor, decode_floor, prefill_floor, update_floor
 from benchmarks.work import compose_stage, load, problems_of, random_groups
-from rlt.logprobs import shares_prefixes
+from rlt.llm.logprobs import shares_prefixes
 
 TINY = ["--model", "nano", "--repeats", "1", "--prompt-tokens", "24", "--new-tokens", "4"]
 WRITTEN = {"benchmark", "command", "machine", "settings", "rows", "ratios"}
@@ -144,12 +144,12 @@ def test_peers_are_left_out_where_they_are_missing(monkeypatch: pytest.MonkeyPat
 
 def test_unshared_prefixes_are_unshared_everywhere_and_only_there() -> None:
     model = load("teacher_rl", "nano").model
-    assert rlt.rollout.cache.shares_prefixes(model)
+    assert rlt.sampling.shared_prefix.shares_prefixes(model)
     with update.unshared_prefixes():
-        assert not rlt.rollout.cache.shares_prefixes(model)
-        assert not rlt.logprobs.shares_prefixes(model)
-        assert not rlt.modules.policy.shares_prefixes(model)
-    assert rlt.logprobs.shares_prefixes is shares_prefixes
+        assert not rlt.sampling.shared_prefix.shares_prefixes(model)
+        assert not rlt.llm.logprobs.shares_prefixes(model)
+        assert not rlt.training.policy.shares_prefixes(model)
+    assert rlt.llm.logprobs.shares_prefixes is shares_prefixes
 
 
 def test_prompts_reach_their_length_and_completions_have_it() -> None:

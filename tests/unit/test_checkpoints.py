@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from rlt.callbacks import Checkpoint
-from rlt.checkpoints import CheckpointError, listed, newest_whole, write_checkpoint
-from rlt.runtime import read_json
+from rlt.runs.files import read_json
+from rlt.training.callbacks import Checkpoint
+from rlt.training.checkpoints import CheckpointError, listed, newest_whole, write_checkpoint
 
 CONTENT = {"state_dict": {"weight": torch.arange(1000.0)}, "random": [torch.zeros(4)]}
 BYTES = 4 * 1004
@@ -129,7 +129,7 @@ def test_a_full_disk_is_told_before_writing(
 WRITE = """
 import sys, torch
 from pathlib import Path
-from rlt.checkpoints import CheckpointError, write_checkpoint
+from rlt.training.checkpoints import CheckpointError, write_checkpoint
 try:
     write_checkpoint(Path(sys.argv[1]), 4, {"weight": torch.zeros(100_000)}, 2)
 except CheckpointError as error:

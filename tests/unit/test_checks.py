@@ -17,17 +17,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from rlt import compose as rlt_compose
-from rlt.checks import check_schema_keys, check_targets
-from rlt.compose import check_before_hydra_acts, check_search_path
-from rlt.hydra_node import check_hydra_node
-from rlt.launchers import check_launcher
-from rlt.names import explain_struct_error, nearest
-from rlt.runtime import build, build_partial
-from rlt.targets import ConfigError, allowed_by_user, raise_if_any
-from rlt.verbs import resume
+from rlt.cli.run_commands import resume
+from rlt.config import compose as rlt_compose
+from rlt.config.allowed_targets import ConfigError, allowed_by_user, raise_if_any
+from rlt.config.build import build, build_partial
+from rlt.config.check import check_schema_keys, check_targets
+from rlt.config.compose import check_before_hydra_acts, check_search_path
+from rlt.config.hydra_guard import check_hydra_node
+from rlt.config.launchers import check_launcher
+from rlt.config.suggestions import explain_struct_error, nearest
 
-ALGORITHM = "rlt.algorithms.Algorithm"
+ALGORITHM = "rlt.training.algorithms.Algorithm"
 SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
 
 
@@ -112,9 +112,9 @@ def test_any_key_is_accepted_only_where_the_signature_takes_any() -> None:
 )
 def test_what_the_program_sets_itself_is_no_key(part: str, key: str) -> None:
     targets = {
-        "datamodule": "rlt.data.datamodule.StepDataModule",
+        "datamodule": "rlt.data.batches.StepDataModule",
         "logger": "lightning.pytorch.loggers.TensorBoardLogger",
-        "teacher_rl.module": "rlt.modules.rl.RL",
+        "teacher_rl.module": "rlt.training.rl.RL",
         "trainer": "lightning.pytorch.Trainer",
     }
     cfg = OmegaConf.create()
@@ -225,28 +225,31 @@ def test_references_in_a_circle_end() -> None:
         ("hydra.utils.instantiate", "is not an allowed target; allowed: rlt.*"),
         ("rltx.Thing", "is not an allowed target; allowed: rlt.*"),
         ("rlt", "is not an allowed target; allowed: rlt.*"),
-        ("rlt..checks", "is not an allowed target; allowed: rlt.*"),
-        ("rlt.models.importlib.import_module", "it is really importlib.import_module"),
-        ("rlt.models.check_attention", "below rlt.* only classes are"),
-        ("rlt.runtime.write_json", "it is the program's own, no part of a run"),
-        ("rlt.main.main", "it is the program's own, no part of a run"),
-        ("rlt.stages.probe.StepClock", "it is the program's own, no part of a run"),
-        ("rlt.report.sweep.CompareJobs", "it is the program's own, no part of a run"),
-        ("rlt.sweeps.JobFailed", "it is the program's own, no part of a run"),
+        ("rlt..config", "is not an allowed target; allowed: rlt.*"),
+        ("rlt.llm.models.importlib.import_module", "it is really importlib.import_module"),
+        ("rlt.llm.models.check_attention", "below rlt.* only classes are"),
+        ("rlt.runs.files.write_json", "it is the program's own, no part of a run"),
+        ("rlt.cli.main.main", "it is the program's own, no part of a run"),
+        ("rlt.preflight.probe.StepClock", "it is the program's own, no part of a run"),
+        ("rlt.sweeps.compare_jobs.CompareJobs", "it is the program's own, no part of a run"),
+        ("rlt.sweeps.jobs.JobFailed", "it is the program's own, no part of a run"),
         ("rlt.evaluation.graders.Sandbox", "it is really rlt.evaluation.sandbox.Sandbox"),
-        ("rlt.models.Pretrained.load", "below rlt.* only classes are"),
+        ("rlt.llm.models.Pretrained.load", "below rlt.* only classes are"),
         ("rlt.evaluation.worker.main", "it is the program's own, no part of a run"),
-        ("rlt.models.re.compile", "it is really re.compile"),
+        ("rlt.llm.models.re.compile", "it is really re.compile"),
         ("lightning.pytorch.callbacks.model_checkpoint.os.system", "it is really posix.system"),
         ("torch.optim.sgd.torch.load", "it is really torch.serialization.load"),
         ("torch.optim.lr_scheduler.partial", "it is really functools.partial"),
-        ("rlt.models.check_attention.__globals__", "names that start with _ are refused"),
-        ("rlt.models._ready", "names that start with _ are refused"),
+        ("rlt.llm.models.check_attention.__globals__", "names that start with _ are refused"),
+        ("rlt.llm.models._ready", "names that start with _ are refused"),
         ("transformers.get_scheduler.mro", "cannot be imported: transformers.get_scheduler has no"),
-        ("rlt.models", "is a module, not a class or a function"),
-        ("rlt.models.ATTENTION", "is a tuple, not a class or a function"),
-        ("rlt.algorithms.Algoritm", "rlt.algorithms has no 'Algoritm'; did you mean 'Algorithm'"),
-        ("rlt.algoritms.Algorithm", "rlt has no 'algoritms'; did you mean 'algorithms'"),
+        ("rlt.llm.models", "is a module, not a class or a function"),
+        ("rlt.llm.models.ATTENTION", "is a tuple, not a class or a function"),
+        (
+            "rlt.training.algorithms.Algoritm",
+            "rlt.training.algorithms has no 'Algoritm'; did you mean 'Algorithm'",
+        ),
+        ("rlt.trainig.RL", "rlt has no 'trainig'; did you mean 'training'"),
         ("torch.optim.swa_utils.get_ema_avg_fn", "below torch.optim.* only classes are"),
     ],
 )
@@ -296,7 +299,7 @@ def test_a_target_must_be_a_name() -> None:
 def test_a_refused_target_is_not_even_imported(tmp_path: Path) -> None:
     (tmp_path / "hostile.py").write_text("raise SystemExit('imported')")
     script = (
-        "from omegaconf import OmegaConf; from rlt.checks import check_targets; import sys;"
+        "from omegaconf import OmegaConf; from rlt.config.check import check_targets; import sys;"
         "print(len(check_targets(OmegaConf.create({'a': {'_target_': 'hostile.run'}}))));"
         "print('torch' in sys.modules)"
     )
@@ -698,7 +701,7 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, list[str]], list
     def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
         told: list[str] = []
         monkeypatch.setattr(sys, "argv", ["rlt"])
-        monkeypatch.setattr("rlt.main.compose_and_run", lambda: told.extend(sys.argv[1:]))
+        monkeypatch.setattr("rlt.cli.main.compose_and_run", lambda: told.extend(sys.argv[1:]))
         monkeypatch.chdir(Path.cwd())  # where this test began is restored
         folder.mkdir()
         hydra = {

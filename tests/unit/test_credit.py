@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlt.algorithms import group_advantages
-from rlt.credit import (
+from rlt.training.algorithms import group_advantages
+from rlt.training.credit import (
     Baseline,
     CompletionCredit,
     TokenCredit,
@@ -165,7 +165,9 @@ def test_values_out_of_range_are_refused(value: dict[str, Any], message: str) ->
 
 def test_the_loss_weighs_each_completion_s_mean_kl(monkeypatch: pytest.MonkeyPatch) -> None:
     """KLs 1, 2 and 3 of two explanations of one and two tokens, each followed by an end tag."""
-    monkeypatch.setattr("rlt.credit.exact_kl", lambda p, p_ND, q, q_ND, T: (p_ND - q_ND).sum(-1))
+    monkeypatch.setattr(
+        "rlt.training.credit.exact_kl", lambda p, p_ND, q, q_ND, T: (p_ND - q_ND).sum(-1)
+    )
     policy_hidden = [torch.tensor([[1.0], [9.0]]), torch.tensor([[2.0], [3.0], [9.0]])]
     student_hidden = [torch.zeros(1, 1), torch.zeros(2, 1)]
     kl_weights_B = torch.tensor([6.0, 10.0])
@@ -181,7 +183,7 @@ def expected_gradient(credit: Any, group: int = 2) -> tuple[torch.Tensor, torch.
 
     A policy of two tokens from a vocabulary of two writes four explanations. Their reward is a
     number of their own less 3 × the mean log-ratio to a student, as in `reward=rlt`. An exact
-    credit has the KL over the vocabulary in its loss, as `rlt.modules.rl` has it.
+    credit has the KL over the vocabulary in its loss, as `rlt.training.rl` has it.
     """
     logits = torch.tensor([[0.3, -0.4], [0.9, 0.1], [-0.7, 0.2]], requires_grad=True)
     student = torch.tensor([[0.0, 0.5], [-2.0, 3.0], [0.4, 0.0]]).log_softmax(-1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlt.data.chain_sum import SumBehaviour, behaviour_of, expression_of, running_totals
+from rlt.data.sources.chain_sum import SumBehaviour, behaviour_of, expression_of, running_totals
 
 QUESTION = "State the final answer to the following arithmetic problem: 4 - 6 - 0 + 3 ="
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlt.data.digit_chain import (
+from rlt.data.rows import collect_problems
+from rlt.data.sources.digit_chain import (
     BEHAVIOURS,
     VAGUE_WORDS,
     DigitChain,
@@ -16,7 +17,6 @@ from rlt.data.digit_chain import (
     vocabulary,
     write_question,
 )
-from rlt.data.rows import collect_problems
 
 QUESTION, SOLUTION = "3 5 2 7 4 6 9", "6"  # 3, 8, 10, 17, 21, 27, 36
 EVEN = {"step": 1.0, "leak": 1.0, "vague": 1.0, "slip": 1.0, "direct": 1.0}

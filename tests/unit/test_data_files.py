@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlt.data.files import TableFiles, expand_files
 from rlt.data.rows import BadRowsError, collect_problems
+from rlt.data.sources.files import TableFiles, expand_files
 
 COLUMNS = {"question": "q", "solution": "a", "explanation": None, "system": None}
 WITH_COT = {**COLUMNS, "explanation": "cot"}

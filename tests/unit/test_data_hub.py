@@ -7,9 +7,9 @@ from typing import Any
 import datasets
 import pytest
 
-from rlt.data.hub import HubDataset
 from rlt.data.rows import collect_problems
-from rlt.data.stratos import StratosConversations
+from rlt.data.sources.hub import HubDataset
+from rlt.data.sources.stratos import StratosConversations
 
 COLUMNS = {"question": "problem", "solution": "answer", "explanation": None, "system": None}
 ROWS = [{"problem": "1+1?", "answer": "2"}, {"problem": "2+2?", "answer": "4"}]

@@ -6,14 +6,14 @@ from fractions import Fraction
 import pytest
 import reasoning_gym
 
-from rlt.data.procedural import (
+from rlt.data.rows import collect_problems
+from rlt.data.sources.procedural import (
     ReasoningGym,
     decode_entry,
     encode_entry,
     running_totals,
     worked_explanation,
 )
-from rlt.data.rows import collect_problems
 
 
 def test_last_line_is_stripped() -> None:

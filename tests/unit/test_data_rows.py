@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlt.data.records import problem_id
+from rlt.data.problem import problem_id
 from rlt.data.rows import (
     BadRowsError,
     RawRow,

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlt.data.datamodule import Batch, InOrder, StepBatches, StepDataModule, total_steps
+from rlt.data.batches import Batch, InOrder, StepBatches, StepDataModule, total_steps
 
 
 def drawn(loader: StepBatches) -> list[list[Any]]:

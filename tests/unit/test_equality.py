@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rlt.report.difference import fact_changes
-from rlt.report.equality import compare_results
+from rlt.runs.difference import fact_changes
+from rlt.runs.equality import compare_results
 from tests.report_runs import Rows, make_run, write_events, write_lines
 
 SCALARS: Rows = {

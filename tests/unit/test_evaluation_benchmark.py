@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from rlt.data.dataset import ProblemData
-from rlt.data.records import make_problem
+from rlt.data.problem import make_problem
 from rlt.data.rows import BadRowsError, RawRow
 from rlt.evaluation.benchmark import (
     AnswerRecord,
@@ -279,7 +279,7 @@ def test_gpqa_order_depends_on_the_question_alone(monkeypatch: pytest.MonkeyPatc
     rows = [gpqa_row(n, f"question {n}") for n in range(400)]
 
     def letters(rows: list[RawRow], seed: int = 0) -> dict[str, str]:
-        monkeypatch.setattr("rlt.data.hub.HubTable.rows", lambda self, columns: iter(rows))
+        monkeypatch.setattr("rlt.data.sources.hub.HubTable.rows", lambda self, columns: iter(rows))
         return {r.values["question"]: r.values["solution"] for r in Gpqa(seed=seed).rows()}
 
     expected = letters(rows)
@@ -298,8 +298,8 @@ def test_gpqa_names_broken_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         RawRow("f", 4, {"Question": "no choices", "Correct answer": "x"}),
         RawRow("f", 5, {**gpqa_row(5, "number").values, "Incorrect Answer 2": 4}),
     ]
-    monkeypatch.setattr("rlt.data.hub.HubTable.rows", lambda self, columns: iter(rows))
-    monkeypatch.setattr("rlt.data.hub.HubTable.describe", lambda self: {"fingerprint": ""})
+    monkeypatch.setattr("rlt.data.sources.hub.HubTable.rows", lambda self, columns: iter(rows))
+    monkeypatch.setattr("rlt.data.sources.hub.HubTable.describe", lambda self: {"fingerprint": ""})
     data = ProblemData(Gpqa(), validation_share=0, grader=MultipleChoiceGrader())
     with pytest.raises(BadRowsError) as caught:
         Benchmark("gpqa", data).load()

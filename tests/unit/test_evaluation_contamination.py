@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlt.data.records import make_problem
+from rlt.data.problem import make_problem
 from rlt.evaluation.contamination import Contamination, ngrams, words_of
 
 TRAINED = [

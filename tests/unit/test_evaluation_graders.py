@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlt.data.records import Problem, make_problem
+from rlt.data.problem import Problem, make_problem
 from rlt.evaluation.graders import (
     ExactGrader,
     MathGrader,

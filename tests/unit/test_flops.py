@@ -4,8 +4,8 @@ import pytest
 import torch
 import transformers as hf
 
-from rlt.batching import padding_share
-from rlt.flops import forward_flops, matmul_flops_per_second
+from rlt.llm.batching import padding_share
+from rlt.llm.flop_count import forward_flops, matmul_flops_per_second
 
 SIZES = {
     "vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 3, "num_attention_heads": 2,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rlt.hardware import device_of, keep_freed_memory, prepare
+from rlt.llm.device import device_of, keep_freed_memory, prepare
 
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _HUGE_PAGES = _THP.is_file() and "[always]" in _THP.read_text()
@@ -19,7 +19,7 @@ _GLIBC = platform.libc_ver()[0] == "glibc"
 # Pages that are mapped anew while a tensor of 64 MiB is made and freed forty times.
 _FAULTS = """
 import resource, sys, torch
-from rlt.hardware import keep_freed_memory
+from rlt.llm.device import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 torch.ones(2**24)
@@ -55,7 +55,7 @@ def config(accelerator: str, threads: int | None = None) -> object:
 
 def test_the_cpu_alone_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[bool] = []
-    monkeypatch.setattr("rlt.hardware.keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr("rlt.llm.device.keep_freed_memory", lambda: kept.append(True))
     monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "")
     monkeypatch.delenv("TRANSFORMERS_SDPA_FORCE_GQA")
     prepare(config("gpu"))

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlt.batching import cut_rows
-from rlt.data.prompts import Views
-from rlt.data.records import make_problem
-from rlt.memory import OutOfMemory, TokenBudget, is_out_of_memory
-from rlt.models import LanguageModel, freeze
+from rlt.data.problem import make_problem
+from rlt.data.renderer import Views
+from rlt.llm.batching import cut_rows
+from rlt.llm.models import LanguageModel, freeze
+from rlt.llm.token_budget import OutOfMemory, TokenBudget, is_out_of_memory
 from rlt.rewards import Reward, RewardScorer, ScoredExplanation, ThoughtKL
-from rlt.rollout import Completion, HFRollout
+from rlt.sampling import Completion, HFRollout
 from tests.unit.test_modules import (
     apart_from_the_cut,
     fit_rl,

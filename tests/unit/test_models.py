@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from rlt.models import (
+from rlt.config.build import build
+from rlt.llm.models import (
     LanguageModel,
     Packaged,
     Pretrained,
@@ -24,9 +25,8 @@ from rlt.models import (
     save_model,
     source_at,
 )
-from rlt.runtime import build
-from rlt.stages.estimate import shape_of
-from rlt.tokenizers import digit_words, utf8_bytes, words
+from rlt.llm.tokenizers import digit_words, utf8_bytes, words
+from rlt.preflight.memory_estimate import shape_of
 
 
 def parameters(model: nn.Module) -> int:

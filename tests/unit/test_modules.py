@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from rlt.algorithms import Algorithm
-from rlt.data.datamodule import StepDataModule
-from rlt.data.prompts import Views
-from rlt.data.records import make_problem
-from rlt.finite import NotFinite
-from rlt.logprobs import row_log_probs
-from rlt.models import LanguageModel, freeze
-from rlt.modules import RL, SFT, Example, Teaching
+from rlt.data.batches import StepDataModule
+from rlt.data.problem import make_problem
+from rlt.data.renderer import Views
+from rlt.llm.finite_checks import NotFinite
+from rlt.llm.logprobs import row_log_probs
+from rlt.llm.models import LanguageModel, freeze
 from rlt.rewards import Length, Reward, RewardScorer, SolutionLogProb, ThoughtKL, TokenScores
-from rlt.rollout import Completion, HFRollout
+from rlt.sampling import Completion, HFRollout
+from rlt.training import RL, SFT, Example, Teaching
+from rlt.training.algorithms import Algorithm
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 CONSTANT = functools.partial(get_scheduler, name="constant")

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from rlt.callbacks import HackingMonitor
 from rlt.rewards.monitors import (
     early_excess,
     early_share,
@@ -15,6 +14,7 @@ from rlt.rewards.monitors import (
     range_text,
     repetition,
 )
+from rlt.training.callbacks import HackingMonitor
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from rlt.data.prompts import PromptStyle, Views
-from rlt.data.records import Problem, make_problem
-from rlt.tokenizers import turn_end_ids, utf8_bytes
+from rlt.data.problem import Problem, make_problem
+from rlt.data.renderer import PromptStyle, Views
+from rlt.llm.tokenizers import turn_end_ids, utf8_bytes
 
 STYLES = ("r1", "stratos", "compact")
 TOKENIZERS = ("byte_tokenizer", "smollm2_tokenizer")

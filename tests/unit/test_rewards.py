@@ -9,13 +9,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from rlt.compose import config_dir
-from rlt.data.prompts import Views
-from rlt.data.records import Problem, make_problem
+from rlt.config.build import build
+from rlt.config.compose import config_dir
+from rlt.data.problem import Problem, make_problem
+from rlt.data.renderer import Views
 from rlt.evaluation.graders import Verdict, decided
-from rlt.finite import NotFinite
-from rlt.logprobs import row_log_probs
-from rlt.models import LanguageModel, freeze
+from rlt.llm.finite_checks import NotFinite
+from rlt.llm.logprobs import row_log_probs
+from rlt.llm.models import LanguageModel, freeze
 from rlt.rewards import (
     Correctness,
     Length,
@@ -27,8 +28,7 @@ from rlt.rewards import (
     TokenScores,
 )
 from rlt.rewards.terms import REDUCTIONS, reduce_tokens
-from rlt.rollout import Completion
-from rlt.runtime import build
+from rlt.sampling import Completion
 
 # teacher - student = [1, -0.5, 0, 3]
 SCORES = TokenScores(

@@ -14,11 +14,11 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rlt.batching import Row, pad_rows
-from rlt.logprobs import continuation_hidden, row_log_probs
-from rlt.models import LanguageModel
-from rlt.rollout import Completion, HFRollout, known_log_probs
-from rlt.rollout.cache import BufferedLayer, RunningRows
+from rlt.llm.batching import Row, pad_rows
+from rlt.llm.logprobs import continuation_hidden, row_log_probs
+from rlt.llm.models import LanguageModel
+from rlt.sampling import Completion, HFRollout, known_log_probs
+from rlt.sampling.shared_prefix import BufferedLayer, RunningRows
 from tests.unit.test_logprobs import CONFIGS, make
 
 NEVER = "\x00\x01\x02"  # a stop string that does not come up
@@ -158,7 +158,7 @@ def test_a_model_that_shares_no_prompts_writes_the_same(
     stop = Counter(c for c in text if c.isalnum()).most_common(1)[0][0]
     shared = sample(teacher, rollout, 3, stop=stop)
     if name == "shares_prefixes":
-        monkeypatch.setattr("rlt.rollout.cache.shares_prefixes", lambda model: False)
+        monkeypatch.setattr("rlt.sampling.shared_prefix.shares_prefixes", lambda model: False)
     else:
         monkeypatch.setattr(type(teacher.model), "_can_set_attn_implementation", lambda _: False)
     alone = sample(teacher, rollout, 3, stop=stop)

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from rlt.data.prompts import Views
-from rlt.data.records import make_problem
+from rlt.data.problem import make_problem
+from rlt.data.renderer import Views
 from rlt.evaluation.graders import ExactGrader
-from rlt.logprobs import row_log_probs
-from rlt.models import LanguageModel
-from rlt.modules import Answering, Teaching
+from rlt.llm.logprobs import row_log_probs
+from rlt.llm.models import LanguageModel
 from rlt.rewards import Reward, RewardScorer, SolutionLogProb
+from rlt.training import Answering, Teaching
 
 PROBLEMS = [make_problem("1 + 1", "2"), make_problem("2 + 3", "5")]
 

@@ -8,9 +8,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from rlt.data.digit_chain import vocabulary
-from rlt.data.prompts import PromptStyle, Views
-from rlt.tokenizers import TAGS, digit_words, utf8_bytes, words
+from rlt.data.renderer import PromptStyle, Views
+from rlt.data.sources.digit_chain import vocabulary
+from rlt.llm.tokenizers import TAGS, digit_words, utf8_bytes, words
 
 BYTES = utf8_bytes()
 COMPACT = PromptStyle(

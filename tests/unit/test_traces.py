@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlt.traces import find_traces, trace_source, write_traces
+from rlt.data.traces import find_traces, trace_source, write_traces
 
 ROWS: list[dict[str, Any]] = [
     {"question": "1+1?", "solution": "2", "explanation": "One more: é.\n", "system": None,

@@ -23,8 +23,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.names import did_you_mean
-from rlt.sweeps import JobFailed
+from rlt.config.suggestions import did_you_mean
+from rlt.sweeps.jobs import JobFailed
 
 log = logging.getLogger(__name__)
 

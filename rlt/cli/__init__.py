@@ -1,0 +1,1 @@
+"""The command line: run a stage, resume a run, reproduce one, compare two."""

@@ -1,0 +1,69 @@
+"""A run in a process of its own: `python -m rlt.cli.worker <config.yaml> <run dir> <parent's pid>`.
+
+So are the jobs of a sweep run, and reproductions: nothing that one of them loaded, changed or used
+up is there for the next. Beside the config lies `facts.json`, what the manifest is told, if there
+is such a file, and `result.json` is written: metrics, or why there are none.
+"""
+
+import sys
+from pathlib import Path
+
+from hydra.core.utils import setup_globals
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlt.cli.main import run
+from rlt.config.allowed_targets import raise_if_any
+from rlt.config.check import check_schema_keys, check_targets
+from rlt.config.compose import IN_FULL, USER_ERRORS, explain
+from rlt.config.schema import of
+from rlt.runs.files import read_json, write_json
+from rlt.runs.signals import end_with, exit_status, terminable
+
+
+def load_config(file: Path) -> DictConfig:
+    """A saved config, checked as a composed one is, with the types that its stage gives it.
+
+    Raises:
+        ValueError: it is no config of a stage, or has keys, values or targets that are refused.
+    """
+    setup_globals()  # Hydra's resolver `now`
+    try:
+        saved = OmegaConf.load(file)
+        try:
+            schema = of(saved.get("stage") if isinstance(saved, DictConfig) else None)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        assert isinstance(saved, DictConfig)
+        raise_if_any(check_schema_keys(saved, schema))
+        cfg = OmegaConf.merge(OmegaConf.structured(schema), saved)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
+    assert isinstance(cfg, DictConfig)
+    OmegaConf.set_struct(cfg, True)
+    raise_if_any(check_targets(cfg))
+    return cfg
+
+
+def main() -> None:
+    config, run_dir, parent = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    facts_file, result_file = config.with_name("facts.json"), config.with_name("result.json")
+    facts = read_json(facts_file) if facts_file.is_file() else {}
+    try:
+        with terminable():
+            end_with(parent)
+            metrics = run(load_config(config), run_dir, facts)
+    except BaseException as error:
+        status = exit_status(error)
+        if status is not None:
+            sys.exit(status)
+        write_json(result_file, {"error": f"{type(error).__name__}: {error}"})
+        if IN_FULL or not isinstance(error, USER_ERRORS):
+            raise
+        print(f"\nrlt: {explain(error, [])}", file=sys.stderr)
+        sys.exit(2)
+    write_json(result_file, {"metrics": metrics})
+
+
+if __name__ == "__main__":
+    main()

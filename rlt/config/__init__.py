@@ -1,0 +1,1 @@
+"""Configs: their shape, how they are composed and checked, and what they may build."""

@@ -1,0 +1,151 @@
+"""Problems of a Hugging Face data set: a hub id, a local folder of files, or `save_to_disk`'s.
+
+Used by `rlt stage=teacher_rl data=hub data.source.path=openai/gsm8k data.source.name=main
+data.source.columns.solution=answer data.source.solution_mark='####'`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from rlt.config.suggestions import did_you_mean
+from rlt.data.problem import content_hash
+from rlt.data.rows import (
+    MISSING_TAGS,
+    RawRow,
+    RowFault,
+    check_columns,
+    excerpt,
+    map_columns,
+)
+from rlt.data.sources.files import missing_path
+
+
+class HubDataset:
+    """Problems of a data set with one column per field.
+
+    Args:
+        path: hub id, or a local folder.
+        split: which split of it.
+        columns: field (question, solution, explanation, system) -> column; None: not there.
+        name: configuration of the data set on the hub, if it has several.
+        revision: branch, tag or commit on the hub; None: the newest.
+        solution_mark: if given, the solution column holds a worked explanation, this mark and
+            then the answer (gsm8k: `####`); the text before it is the explanation.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        columns: Mapping[str, str | None],
+        name: str | None = None,
+        revision: str | None = None,
+        solution_mark: str | None = None,
+    ) -> None:
+        self.columns = check_columns(columns)
+        if solution_mark is not None and "explanation" in self.columns:
+            raise ValueError(
+                f"data.source.solution_mark={solution_mark!r} takes the explanation from the "
+                "solution column; set data.source.columns.explanation=null"
+            )
+        self.table = HubTable(path, split, name, revision)
+        self.solution_mark = solution_mark
+
+    def rows(self) -> Iterator[RawRow]:
+        for raw in self.table.rows(list(self.columns.values())):
+            yield self._split_solution(map_columns(raw, self.columns, optional_may_lack=False))
+
+    def describe(self) -> dict[str, Any]:
+        how = json.dumps([self.columns, self.solution_mark], sort_keys=True)
+        about = self.table.describe()
+        fingerprint = content_hash(about["fingerprint"], how)
+        return {
+            "kind": "HubDataset",
+            **about,
+            "columns": self.columns,
+            "fingerprint": fingerprint,
+        }
+
+    def _split_solution(self, raw: RawRow) -> RawRow:
+        text = raw.values.get("solution")
+        if self.solution_mark is None or not isinstance(text, str):
+            return raw
+        worked, mark, answer = text.rpartition(self.solution_mark)
+        if not mark:
+            fault = RowFault(MISSING_TAGS, f"no {self.solution_mark!r} in {excerpt(text)}")
+            return RawRow(raw.file, raw.row, {}, fault)
+        values = {**raw.values, "solution": answer.strip(), "explanation": worked.strip()}
+        return RawRow(raw.file, raw.row, values)
+
+
+class HubTable:
+    """One split of a data set, loaded when first asked for."""
+
+    def __init__(self, path: str, split: str, name: str | None, revision: str | None) -> None:
+        self.path = path
+        self.split = split
+        self.name = name
+        self.revision = revision
+        self._loaded: datasets.Dataset | None = None
+
+    def rows(self, columns: list[str]) -> Iterator[RawRow]:
+        """Rows with values by column name; only the named columns are read."""
+        table = self.load()
+        wanted = [name for name in table.column_names if name in columns] or table.column_names
+        for number, values in enumerate(table.select_columns(wanted), start=1):
+            yield RawRow(f"{self.path}[{self.split}]", number, values)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "split": self.split,
+            "name": self.name,
+            "revision": self.revision,
+            "fingerprint": self.load()._fingerprint,
+        }
+
+    def load(self) -> datasets.Dataset:
+        if self._loaded is None:
+            folder = Path(self.path).expanduser()
+            if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+                self._loaded = self._from_disk(folder)
+            elif folder.is_dir():
+                self._loaded = datasets.load_dataset(
+                    str(folder), self.name, split=self.split, revision=self.revision
+                )
+            elif self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
+                raise FileNotFoundError(missing_path(folder))
+            else:
+                self._loaded = self._from_hub()
+        return self._loaded
+
+    def _from_disk(self, folder: Path) -> datasets.Dataset:
+        loaded = datasets.load_from_disk(str(folder))
+        if isinstance(loaded, datasets.Dataset):
+            if loaded.split is None or str(loaded.split) == self.split:
+                return loaded
+            known = [str(loaded.split)]
+        else:
+            known = [str(split) for split in loaded]
+        if self.split not in known:
+            raise ValueError(
+                f"data.source.split={self.split!r}: {folder} holds {', '.join(known)}"
+                f"{did_you_mean(self.split, known)}"
+            )
+        return loaded[self.split]
+
+    def _from_hub(self) -> datasets.Dataset:
+        try:
+            return datasets.load_dataset(
+                self.path, self.name, split=self.split, revision=self.revision
+            )
+        except OSError as error:  # not there, no permission, or no hub at all
+            raise ValueError(
+                f"data.source.path={self.path!r}: no such local folder, and not to be had from "
+                f"the hub ({type(error).__name__}: {error}). Without a hub, copy the data set "
+                "here (`Dataset.save_to_disk`, or its files) and name that folder"
+            ) from error

@@ -1,0 +1,118 @@
+"""The conversation format of Bespoke-Stratos-17k, the paper's data: tagged thought and solution.
+
+A row has a `system` prompt and `conversations`, a list of {from, value}: the user's turn is the
+question; the assistant's holds the thought block, which becomes the explanation, and the solution
+block. Used by `rlt stage=teacher_sft data=bespoke_stratos`, offline with data=stratos_files.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rlt.data.problem import content_hash
+from rlt.data.rows import (
+    MISSING_COLUMN,
+    MISSING_TAGS,
+    TAG_IN_TEXT,
+    WRONG_TYPE,
+    RawRow,
+    RowFault,
+    excerpt,
+)
+from rlt.data.sources.files import expand_files, fingerprint_files, read_files
+from rlt.data.sources.hub import HubTable
+
+COLUMNS = ("system", "conversations")
+TAGS = tuple(
+    f"<|{side}_of_{block}|>" for block in ("thought", "solution") for side in ("begin", "end")
+)
+ANSWER_FORM = re.compile(
+    r"\s*<\|begin_of_thought\|>(?P<thought>.*?)<\|end_of_thought\|>"
+    r"\s*<\|begin_of_solution\|>(?P<solution>.*?)<\|end_of_solution\|>\s*",
+    re.DOTALL,
+)
+
+
+class StratosConversations:
+    """Problems in Stratos conversations; either `path` or `files` is given.
+
+    Args:
+        path: hub id or local folder of a data set.
+        split: which split of `path`.
+        files: JSONL or Parquet file, glob pattern, or a list of them.
+        revision: branch, tag or commit on the hub; None: the newest.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        split: str = "train",
+        files: str | Sequence[str] | None = None,
+        revision: str | None = None,
+    ) -> None:
+        if (path is None) == (files is None):
+            raise ValueError(
+                f"data.source.path={path!r} and data.source.files={files!r}; set exactly one"
+            )
+        self.files = files
+        self.table = None if path is None else HubTable(path, split, None, revision)
+
+    def rows(self) -> Iterator[RawRow]:
+        for raw in self._raw_rows():
+            if raw.fault is not None:
+                yield raw
+                continue
+            try:
+                yield RawRow(raw.file, raw.row, parse_conversation(raw.values))
+            except RowFault as fault:
+                yield RawRow(raw.file, raw.row, {}, fault)
+
+    def _raw_rows(self) -> Iterator[RawRow]:
+        if self.table is not None:
+            return self.table.rows(list(COLUMNS))
+        assert self.files is not None
+        return read_files(self.files, None, COLUMNS)
+
+    def describe(self) -> dict[str, Any]:
+        if self.table is not None:
+            about = self.table.describe()
+        else:
+            assert self.files is not None
+            paths = [str(path) for path in expand_files(self.files)]
+            about = {"files": paths, "fingerprint": fingerprint_files(self.files)}
+        fingerprint = content_hash("stratos", about["fingerprint"])
+        return {"kind": "StratosConversations", **about, "fingerprint": fingerprint}
+
+
+def parse_conversation(values: Any) -> dict[str, Any]:
+    """Fields of one row; raises `RowFault` if it is not one question and one tagged answer."""
+    if "conversations" not in values:
+        raise RowFault(MISSING_COLUMN, f"no 'conversations' among: {', '.join(values)}")
+    turns = values["conversations"]
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        what = f"conversations is not a list of {{from, value}}: {excerpt(turns)}"
+        raise RowFault(WRONG_TYPE, what)
+    speakers = [turn.get("from") for turn in turns]
+    if speakers not in (["user", "assistant"], ["human", "gpt"]):
+        what = f"conversations has the turns {speakers}, not ['user', 'assistant']"
+        raise RowFault(WRONG_TYPE, what)
+    question, answer = (turn.get("value") for turn in turns)
+    if not isinstance(answer, str):
+        raise RowFault(WRONG_TYPE, f"the assistant's turn is not text: {excerpt(answer)}")
+    match = ANSWER_FORM.fullmatch(answer)
+    if match is None:
+        raise RowFault(
+            MISSING_TAGS,
+            "the assistant's turn is not <|begin_of_thought|>…<|end_of_thought|> "
+            f"<|begin_of_solution|>…<|end_of_solution|>: {excerpt(answer)}",
+        )
+    for block in ("thought", "solution"):
+        for tag in TAGS:
+            if tag in match[block]:
+                raise RowFault(TAG_IN_TEXT, f"the {block} block holds {tag!r}")
+    return {
+        "question": question,
+        "solution": match["solution"].strip(),
+        "explanation": match["thought"].strip(),
+        "system": values.get("system"),
+    }

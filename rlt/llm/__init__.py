@@ -1,0 +1,1 @@
+"""Language models: weights, tokenizers, log-probs, and what they cost on a device."""

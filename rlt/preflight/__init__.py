@@ -1,0 +1,1 @@
+"""What is known of a run before it starts: its plan, its memory, its first steps."""

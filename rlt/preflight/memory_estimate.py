@@ -1,0 +1,218 @@
+"""How much memory a stage will need at its peak, phase by phase, before any weights are loaded.
+
+With P parameters of b bytes each in every model that is in memory (models of the same weights
+count once), layers L, hidden size D, query and key widths H and K, feed-forward size F and
+vocabulary V, a phase takes
+
+    start      what this process holds already: Python, libraries, data (on a GPU: nothing)
+    weights    Σ b·P over the models
+    training   b·P of gradients, and what the optimizer keeps: AdamW 2 values a parameter
+    rollout    2·L·K·b of keys and values a token in the cache, each prompt's once where it is
+               shared, and about 28·V bytes a row for the draw of a token
+    reward     2·(4·D + 2·H + 2·K + 3·F)·a a token of one micro-batch and 3 chunks of logits
+    update     L·(6·D + 4·H + 2·K + 4·F)·a a token of one micro-batch, and 3 chunks of logits;
+               with gradient checkpointing L·D·a, and one layer of the former
+
+where an activation takes a bytes (4, or 2 in bfloat16) and a chunk of logits at most 2^25 float32
+values. Training stages hold gradients and optimizer states in all their phases. A micro-batch has
+`hardware.tokens_per_micro_batch` tokens, or its longest row if that is longer; autocast keeps a
+copy of the weights in bfloat16 besides.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from transformers import AutoModelForCausalLM
+
+from rlt.config.build import build_partial
+from rlt.llm.device import device_of
+from rlt.llm.logprobs import _MAX_LOGITS
+from rlt.llm.models import ModelSource, context_of
+
+TRAINED = {  # stage → role that it trains
+    "pretrain": "student",
+    "teacher_sft": "teacher",
+    "teacher_rl": "teacher",
+    "distill": "student",
+    "student_rl": "student",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model, and the bytes that each parameter takes as loaded."""
+
+    parameters: int
+    bytes_each: int
+    layers: int
+    hidden: int
+    queries: int
+    keys: int
+    intermediate: int
+    vocabulary: int
+    context: int
+
+    @property
+    def weights(self) -> int:
+        return self.parameters * self.bytes_each
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the prompts, and of the targets after them, of a sample of the data."""
+
+    prompts: list[int]
+    targets: list[int]
+
+    @property
+    def longest(self) -> int:
+        return max(self.prompts, default=0) + max(self.targets, default=0)
+
+    def __str__(self) -> str:
+        parts = {"prompt": self.prompts, "target": self.targets}
+        shown = [
+            f"{name} {median(values):.0f} tokens (longest {max(values)})"
+            for name, values in parts.items()
+            if values
+        ]
+        return ", ".join(shown)
+
+
+def lengths_of(rows: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Lengths:
+    """Of (prompt, target) pairs of token ids; an empty target is none."""
+    sample = [(len(prompt), len(target)) for prompt, target in rows]
+    return Lengths([p for p, _ in sample], [t for _, t in sample if t])
+
+
+def shape_of(source: ModelSource) -> Shape:
+    """Of the model without its weights, built on torch's meta device.
+
+    Raises:
+        OSError: its config is on a hub that is not reached.
+    """
+    config = source.configuration()
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    text = config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    dtype: Any = getattr(source, "dtype", "auto")
+    dtype = (text.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    return Shape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        bytes_each=dtype.itemsize,
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        queries=text.num_attention_heads * width,
+        keys=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * width,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        vocabulary=text.vocab_size,
+        context=context_of(config),
+    )
+
+
+def peak_bytes(
+    cfg: DictConfig, shapes: Mapping[str, Shape], longest: int, prompt: int, needs_reference: bool
+) -> dict[str, int]:
+    """Phase → bytes at its peak; see the formula above.
+
+    Args:
+        shapes: of `teacher` and `student`, those that the stage loads.
+        longest: tokens of the longest row, prompt and all that may follow.
+        prompt: tokens of the longest prompt.
+        needs_reference: whether the update reads a reference model (RL).
+    """
+    hardware = cfg.hardware
+    activation = 2 if "bf16" in str(hardware.precision) else 4
+    start = held_bytes() if device_of(cfg).type == "cpu" else 0
+    trained = TRAINED.get(cfg.stage)
+    start += sum(shape.weights for shape in shapes.values())
+    if needs_reference or cfg.get("reward_student") == "reference":
+        assert trained is not None
+        start += shapes[trained].weights
+    micro = max(hardware.tokens_per_micro_batch, longest)
+    phases = {}
+    if trained is not None:
+        policy = shapes[trained]
+        start += policy.weights + round(policy.weights * optimizer_values(cfg))
+        start += 2 * policy.parameters if "bf16-mixed" in str(hardware.precision) else 0
+        rows = cfg.datamodule.batch_size * cfg.module.get("completions_per_problem", 1)
+        tokens = min(micro, rows * longest)
+        layer = 6 * policy.hidden + 4 * policy.queries + 2 * policy.keys + 4 * policy.intermediate
+        per_token = policy.layers * layer
+        if hardware.gradient_checkpointing:
+            per_token = policy.layers * policy.hidden + layer
+        logits = 3 * _logits(policy, tokens)
+        phases["update"] = start + tokens * per_token * activation + logits
+    if cfg.stage in ("teacher_rl", "collect", "score"):
+        judge = shapes.get("student", shapes.get("teacher"))
+        assert judge is not None
+        phases["reward"] = start + _forward(judge, micro, activation)
+    if cfg.get("rollout") is not None:
+        writer = shapes["teacher" if cfg.stage in ("teacher_rl", "collect") else "student"]
+        rows, shared = _generated(cfg)
+        rows = min(rows, max(1, cfg.rollout.token_budget // (prompt + cfg.rollout.max_new_tokens)))
+        places = rows * cfg.rollout.max_new_tokens + math.ceil(rows / shared) * prompt
+        cache = 2 * writer.layers * writer.keys * writer.bytes_each * places
+        first = _forward(writer, math.ceil(rows / shared) * prompt, activation)
+        phases["rollout"] = start + max(cache, first) + 28 * rows * writer.vocabulary
+    return phases
+
+
+def _generated(cfg: DictConfig) -> tuple[int, int]:
+    """Completions that a stage asks for at once, and how many of them share a prompt."""
+    if cfg.stage in ("teacher_rl", "student_rl"):
+        each = cfg.module.completions_per_problem
+        return cfg.datamodule.batch_size * each, each
+    if cfg.stage == "collect":
+        return cfg.problems_per_batch * cfg.best_of, cfg.best_of
+    if cfg.stage == "evaluate":
+        return cfg.questions_per_batch * cfg.samples, cfg.samples
+    return max(1, cfg.validation_answers), 1  # distill, at validation
+
+
+def _forward(shape: Shape, tokens: int, activation: int) -> int:
+    """Of a forward pass without gradients: two layers' activations at once."""
+    layer = 4 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 3 * shape.intermediate
+    return 2 * layer * tokens * activation + 3 * _logits(shape, tokens)
+
+
+def _logits(shape: Shape, tokens: int) -> int:
+    return 4 * min(_MAX_LOGITS, tokens * shape.vocabulary)
+
+
+def optimizer_values(cfg: DictConfig) -> float:
+    """Values that the config's optimizer keeps for each parameter, seen on a small matrix."""
+    weight = torch.nn.Parameter(torch.zeros(256, 256))
+    weight.grad = torch.zeros_like(weight)
+    optimizer = build_partial(cfg.optim)([weight])
+    optimizer.step()
+    kept = optimizer.state[weight].values()
+    return sum(v.numel() for v in kept if isinstance(v, torch.Tensor)) / weight.numel()
+
+
+def held_bytes() -> int:
+    """Resident memory of this process now; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def machine_bytes(cfg: DictConfig) -> int | None:
+    """Memory of the device that the config asks for; None where it is not at hand."""
+    device = device_of(cfg)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return None
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

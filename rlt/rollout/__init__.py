@@ -1,6 +1,0 @@
-"""Rollouts: from prompts to sampled completions, as token ids with their log-probs."""
-
-from rlt.rollout.base import Completion, Rollout, known_log_probs
-from rlt.rollout.hf import HFRollout
-
-__all__ = ["Completion", "HFRollout", "Rollout", "known_log_probs"]

@@ -1,0 +1,1 @@
+"""Run folders: what a run is known by, what it leaves, and how it ends."""

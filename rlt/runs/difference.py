@@ -1,0 +1,119 @@
+"""Two runs side by side: their configs, what they ran on, and where their results first part."""
+
+import ast
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rlt.report.folder import Run
+from rlt.runs.equality import (
+    ABSENT,
+    Changes,
+    ResultComparison,
+    changes_between,
+    compare_results,
+    untimed,
+)
+from rlt.runs.identity import config_changes, flatten
+
+_SHOWN = 20  # of the places in which results differ: the first tell why
+_FACTS = ("rlt", "git", "code", "packages", "hardware")
+
+
+def require_run(folder: Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no run.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give the folder of a run")
+    missing = [n for n in ("config.yaml", "manifest.json") if not (folder / n).is_file()]
+    if missing:
+        raise ValueError(f"{folder} holds no run: {' and '.join(missing)} not found")
+    return Run(folder)
+
+
+def fact_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Changes:
+    """Code, packages, hardware and inputs in which two manifests differ, `-` where there is none.
+
+    Commits whose code computes the same are the same.
+    """
+    facts_a, facts_b = _facts(a), _facts(b)
+    if facts_a.get("code") == facts_b.get("code") is not None:
+        facts_a.pop("git", None), facts_b.pop("git", None)
+    return changes_between(facts_a, facts_b)
+
+
+def show_difference(a: Path, b: Path) -> int:
+    """Print in what two runs differ: config, what they ran on, metrics, and where they first part.
+
+    Returns:
+        0 if nothing differs, 1 otherwise, as the program diff does.
+
+    Raises:
+        FileNotFoundError, ValueError: one of the folders holds no run.
+    """
+    run_a, run_b = require_run(a), require_run(b)
+    console = Console()
+    console.print(f"a: {a}\nb: {b}", markup=False, soft_wrap=True)
+    configs = (OmegaConf.load(folder / "config.yaml") for folder in (a, b))
+    config = config_changes(*configs)
+    facts = fact_changes(run_a.manifest, run_b.manifest)
+    metrics = changes_between(*(untimed(run.metrics) for run in (run_a, run_b)))
+    results = compare_results(a, b)
+    _print_table(console, "config", ("key", "a", "b"), ((k, *v) for k, v in config.items()))
+    _print_table(console, "ran on", ("fact", "a", "b"), ((k, *v) for k, v in facts.items()))
+    _print_table(
+        console,
+        "metrics",
+        ("metric", "a", "b", "b - a"),
+        ((name, *pair, _delta(*pair)) for name, pair in metrics.items()),
+    )
+    print_comparison(console, results, ("a", "b"))
+    return int(bool(config or facts or results.differences))
+
+
+def print_comparison(console: Console, results: ResultComparison, names: tuple[str, str]) -> None:
+    """Print where the results first differ, or that they are equal; earliest step first."""
+    rows = [(d.where, d.a, d.b) for d in results.differences]
+    more = len(rows) - _SHOWN
+    title = "results, earliest step first" + (f" (and {more} more)" if more > 0 else "")
+    _print_table(console, title, ("where", *names), rows[:_SHOWN])
+    console.print(str(results), markup=False, highlight=False, soft_wrap=True)
+
+
+def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    facts = {name: manifest[name] for name in _FACTS if name in manifest}
+    inputs = {key: _parsed(value) for key, value in (manifest.get("inputs") or {}).items()}
+    if inputs:
+        facts["inputs"] = inputs
+    return flatten(facts)
+
+
+def _parsed(fingerprint: str) -> Any:
+    """A data source's description is kept as the text of a mapping."""
+    return ast.literal_eval(fingerprint) if fingerprint.startswith("{") else fingerprint
+
+
+def _delta(a: Any, b: Any) -> str:
+    return ABSENT if ABSENT in (a, b) else f"{b - a:+.4g}"
+
+
+def _print_table(
+    console: Console, title: str, header: Iterable[str], rows: Iterable[tuple[Any, ...]]
+) -> None:
+    """Print rows, nothing if there is none."""
+    table = Table(title=title, title_justify="left")
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    if table.rows:
+        console.print(table)

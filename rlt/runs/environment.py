@@ -1,0 +1,78 @@
+"""What a run computes with: code, packages, machine."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rlt import PACKAGE_DIR, __version__
+
+_PACKAGES = (
+    "torch", "lightning", "transformers", "datasets", "hydra-core", "omegaconf", "tokenizers",
+    "reasoning-gym", "math-verify",
+)  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """What a run computes with, as its manifest records it: code, packages, machine."""
+    return {
+        "rlt": __version__,
+        "git": git_revision(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "hardware": hardware_facts(),
+    }
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """Revision of the checkout this package runs from, `+changes` if it is not clean."""
+    folder = PACKAGE_DIR
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    try:
+        if not Path(git("rev-parse", "--show-toplevel")).samefile(folder.parent):
+            return None  # installed below some other project's checkout
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware_facts() -> dict[str, Any]:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if cuda
+        else [],
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process so far.
+
+    On Linux from VmHWM: ru_maxrss of a process starts at the peak of the one that started it.
+    """
+    import resource
+
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+    if found:
+        return found[0]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

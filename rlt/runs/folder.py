@@ -1,0 +1,272 @@
+"""The run folder: whose it is, what it records, and under which config a run goes on.
+
+One rule covers a new run, a repeated one and a resumed one. A folder belongs to the config whose
+key it holds: the same config goes on in it, or is told that it has finished. Another config goes on
+in it if it differs in nothing but what `MAY_CHANGE` lists or its `accept_changes` names.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from rlt.config.suggestions import did_you_mean
+from rlt.runs.environment import environment
+from rlt.runs.files import read_json, write_json, write_text
+from rlt.runs.identity import config_changes, flatten
+
+log = logging.getLogger(__name__)
+
+# Keys, and all below them, that a run may go on with otherwise than it began: how long it trains,
+# how it is watched, and how its batches are cut to fit the machine.
+MAY_CHANGE = (
+    "datamodule.epochs",
+    "datamodule.steps",
+    "callbacks.checkpoint",
+    "callbacks.hacking",
+    "callbacks.lines",
+    "callbacks.progress",
+    "hardware.generation_token_budget",
+    "hardware.gradient_checkpointing",
+    "hardware.threads",
+    "hardware.tokens_per_micro_batch",
+    "module.samples_per_step",
+    "module.tokens_per_micro_batch",
+    "reward.terms.correctness.rollout.token_budget",
+    "rollout.token_budget",
+    "trainer.log_every_n_steps",
+)
+_LENGTH = ("datamodule.epochs", "datamodule.steps")
+_LOCK = ".lock"
+_CLAIM = ("manifest.json", "config.yaml", "composed.yaml")
+_NOTHING_MADE = {_LOCK, *_CLAIM, *(f"{name}.tmp" for name in _CLAIM)}
+_SECONDS_TO_WAIT = 60
+_SHOWN = 3
+
+
+class Refused(ValueError):
+    """A run that may not go on as it is asked to: nothing of it may change."""
+
+
+class RunFolder:
+    """Claims a folder for a config and keeps its manifest.
+
+    Args:
+        key: of the config and all it reads.
+        inputs: config key of a path → fingerprint of what lies there.
+        facts: what else the manifest says of how the run was asked for (command, overrides, …).
+
+    Attributes:
+        status: `new`, `resumed` (it was begun and not finished) or `finished`.
+
+    A run that failed or was interrupted before it made anything gives its folder to the next.
+    While it runs, no other process can claim the folder; `release` ends that.
+
+    Raises:
+        ValueError: the folder holds another config's run, or files that are no run at all, or
+            another process works in it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cfg: DictConfig,
+        key: str,
+        inputs: Mapping[str, str] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.key = key
+        self.manifest: dict[str, Any] = {}
+        if not (folder / "manifest.json").is_file() and (strangers := self._made()):
+            raise ValueError(
+                f"output_dir={folder} is not empty and holds no run (found "
+                f"{', '.join(sorted(strangers)[:_SHOWN])}); choose another output_dir"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / _LOCK)
+        self._acquire()
+        try:
+            self.status = self._claim(cfg, dict(inputs or {}))
+            if self.status != "finished":
+                self._begin(cfg, dict(inputs or {}), dict(facts or {}))
+        except BaseException:
+            self.release()
+            raise
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s: waiting for another process that works here to end", self.folder)
+            try:
+                self._lock.acquire(timeout=_SECONDS_TO_WAIT)
+            except Timeout as error:
+                raise ValueError(
+                    f"output_dir={self.folder} is in use: another process has been working in it "
+                    f"for {_SECONDS_TO_WAIT} s; wait for its end, or choose another output_dir"
+                ) from error
+
+    def release(self) -> None:
+        """Let other processes claim the folder."""
+        self._lock.release()
+
+    def _claim(self, cfg: DictConfig, inputs: dict[str, str]) -> str:
+        """Status of the folder for this config; `manifest` is what can be gone on from."""
+        manifest = self.folder / "manifest.json"
+        if not manifest.is_file():
+            return "new"
+        self.manifest = read_json(manifest)
+        self._require_known(cfg)
+        changes: dict[str, Any] = {}
+        if self.manifest["key"] != self.key:
+            # What was compared may be compared otherwise: nothing but the page is lost.
+            if self._made_nothing() or cfg.stage == "compare" == self.manifest.get("stage"):
+                self.manifest = {}
+                return "new"
+            changes = self._changes(cfg, inputs)
+        finished = self.manifest.get("status") == "finished"
+        # A pipeline is walked through again: its steps know best what is still good. What is
+        # compared may have grown.
+        if finished and cfg.stage not in ("pipeline", "compare"):
+            if not any(_below(key, _LENGTH) for key in changes):
+                return "finished"
+            for key in _LENGTH:
+                old, new = changes.get(key, (0, 0))
+                if old is not None and new is not None and new < old:
+                    raise ValueError(
+                        f"{key}={new}: this run has been trained to its end, {old}; give more, or "
+                        "choose another output_dir"
+                    )
+            if not (self.folder / "checkpoints" / "manifest.json").is_file():
+                raise ValueError(
+                    f"{self.folder} has no checkpoints any more: there is nothing to train on "
+                    "from; choose another output_dir"
+                )
+            log.info("%s: trained to its end, going on for longer", self.folder)
+        if changes:
+            told = {key: list(pair) for key, pair in changes.items()}
+            log.info("going on with %s", _shown(changes, "before", "now", len(changes)))
+            self.manifest.setdefault("went_on_with", []).append({"at": _now(), "changes": told})
+        return "resumed"
+
+    def _require_known(self, cfg: DictConfig) -> None:
+        """Raises ValueError for a name in `accept_changes` that neither config has."""
+        if not cfg.get("accept_changes"):
+            return
+        saved = self.folder / "config.yaml"
+        configs = [cfg, OmegaConf.load(saved)] if saved.is_file() else [cfg]
+        keys = {key for config in configs for key in flatten(OmegaConf.to_container(config))}
+        for name in cfg.accept_changes:
+            if not any(_below(key, (name,)) for key in keys):
+                raise ValueError(f"accept_changes: no key {name}{did_you_mean(name, sorted(keys))}")
+
+    def _changes(self, cfg: DictConfig, inputs: dict[str, str]) -> dict[str, tuple[Any, Any]]:
+        """What differs from the run that began here, all of it allowed.
+
+        Raises:
+            ValueError: something that may not change, and was not accepted.
+        """
+        saved = self.folder / "config.yaml"
+        changes = config_changes(OmegaConf.load(saved), cfg) if saved.is_file() else {}
+        was = self.manifest.get("inputs") or {}
+        changes |= {
+            f"contents of {key}": (was.get(key, "-"), inputs.get(key, "-"))
+            for key in sorted(was.keys() | inputs.keys())
+            if was.get(key) != inputs.get(key)
+        }
+        trains = cfg.get("datamodule") is not None
+        allowed = (*MAY_CHANGE, *cfg.accept_changes) if trains else ()
+        refused = {
+            key: pair
+            for key, pair in changes.items()
+            if not _below(key.removeprefix("contents of "), allowed)
+        }
+        if refused or not changes:
+            if not refused:
+                raise ValueError(
+                    f"output_dir={self.folder} holds a run of the same config that another version "
+                    "of rlt has made; choose another output_dir"
+                )
+            what = _shown(refused, "there", "here")
+            keys = ",".join(key.removeprefix("contents of ") for key in refused)
+            remedy = f", or go on all the same: accept_changes=[{keys}]" if trains and keys else ""
+            raise ValueError(
+                f"output_dir={self.folder} holds a run of another config ({what}); choose another "
+                f"output_dir, go on as it began: rlt resume={self.folder}{remedy}"
+            )
+        return changes
+
+    def _made(self) -> set[str]:
+        """Names of what a run, or somebody, has made in the folder."""
+        found = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        return found - _NOTHING_MADE
+
+    def _made_nothing(self) -> bool:
+        """Whether the run that claimed the folder ended before it made anything to lose."""
+        return self.manifest["status"] != "finished" and not self._made()
+
+    def _begin(self, cfg: DictConfig, inputs: dict[str, str], facts: dict[str, Any]) -> None:
+        self.started = time.time()
+        files = [self.folder / name for name in _CLAIM]
+        self._before = {file: file.read_text("utf-8") for file in files if file.is_file()}
+        self.manifest.pop("error", None)
+        self.manifest |= {
+            "key": self.key,
+            "status": "running",
+            "stage": cfg.stage,
+            "seed": cfg.seed,
+            "cwd": os.getcwd(),
+            "began": [*self.manifest.get("began", []), _now()],
+            "inputs": inputs or self.manifest.get("inputs", {}),
+            **environment(),
+            **facts,
+        }
+        # The manifest first: killed between the two, the folder is known to be this run's.
+        write_json(self.folder / "manifest.json", self.manifest)
+        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        # For what changes keys that others refer to: `resume=`, a pipeline's steps.
+        write_text(self.folder / "composed.yaml", OmegaConf.to_yaml(cfg))
+
+    def take_back(self) -> None:
+        """Make the folder what it was before it was claimed, as the run was refused."""
+        for file, text in self._before.items():
+            write_text(file, text)
+
+    def record(self, **facts: Any) -> None:
+        """Add facts (data report, fingerprints) to the manifest."""
+        self.manifest |= facts
+        write_json(self.folder / "manifest.json", self.manifest)
+
+    def finish(self, metrics: dict[str, float]) -> None:
+        write_json(self.folder / "metrics.json", metrics)
+        seconds = self.manifest.get("seconds", 0.0) + time.time() - self.started
+        self.record(status="finished", ended=_now(), seconds=round(seconds, 1))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Final metrics of a finished run."""
+        metrics: dict[str, float] = read_json(self.folder / "metrics.json")
+        return metrics
+
+
+def _below(key: str, roots: tuple[str, ...]) -> bool:
+    return any(key == root or key.startswith(f"{root}.") for root in roots)
+
+
+def _shown(
+    changes: Mapping[str, tuple[Any, Any]], before: str, now: str, most: int = _SHOWN
+) -> str:
+    """`key: old there, new here; …`, the first ones."""
+    shown = [f"{k}: {old} {before}, {new} {now}" for k, (old, new) in list(changes.items())[:most]]
+    more = f", and {len(changes) - most} more" if len(changes) > most else ""
+    return "; ".join(shown) + more
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

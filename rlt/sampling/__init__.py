@@ -1,0 +1,6 @@
+"""Rollouts: from prompts to sampled completions, as token ids with their log-probs."""
+
+from rlt.sampling.engine import Completion, Rollout, known_log_probs
+from rlt.sampling.hf import HFRollout
+
+__all__ = ["Completion", "HFRollout", "Rollout", "known_log_probs"]

@@ -1,0 +1,198 @@
+"""What both modules share: one trained model, stepped by hand so that a batch may be cut anywhere.
+
+Loss weights are computed over the whole optimizer batch before it is cut into micro-batches by
+token budget; micro-batches then add up to the same gradient, whatever the cut.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from rlt.data.batches import Batch
+from rlt.llm.batching import Row, cut_rows, padding_share
+from rlt.llm.finite_checks import NotFinite, require_finite_sum
+from rlt.llm.flop_count import forward_flops, matmul_flops_per_second
+from rlt.llm.logprobs import row_log_probs, shares_prefixes
+from rlt.llm.token_budget import TokenBudget
+from rlt.training.algorithms import token_means
+
+Step = Callable[[Any, Batch, int], None]
+
+
+def names_the_step(step: Step) -> Step:
+    """Has a `NotFinite` that a training or validation step raises tell which step it was."""
+
+    @functools.wraps(step)
+    def named(self: Any, batch: Batch, batch_idx: int) -> None:
+        try:
+            step(self, batch, batch_idx)
+        except NotFinite as error:
+            phase = "training" if self.trainer.training else "validation"
+            where = f"{phase} step {batch_idx}, after {self.global_step} optimizer steps"
+            problems = error.problems or [item.id for item in batch.items]
+            raise NotFinite(error.what, problems, where) from error
+
+    return named
+
+
+class PolicyModule(L.LightningModule):
+    """Holds the trained model under the name `policy` and steps its optimizer.
+
+    Args:
+        policy: the trained language model.
+        views: prompt style and tokenizer.
+        optim: makes the optimizer from parameters (config: `_partial_`).
+        schedule: makes the schedule from optimizer and `num_training_steps` (config: `_partial_`).
+        optimizer_steps: length of the schedule.
+        max_grad_norm: gradients are clipped to this norm; None leaves them.
+        tokens_per_micro_batch: padded tokens per forward and backward pass, to begin with: too
+            many for the memory are lowered (`rlt.llm.token_budget`).
+        gradient_checkpointing: trade time for memory in the backward pass.
+
+    Attributes:
+        weights_moved: whether a step of the optimizer was begun since it was last set to False.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        views: Any,
+        optim: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[..., Any],
+        optimizer_steps: int,
+        max_grad_norm: float | None,
+        tokens_per_micro_batch: int,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy = policy
+        self.views = views
+        self.optim = optim
+        self.schedule = schedule
+        self.optimizer_steps = optimizer_steps
+        self.max_grad_norm = max_grad_norm
+        self.token_budget = TokenBudget(tokens_per_micro_batch, "hardware.tokens_per_micro_batch")
+        self.weights_moved = False
+        if gradient_checkpointing:
+            # transformers renames the method, and warns of the old name
+            name = "activation_checkpointing_enable"
+            enable = getattr(policy, name, None) or policy.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optim(self.policy.parameters())
+        schedule = self.schedule(optimizer=optimizer, num_training_steps=self.optimizer_steps)
+        self._configured = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_fit_start(self) -> None:
+        self.policy.train()  # where Lightning expects it; every phase then sets its own mode
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Lightning would log what only some steps measure again at every other step, and, after a
+        # checkpoint, would not: a resumed run's curves would differ.
+        results: Any = self.trainer._results
+        results.clear()
+
+    def use_configured_hyperparameters(self) -> None:
+        """Put the config's learning rate, betas, … in place of those that a checkpoint brought.
+
+        They are the same unless a run goes on with others. Schedules multiply the learning rate.
+        """
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        for group, configured in zip(optimizer.param_groups, self._configured, strict=True):
+            before = group["initial_lr"]
+            lr = group["lr"] * (configured["initial_lr"] / before if before else 1.0)
+            group.update(configured | {"lr": lr})
+        scheduler.base_lrs = [configured["initial_lr"] for configured in self._configured]
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.views.tokenizer.pad_token_id)
+
+    @property
+    def temperature(self) -> float:
+        """At which log-probs are taken."""
+        return 1.0
+
+    def row_log_probs(self, model: nn.Module, rows: Sequence[Row]) -> list[Tensor]:
+        """Log-probs of every row's continuation tokens, without gradient."""
+        return self.token_budget.fit(
+            lambda tokens: row_log_probs(
+                model, rows, temperature=self.temperature, pad_id=self.pad_id, token_budget=tokens
+            ),
+            lambda tokens: cut_rows(rows, tokens, shares_prefixes(model)),
+        )
+
+    def optimizer_step_on(
+        self,
+        rows: Sequence[Row],
+        problems: Sequence[str],
+        loss_of: Callable[[list[int]], tuple[Tensor, dict[str, Tensor]]],
+    ) -> dict[str, float]:
+        """One optimizer step over `rows`.
+
+        Args:
+            problems: the id of each row's problem.
+            loss_of: weighted loss of the rows at the given indices, to be summed over all of them,
+                and sums over their tokens, to be made means of (see `token_means`).
+
+        Raises:
+            NotFinite: the loss or the gradient's norm is NaN or infinite; no step was taken.
+            OutOfMemory: not even one row at a time fits into memory.
+        """
+        started = time.perf_counter()
+        self.policy.train()
+        optimizer: Any = self.optimizers()
+        shared = shares_prefixes(self.policy)
+        cut = functools.partial(cut_rows, rows, shared=shared)
+
+        def accumulate(tokens: int) -> tuple[float, list[dict[str, Tensor]]]:
+            optimizer.zero_grad()
+            total, sums = 0.0, []
+            for indices in cut(tokens):
+                loss, sums_of_batch = loss_of(indices)
+                value = float(loss.detach())
+                require_finite_sum("the loss", value, [problems[i] for i in indices])
+                self.manual_backward(loss)
+                total += value
+                sums.append(sums_of_batch)
+            return total, sums
+
+        total, sums = self.token_budget.fit(accumulate, cut)
+        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
+        require_finite_sum("the gradient norm", norm, problems)
+        lr = float(optimizer.param_groups[0]["lr"])
+        self.weights_moved = True
+        optimizer.step()
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        self.policy.eval()
+        flops = 3 * forward_flops(self.policy, rows, shared)  # forward, and twice that backward
+        seconds = time.perf_counter() - started
+        return {
+            "loss": total,
+            "grad_norm": norm,
+            "lr": lr,
+            "padding_share": padding_share(rows, cut(self.token_budget.tokens), shared),
+            "tokens_per_micro_batch": float(self.token_budget.tokens),
+            "mfu": flops / seconds / self.peak_flops_per_second,
+            **token_means(sums),
+        }
+
+    @property
+    def peak_flops_per_second(self) -> float:
+        """Of a large matrix product in the precision that the policy computes in."""
+        dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else self.policy.dtype
+        return matmul_flops_per_second(self.device, dtype)

@@ -1,0 +1,108 @@
+"""Supervised fine-tuning on given targets: pretraining, the teacher's warm-up, distillation.
+
+The loss is the mean negative log-likelihood of the target tokens of the whole batch; prompts get
+none. Run by `rlt stage=pretrain`, `stage=teacher_sft` and `stage=distill`.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlt.data.batches import Batch
+from rlt.llm.batching import Row, pad_rows
+from rlt.llm.finite_checks import require_finite
+from rlt.llm.logprobs import batch_log_probs
+from rlt.training.policy import PolicyModule, names_the_step
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a prompt (no loss) and of the target that follows it (loss).
+
+    Attributes:
+        id: its problem's.
+    """
+
+    prompt: list[int]
+    target: list[int]
+    id: str
+
+
+class SFT(PolicyModule):
+    """Trains a model on examples.
+
+    Args:
+        answer_accuracy: called at each validation with the policy; gives the share of held-out
+            questions it answers right, or None to leave that out. For the rest, see `PolicyModule`.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        views: Any,
+        optim: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[..., Any],
+        optimizer_steps: int,
+        max_grad_norm: float | None,
+        tokens_per_micro_batch: int,
+        gradient_checkpointing: bool = False,
+        answer_accuracy: Callable[[Any], float] | None = None,
+    ) -> None:
+        super().__init__(
+            policy, views, optim, schedule, optimizer_steps, max_grad_norm,
+            tokens_per_micro_batch, gradient_checkpointing,
+        )  # fmt: skip
+        self.answer_accuracy = answer_accuracy
+
+    @names_the_step
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        rows = rows_of(batch.items)
+        target_tokens = sum(len(target) for _, target in rows)
+
+        def loss_of(indices: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+            padded = pad_rows([rows[i] for i in indices], self.pad_id, self.device)
+            log_probs_BC, entropy_BC = batch_log_probs(self.policy, padded, self.temperature)
+            sums = {"tokens": padded.mask_BC.sum(), "entropy": entropy_BC.sum()}
+            return -log_probs_BC.sum() / target_tokens, sums
+
+        started = time.perf_counter()
+        stats = self.optimizer_step_on(rows, [example.id for example in batch.items], loss_of)
+        seconds = time.perf_counter() - started
+        self.log_dict(
+            {
+                "train/grad_norm": stats["grad_norm"],
+                "train/lr": stats["lr"],
+                "train/entropy": stats["entropy"],
+                "train/target_tokens": float(target_tokens),
+                "train/padding_share": stats["padding_share"],
+                "train/tokens_per_micro_batch": stats["tokens_per_micro_batch"],
+                "time/train_mfu": stats["mfu"],
+            },
+            batch_size=len(batch),
+        )
+        self.log("train/loss", stats["loss"], prog_bar=True, batch_size=len(batch))
+        tokens = sum(len(prompt) + len(target) for prompt, target in rows)
+        self.log("time/train_tokens_per_second", tokens / seconds, prog_bar=True, batch_size=1)
+
+    @names_the_step
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        rows = rows_of(batch.items)
+        log_probs = self.row_log_probs(self.policy, rows)
+        require_finite("a log-prob", log_probs, [example.id for example in batch.items])
+        tokens = sum(len(values) for values in log_probs)
+        loss = -sum(float(values.sum()) for values in log_probs) / tokens
+        self.log("validation/loss", loss, prog_bar=True, batch_size=tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.answer_accuracy is not None:
+            self.policy.eval()
+            accuracy = self.answer_accuracy(self.policy)
+            self.log("validation/answer_accuracy", accuracy, prog_bar=True, batch_size=1)
+
+
+def rows_of(examples: Sequence[Example]) -> list[Row]:
+    return [(example.prompt, example.target) for example in examples]
