@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(made, argv)
     work = load("teacher_rl", args.model, args.overrides)
     machine = machine_facts(work.device, work.model.dtype)
-    problems = problems_of(work.views, args.questions, args.prompt_tokens)
-    prompts = [work.views.teacher_prompt(problem) for problem in problems]
+    problems = problems_of(work.renderer, args.questions, args.prompt_tokens)
+    prompts = [work.renderer.teacher_prompt(problem) for problem in problems]
     rate, bandwidth = machine["matmul_flops_per_second"], machine["read_bytes_per_second"]
     rows, ratios, floors = [], {}, {}
     for G in args.completions:

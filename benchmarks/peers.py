@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.common import wait
 from benchmarks.work import Work, problems_of
 from rlt.data.problem import Problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.llm.models import save_model
 from rlt.training import Example
 
@@ -37,7 +37,7 @@ def full_log_probs(model: Any, ids: Sequence[int], temperature: float) -> Tensor
 def one_by_one_rewards(
     teacher: Any,
     student: Any,
-    views: Views,
+    renderer: Renderer,
     problems: Sequence[Problem],
     completions: Sequence[Sequence[int]],
     temperature: float,
@@ -45,11 +45,11 @@ def one_by_one_rewards(
     """The paper's reward of each completion: λ = 3, α = 0.01, 1 less without an end tag."""
     rewards = []
     for problem, completion in zip(problems, completions, strict=True):
-        explanation = views.explanation(completion)
-        text = views.student_text(problem, explanation.ids)
+        explanation = renderer.explanation(completion)
+        text = renderer.student_text(problem, explanation.ids)
         found = full_log_probs(student, text.prompt + text.continuation, temperature)
         student_C = found[len(text.prompt) - 1 :]
-        prompt = views.teacher_prompt(problem)
+        prompt = renderer.teacher_prompt(problem)
         found = full_log_probs(teacher, prompt + explanation.ids, temperature)
         solution_K = student_C[slice(*text.solution_span)]
         kl_T = found[len(prompt) - 1 :] - student_C[slice(*text.thought_span)]
@@ -119,8 +119,8 @@ def grpo_steps(
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    cfg, views = work.cfg, work.views
-    problems = {p.question: p for p in problems_of(views, questions, prompt_tokens)}
+    cfg, renderer = work.cfg, work.renderer
+    problems = {p.question: p for p in problems_of(renderer, questions, prompt_tokens)}
     rewarded: list[float] = []
     sampled: list[float] = []
     clock, seconds = step_clock()
@@ -129,7 +129,7 @@ def grpo_steps(
         if {len(ids) for ids in completion_ids} != {new_tokens}:
             raise AssertionError("completions differ in length: the arms' work is not the same")
         return one_by_one_rewards(
-            trainer.model, trainer.ref_model, views, [problems[q] for q in prompts],
+            trainer.model, trainer.ref_model, renderer, [problems[q] for q in prompts],
             completion_ids, cfg.rollout.temperature,
         )  # fmt: skip
 
@@ -155,7 +155,7 @@ def grpo_steps(
             processing_class=work.tokenizer,
             callbacks=[clock],
         )
-        ids = {question: views.teacher_prompt(p) for question, p in problems.items()}
+        ids = {question: renderer.teacher_prompt(p) for question, p in problems.items()}
         trainer._tokenize_prompts = lambda prompts: ([ids[q] for q in prompts], None, {})
         trainer._generate_single_turn = _noting(trainer._generate_single_turn, sampled)
         trainer._calculate_rewards = _noting(trainer._calculate_rewards, rewarded)

@@ -102,14 +102,14 @@ def run_arm(args: Any) -> dict[str, Any]:
     work = load("teacher_rl", args.model, args.overrides, prepared=args.arm == "rlt")
     module = teacher_rl(work, steps=1)
     group = random_groups(
-        work.views, args.questions, args.completions, args.prompt_tokens, args.new_tokens
+        work.renderer, args.questions, args.completions, args.prompt_tokens, args.new_tokens
     )
     reward_scorer = scorer_of(module)
     scored = scored_of(module, group, module.row_log_probs(module.policy, group.rows))
 
     def published() -> list[float]:
         return one_by_one_rewards(
-            work.model, reward_scorer.student, work.views, group.problems,
+            work.model, reward_scorer.student, work.renderer, group.problems,
             [ids for _, ids in group.rows], reward_scorer.temperature,
         )  # fmt: skip
 

@@ -39,9 +39,9 @@ from benchmarks.work import (
     teacher_rl,
 )
 from rlt.config.build import build
-from rlt.data.renderer import Views
-from rlt.data.sources.digit_chain import vocabulary
+from rlt.data.renderer import Renderer
 from rlt.llm.device import prepare
+from rlt.llm.digit_words import vocabulary
 from rlt.llm.models import RandomLlama
 from rlt.llm.tokenizers import words
 
@@ -100,19 +100,19 @@ def load(cfg: DictConfig, point: Point) -> Work:
         initializer_range=0.02, seed=0, tie_embeddings=True, dtype=cfg.hardware.dtype,
         attention=cfg.hardware.attention,
     ).load()  # fmt: skip
-    views = Views(build(cfg.prompt), made.tokenizer)
-    views.stop = NEVER
-    return Work(cfg, made.model.to(device_for(cfg)), views)
+    renderer = Renderer(build(cfg.prompt), made.tokenizer)
+    renderer.stop = NEVER
+    return Work(cfg, made.model.to(device_for(cfg)), renderer)
 
 
 def measure(cfg: DictConfig, point: Point, repeats: int, rate: float) -> dict[str, Any]:
     """Median seconds of scoring and of the update, and their share of the machine's rate."""
     cfg = cfg.copy()
-    cfg.module.completions_per_problem = point.completions
+    cfg.module.group_size = point.completions
     work = load(cfg, point)
     module = teacher_rl(work, steps=1000)
     group = random_groups(
-        work.views, QUESTIONS, point.completions, point.prompt_tokens, point.new_tokens
+        work.renderer, QUESTIONS, point.completions, point.prompt_tokens, point.new_tokens
     )
     experience = experience_of(module, group)
     scored = scored_of(module, group, experience.log_probs)

@@ -102,7 +102,7 @@ def line(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 def load_work(args: Any, *overrides: str, prepared: bool = True) -> Work:
     lengths = [
         f"rollout.max_new_tokens={args.new_tokens}",
-        f"module.completions_per_problem={args.completions}",
+        f"module.group_size={args.completions}",
     ]
     return load("teacher_rl", args.model, [*lengths, *overrides, *args.overrides], prepared)
 
@@ -110,13 +110,13 @@ def load_work(args: Any, *overrides: str, prepared: bool = True) -> Work:
 def run_rlt(args: Any) -> dict[str, Any]:
     work, clock = load_work(args), StepClock()
     module = teacher_rl(work, args.steps + 1)
-    problems = problems_of(work.views, args.questions, args.prompt_tokens)
+    problems = problems_of(work.renderer, args.questions, args.prompt_tokens)
     with endless(work.tokenizer):
         fit(work, module, problems, args.steps + 1, [clock])
     written = float(module.trainer.callback_metrics["train/completion_tokens"])
     assert written == args.new_tokens, "completions differ in length"
     group = random_groups(
-        work.views, args.questions, args.completions, args.prompt_tokens, args.new_tokens
+        work.renderer, args.questions, args.completions, args.prompt_tokens, args.new_tokens
     )
     model = work.model
     floors = {

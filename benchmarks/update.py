@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     machine = machine_facts(work.device, work.model.dtype)
     module = teacher_rl(work, steps=1000)
     group = random_groups(
-        work.views, args.questions, args.completions, args.prompt_tokens, args.new_tokens
+        work.renderer, args.questions, args.completions, args.prompt_tokens, args.new_tokens
     )
     experience = experience_of(module, group)
     seconds: dict[str, list[float]] = {}

@@ -24,7 +24,7 @@ from rlt.config.build import build, build_partial
 from rlt.config.compose import config_dir
 from rlt.data.batches import StepDataModule
 from rlt.data.problem import Problem, make_problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.llm.batching import Row
 from rlt.llm.device import device_of, prepare
 from rlt.llm.models import LanguageModel
@@ -43,11 +43,11 @@ class Work:
 
     cfg: DictConfig
     model: Any
-    views: Views
+    renderer: Renderer
 
     @property
     def tokenizer(self) -> Any:
-        return self.views.tokenizer
+        return self.renderer.tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -86,15 +86,15 @@ def load(stage: str, model: str, overrides: Sequence[str] = (), prepared: bool =
         torch.set_num_threads(cfg.hardware.threads)
     torch.manual_seed(0)
     made: LanguageModel = build(cfg.teacher).load()
-    views = Views(build(cfg.prompt), made.tokenizer)
-    views.stop = NEVER  # every completion is cut by its length
-    return Work(cfg, made.model.to(device), views)
+    renderer = Renderer(build(cfg.prompt), made.tokenizer)
+    renderer.stop = NEVER  # every completion is cut by its length
+    return Work(cfg, made.model.to(device), renderer)
 
 
 # --- prompts and completions ----------------------------------------------------------------------
 
 
-def problems_of(views: Views, count: int, prompt_tokens: int) -> list[Problem]:
+def problems_of(renderer: Renderer, count: int, prompt_tokens: int) -> list[Problem]:
     """Problems whose teacher prompts are the first to reach a number of tokens."""
     problems = []
     for seed in range(count):
@@ -102,7 +102,7 @@ def problems_of(views: Views, count: int, prompt_tokens: int) -> list[Problem]:
         words = [str(digits.randrange(10))]
         while True:
             problem = make_problem(" ".join(words), "7")
-            missing = prompt_tokens - len(views.teacher_prompt(problem))
+            missing = prompt_tokens - len(renderer.teacher_prompt(problem))
             if missing <= 0:
                 break
             words += [str(digits.randrange(10)) for _ in range(max(1, missing // 4))]
@@ -131,13 +131,13 @@ class Written:
 
 
 def random_groups(
-    views: Views, questions: int, completions: int, prompt_tokens: int, new_tokens: int
+    renderer: Renderer, questions: int, completions: int, prompt_tokens: int, new_tokens: int
 ) -> Written:
-    problems = problems_of(views, questions, prompt_tokens)
+    problems = problems_of(renderer, questions, prompt_tokens)
     owners = [problem for problem in problems for _ in range(completions)]
-    ids = random_ids(views.tokenizer, len(owners), new_tokens)
-    rows: list[Row] = [(views.teacher_prompt(p), i) for p, i in zip(owners, ids, strict=True)]
-    texts = [views.student_text(p, i) for p, i in zip(owners, ids, strict=True)]
+    ids = random_ids(renderer.tokenizer, len(owners), new_tokens)
+    rows: list[Row] = [(renderer.teacher_prompt(p), i) for p, i in zip(owners, ids, strict=True)]
+    texts = [renderer.student_text(p, i) for p, i in zip(owners, ids, strict=True)]
     return Written(owners, rows, [(text.prompt, text.continuation) for text in texts])
 
 
@@ -151,7 +151,7 @@ def scored_of(
 ) -> list[ScoredExplanation]:
     """What a rollout of these completions hands to the reward."""
     return [
-        ScoredExplanation(problem, module.views.explanation(ids), prompt, values)
+        ScoredExplanation(problem, module.renderer.explanation(ids), prompt, values)
         for problem, (prompt, ids), values in zip(
             group.problems, group.rows, log_probs, strict=True
         )
@@ -183,12 +183,12 @@ def teacher_rl(work: Work, steps: int) -> RL:
     algorithm, rollout = build(cfg.algorithm), build(cfg.rollout)
     reference, student = frozen_models(cfg, model, algorithm)
     scorer = RewardScorer(
-        build(cfg.reward), student, work.views, temperature=rollout.temperature or 1.0,
+        build(cfg.reward), student, work.renderer, temperature=rollout.temperature or 1.0,
         token_budget=cfg.hardware.tokens_per_micro_batch,
     )  # fmt: skip
     module: RL = build(
-        cfg.module, policy=work.model, views=work.views, reference=reference,
-        task=Teaching(work.views, scorer), rollout=rollout, algorithm=algorithm,
+        cfg.module, policy=work.model, renderer=work.renderer, reference=reference,
+        task=Teaching(work.renderer, scorer), rollout=rollout, algorithm=algorithm,
         optim=build_partial(cfg.optim), schedule=build_partial(cfg.schedule),
         optimizer_steps=steps,
         gradient_checkpointing=cfg.hardware.gradient_checkpointing,
@@ -200,7 +200,7 @@ def sft(work: Work, steps: int) -> SFT:
     """The module of `stage=teacher_sft`."""
     cfg = work.cfg
     module: SFT = build(
-        cfg.module, policy=work.model, views=work.views, optim=build_partial(cfg.optim),
+        cfg.module, policy=work.model, renderer=work.renderer, optim=build_partial(cfg.optim),
         schedule=build_partial(cfg.schedule), optimizer_steps=steps,
         gradient_checkpointing=cfg.hardware.gradient_checkpointing,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from rlt.config.build import build
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.llm.models import LanguageModel, Packaged, RandomLlama, prepare_tokenizer
 from rlt.llm.tokenizers import digit_words, utf8_bytes
 
@@ -66,11 +66,11 @@ def smollm2_tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
-def views_of(composed: Callable[..., DictConfig]) -> Callable[[str, Any], Views]:
-    """`views_of("r1", tokenizer)`: the views of a prompt style of `conf/prompt`."""
+def renderer_of(composed: Callable[..., DictConfig]) -> Callable[[str, Any], Renderer]:
+    """`renderer_of("r1", tokenizer)`: the renderer of a prompt style of `conf/prompt`."""
 
-    def make(style: str, tokenizer: Any) -> Views:
-        return Views(build(composed("stage=teacher_rl", f"prompt={style}").prompt), tokenizer)
+    def make(style: str, tokenizer: Any) -> Renderer:
+        return Renderer(build(composed("stage=teacher_rl", f"prompt={style}").prompt), tokenizer)
 
     return make
 

@@ -65,8 +65,8 @@ def rl_curves(steps: int = 80) -> Rows:
         "reward": -3 + 2.6 * rise + rng.normal(0, 0.15, steps),
         "reward_std": 0.9 - 0.6 * rise + rng.normal(0, 0.05, steps),
         "completion_tokens": 9 + 2 * rise + rng.normal(0, 0.3, steps),
-        "end_tag_share": np.clip(0.9 + 0.1 * rise + rng.normal(0, 0.01, steps), 0, 1),
-        "overlong_share": np.clip(0.1 - 0.1 * rise, 0, 1),
+        "end_tag_rate": np.clip(0.9 + 0.1 * rise + rng.normal(0, 0.01, steps), 0, 1),
+        "overlong_rate": np.clip(0.1 - 0.1 * rise, 0, 1),
         "reward_terms/solution_log_prob/mean": -2 + 1.7 * rise + rng.normal(0, 0.1, steps),
         "reward_terms/solution_log_prob/min": -4 + 3 * rise + rng.normal(0, 0.2, steps),
         "reward_terms/thought_kl/mean": 0.3 - 0.25 * rise + rng.normal(0, 0.02, steps),
@@ -82,9 +82,9 @@ def rl_curves(steps: int = 80) -> Rows:
         "kl_old_k1": np.zeros(steps),
         "kl_old_k3": np.zeros(steps),
         "ratio": np.ones(steps),
-        "clip_low_share": np.zeros(steps),
-        "clip_high_share": np.zeros(steps),
-        "zero_advantage_share": 0.2 * rise,
+        "clip_low_rate": np.zeros(steps),
+        "clip_high_rate": np.zeros(steps),
+        "zero_advantage_rate": 0.2 * rise,
     }
     time = {
         "train_rollout_seconds": rng.normal(0.2, 0.02, steps),
@@ -107,8 +107,8 @@ def make_rl_run(folder: Path) -> Path:
         "validation/reward": -0.5,
         "start/validation/reward_terms/solution_log_prob/mean": -2.0,
         "validation/reward_terms/solution_log_prob/mean": -0.25,
-        "start/validation/end_tag_share": 0.875,
-        "validation/end_tag_share": 1.0,
+        "start/validation/end_tag_rate": 0.875,
+        "validation/end_tag_rate": 1.0,
         "train/reward": -0.6,
         "resources/peak_memory_bytes": 2.0**30,
     }
@@ -158,8 +158,8 @@ def make_sft_run(folder: Path, stage: str = "distill") -> Path:
 
 
 def make_collect_run(folder: Path) -> Path:
-    metrics = {"collect/traces": 3.0, "collect/cut_share": 0.25, "collect/reward": -1.0}
-    metrics |= {"collect/reward_mean_of_n": -2.0, "collect/end_tag_share": 1.0}
+    metrics = {"collect/traces": 3.0, "collect/cut_rate": 0.25, "collect/reward": -1.0}
+    metrics |= {"collect/reward_mean_of_n": -2.0, "collect/end_tag_rate": 1.0}
     make_run(folder, "collect", metrics, {"best_of": 4})
     rows = [
         {
@@ -188,8 +188,8 @@ def make_evaluate_run(folder: Path, right: list[list[bool]]) -> Path:
         f"eval/avg@{k}_low": max(0.0, share - 0.1),
         f"eval/avg@{k}_high": min(1.0, share + 0.1),
         f"eval/pass@{k}": float(np.mean([any(row) for row in right])),
-        "eval/no_answer_share": 0.125,
-        "eval/grading_error_share": 0.0,
+        "eval/no_answer_rate": 0.125,
+        "eval/grading_error_rate": 0.0,
         "eval/questions": float(len(right)),
     }
     make_run(folder, "evaluate", metrics, {"benchmark": {"name": "digit_chain"}})

@@ -34,18 +34,18 @@ from rlt.config.compose import (
     explain,
     loader_for,
 )
+from rlt.runs.jobs import JobFailedError, failures, read_jobs, run_job
 from rlt.runs.signals import exit_status, terminable
-from rlt.sweeps.jobs import JobFailed, failures, read_jobs, run_job
 
 _SHOWN_CHANGES = 60
 _PARTIAL_FAILURE = 1  # exit status of a sweep of which jobs have failed
 
 
-def run(cfg: DictConfig, run_dir: Path, facts: dict[str, Any] | None = None) -> dict[str, float]:
+def run(cfg: DictConfig, run_dir: Path, metadata: dict[str, Any] | None = None) -> dict[str, float]:
     """Check a composed config, then run its stage (or, with `check=true`, print its plan).
 
     Args:
-        facts: how the run was asked for, for its manifest.
+        metadata: how the run was asked for, for its manifest.
     """
     from rlt.config.allowed_targets import raise_if_any
     from rlt.config.check import check_schema_keys, check_targets
@@ -60,7 +60,7 @@ def run(cfg: DictConfig, run_dir: Path, facts: dict[str, Any] | None = None) -> 
     if cfg.check:
         print_plan(cfg, run_dir)
         return {}
-    return run_stage(cfg, run_dir, facts=facts)
+    return run_stage(cfg, run_dir, metadata=metadata)
 
 
 def _asked(cfg: DictConfig) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         print("\nInterrupted.", file=sys.stderr)
         sys.exit(exit_status(stop))
-    except JobFailed as error:
+    except JobFailedError as error:
         folder = Path(error.args[2])
         told = any(job["status"] == "failed" for job in read_jobs(folder))
         print(f"\nrlt: {failures(folder) if told else error}", file=sys.stderr)

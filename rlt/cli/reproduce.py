@@ -15,13 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from rlt.cli.worker import load_config
+from rlt.report.difference import metadata_changes, print_comparison, require_run
+from rlt.report.equality import compare_results, pipeline_steps
 from rlt.report.folder import Run
-from rlt.runs.difference import fact_changes, print_comparison, require_run
 from rlt.runs.environment import environment
-from rlt.runs.equality import compare_results, pipeline_steps
 from rlt.runs.identity import config_key
+from rlt.runs.jobs import run_config
 from rlt.stages.projection import code_digest, input_fingerprints
-from rlt.sweeps.jobs import run_config
 
 
 def reproduce(folder: Path, into: Path | None = None) -> int:
@@ -98,7 +98,7 @@ def _changed_since(folder: Path, cfg: DictConfig, threads: int | None) -> list[s
     lines = _lines({k: v for k, v in then.items() if k != "inputs"}, now)
     steps = pipeline_steps(folder)
     for name, step in steps.items():
-        lines += [f"step {name}, {line}" for line in _changed_inputs(step.folder, step.needs)]
+        lines += [f"step {name}, {line}" for line in _changed_inputs(step.folder, step.inputs)]
     if not steps:
         lines += _changed_inputs(folder)
     # A step of a pipeline lies in a folder named by its key, which is made of more than the config.
@@ -122,7 +122,7 @@ def _changed_inputs(folder: Path, needs: Collection[str] = ()) -> list[str]:
 
 
 def _lines(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    changes = fact_changes(then, now)
+    changes = metadata_changes(then, now)
     return [f"{fact}: was {old}, now {new}" for fact, (old, new) in changes.items()]
 
 
@@ -130,8 +130,8 @@ def _run(cfg: DictConfig, into: Path, threads: int | None) -> int:
     """Run a config in a folder, in a process of its own; returns its exit status."""
     cfg = cfg.copy()
     cfg.output_dir = str(into)
-    if "store_dir" in cfg:
-        cfg.store_dir = str(into / "store")  # no step is taken from the original's
+    if "cache_dir" in cfg:
+        cfg.cache_dir = str(into / "store")  # no step is taken from the original's
     # Sums depend on the number of threads, which a config need not name.
     threaded = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_DYNAMIC": "FALSE"}
     with tempfile.TemporaryDirectory(prefix="rlt-job-") as temporary:

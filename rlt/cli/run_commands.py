@@ -152,7 +152,7 @@ def reproduce(folder: str, overrides: list[str]) -> int:
 
 def diff(folders: str, overrides: list[str]) -> int:
     """Two runs side by side: configs, what they ran on, results."""
-    from rlt.runs.difference import show_difference
+    from rlt.report.difference import show_difference
 
     _no_more("diff", overrides)
     parts = folders.removeprefix("[").removesuffix("]").split(",")

@@ -1,8 +1,8 @@
 """A run in a process of its own: `python -m rlt.cli.worker <config.yaml> <run dir> <parent's pid>`.
 
 So are the jobs of a sweep run, and reproductions: nothing that one of them loaded, changed or used
-up is there for the next. Beside the config lies `facts.json`, what the manifest is told, if there
-is such a file, and `result.json` is written: metrics, or why there are none.
+up is there for the next. Beside the config lies `metadata.json`, what the manifest is told, if
+there is such a file, and `result.json` is written: metrics, or why there are none.
 """
 
 import sys
@@ -47,12 +47,12 @@ def load_config(file: Path) -> DictConfig:
 
 def main() -> None:
     config, run_dir, parent = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    facts_file, result_file = config.with_name("facts.json"), config.with_name("result.json")
-    facts = read_json(facts_file) if facts_file.is_file() else {}
+    facts_file, result_file = config.with_name("metadata.json"), config.with_name("result.json")
+    metadata = read_json(facts_file) if facts_file.is_file() else {}
     try:
         with terminable():
             end_with(parent)
-            metrics = run(load_config(config), run_dir, facts)
+            metrics = run(load_config(config), run_dir, metadata)
     except BaseException as error:
         status = exit_status(error)
         if status is not None:

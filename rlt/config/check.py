@@ -28,7 +28,7 @@ WHOLE_RUN_GROUPS = ("experiment", "sweep", "debug")  # chosen like keys of the r
 PASSED = {
     "datamodule": ("train", "validation", "seed"),
     "module": (
-        *("policy", "reference", "views", "task", "rollout", "algorithm", "credit", "optim"),
+        *("policy", "reference", "renderer", "task", "rollout", "algorithm", "credit", "optim"),
         *("schedule", "optimizer_steps", "gradient_checkpointing", "answer_accuracy", "behaviour"),
         *("on_samples", "on_held_out"),
     ),

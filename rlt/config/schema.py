@@ -1,4 +1,4 @@
-"""The shape of every stage's config: which keys there are, and what the shared facts mean.
+"""The shape of every stage's config: which keys there are, and what the shared values mean.
 
 Each stage's dataclass comes first in its defaults list, so a misspelt key fails wherever it stands,
 in an experiment file too. A stage lists only what it uses: `stage=distill reward=rlt` is an error.
@@ -113,7 +113,7 @@ class DistillRecipe(TrainingRecipe):
     rollout: Node = MISSING
     explanations: str = "traces"
     max_examples: int | None = None
-    validation_share: float = 0.05
+    validation_fraction: float = 0.05
     validation_answers: int = 64
 
 
@@ -157,7 +157,7 @@ class TeacherRL(Common, TeacherRLRecipe):
 class ScoreRecipe:
     preflight: Node = None
     temperature: float = 1.0
-    keep_share: float = 1.0
+    keep_fraction: float = 1.0
     attributed: int = 8
     format: str = "jsonl"
     rows_per_batch: int = 64
@@ -219,16 +219,16 @@ class Step:
 
     Attributes:
         stage: which stage.
-        needs: config key that takes a path → the earlier step whose artefact it is.
-        set: config key of the stage (dotted) → value, for this step alone.
-        expect: final metric → its smallest value, below which the pipeline stops here.
+        inputs: config key that takes a path → the earlier step whose artefact it is.
+        overrides: config key of the stage (dotted) → value, for this step alone.
+        gate: final metric → its smallest value, below which the pipeline stops here.
         label: name in tables and plots; the step's own name if null.
     """
 
     stage: str = MISSING
-    needs: dict[str, str] = field(default_factory=dict)
-    set: dict[str, Any] = field(default_factory=dict)
-    expect: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, float] = field(default_factory=dict)
     label: str | None = None
 
 
@@ -254,7 +254,7 @@ class Pipeline(Common):
     student_rl: StudentRLRecipe = field(default_factory=StudentRLRecipe)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
     steps: dict[str, Step] = field(default_factory=dict)
-    store_dir: str = "outputs/steps"
+    cache_dir: str = "outputs/steps"
 
 
 @dataclass

@@ -4,7 +4,7 @@ The split is by content: a hash of the question decides, so neither a problem no
 stands on both sides, in whatever order or number the rows come (the paper has no validation set).
 What is not held out may be divided once more, by another hash, into named parts that train
 different models, such as the student inside a reward and the teacher that it rewards.
-Used by every stage: `rlt stage=teacher_rl data=gsm_symbolic data.validation_share=0.1`.
+Used by every stage: `rlt stage=teacher_rl data=gsm_symbolic data.validation_fraction=0.1`.
 """
 
 import json
@@ -44,7 +44,7 @@ def split_problems(
 ) -> tuple[list[Problem], list[Problem]]:
     """Train and validation; each gets at least one question if there are two and share > 0."""
     if not 0 <= share < 1:
-        raise ValueError(f"data.validation_share={share}; it must be at least 0 and less than 1")
+        raise ValueError(f"data.validation_fraction={share}; it must be at least 0 and less than 1")
     points = {problem.question: split_point(problem.question, purpose) for problem in problems}
     questions = sorted(points, key=lambda question: points[question])
     n_chosen = sum(point < share for point in points.values())
@@ -96,9 +96,9 @@ class Behaviour(Protocol):
     ) -> str: ...
 
 
-def behaviour_shares(behaviours: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """`behaviour/<name>_share` of every name, over at least one explanation."""
-    return {f"behaviour/{n}_share": behaviours.count(n) / len(behaviours) for n in names}
+def behaviour_rates(behaviours: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """`behaviour/<name>_rate` of every name, over at least one explanation."""
+    return {f"behaviour/{n}_rate": behaviours.count(n) / len(behaviours) for n in names}
 
 
 class ProblemData:
@@ -107,7 +107,7 @@ class ProblemData:
     Args:
         source: yields raw rows (`rows()`) and says what it is (`describe()`).
         on_bad_row: `stop` at broken rows, showing them, or `skip` and count them.
-        validation_share: share of the questions that is held out.
+        validation_fraction: share of the questions that is held out.
         parts: name → share of what is not held out; the shares add up to 1. None: undivided.
         part: the one of them to train on; the others are left out.
         max_train: use at most so many training problems, from the start; None: all.
@@ -125,7 +125,7 @@ class ProblemData:
         self,
         source: Source,
         on_bad_row: str = "stop",
-        validation_share: float = 0.1,
+        validation_fraction: float = 0.1,
         max_train: int | None = None,
         max_validation: int | None = None,
         max_tokens: int | None = None,
@@ -139,14 +139,14 @@ class ProblemData:
             if value is not None and value < 1:
                 raise ValueError(
                     f"data.{name}={value}; it must be at least 1, or null for all "
-                    "(data.validation_share=0 holds out none)"
+                    "(data.validation_fraction=0 holds out none)"
                 )
         _check_parts(parts, part)
         self.parts = parts
         self.part = part
         self.source = source
         self.on_bad_row = on_bad_row
-        self.validation_share = validation_share
+        self.validation_fraction = validation_fraction
         self.max_train = max_train
         self.max_validation = max_validation
         self.max_tokens = max_tokens
@@ -178,7 +178,7 @@ class ProblemData:
                 f"no problem is left of {found.read} rows read (bad: {found.bad_per_reason()}); "
                 f"check data.source: {self.source.describe()}"
             )
-        train, validation = split_problems(found.problems, self.validation_share)
+        train, validation = split_problems(found.problems, self.validation_fraction)
         if self.parts is not None and self.part is not None:
             train = problems_of_part(train, self.parts, self.part)
             if not train:
@@ -218,8 +218,8 @@ def _check_parts(parts: Mapping[str, float] | None, part: str | None) -> None:
     shares = list(parts.values())
     if any(share <= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(
-            f"data.parts={dict(parts)}: shares are above 0 and add up to 1 (data.validation_share "
-            "is held out before that)"
+            f"data.parts={dict(parts)}: shares are above 0 and add up to 1 "
+            "(data.validation_fraction is held out before that)"
         )
     if part not in parts:
         raise ValueError(

@@ -1,9 +1,10 @@
-"""Teacher and student views of a problem, as token ids with known spans.
+"""Renders a problem for teacher and student, as token ids with known spans.
 
 A view is put together from segments that are tokenised one by one, so the place of every span is
 known by construction: nothing is ever found again by searching text or token ids, and a repeated
 phrase or a merge at a border cannot move a mask. The one search that remains, for the end tag in
-what a teacher *wrote*, works on character offsets of the decoded completion (`Views.explanation`).
+what a teacher *wrote*, works on character offsets of the decoded completion
+(`Renderer.explanation`).
 
     teacher   [system] question | solution, <explanation>  -> writes explanation </explanation>
     student   [system] question | <thought> explanation </thought> <solution> s </solution>
@@ -147,7 +148,7 @@ class Explanation:
     end_tag_found: bool
 
 
-class Views:
+class Renderer:
     """A prompt style applied with one tokenizer.
 
     Raises:

@@ -29,7 +29,7 @@ UNDECODABLE = "undecodable"
 MISSING_TAGS = "missing tags"
 
 
-class RowFault(ValueError):
+class RowError(ValueError):
     """Why one row cannot be used: a reason that is counted, and what exactly was found."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -53,7 +53,7 @@ class RawRow:
     file: str
     row: int
     values: Mapping[str, Any]
-    fault: RowFault | None = None
+    fault: RowError | None = None
     line: int | None = None
 
 
@@ -141,7 +141,7 @@ def map_columns(raw: RawRow, columns: Mapping[str, str], optional_may_lack: bool
         elif field in REQUIRED_FIELDS or not optional_may_lack:
             here = ", ".join(map(str, raw.values))
             detail = f"no {column!r} (for {field}) among: {here}"
-            fault = RowFault(MISSING_COLUMN, detail + did_you_mean(column, map(str, raw.values)))
+            fault = RowError(MISSING_COLUMN, detail + did_you_mean(column, map(str, raw.values)))
             return RawRow(raw.file, raw.row, {}, fault, raw.line)
     return RawRow(raw.file, raw.row, values, None, raw.line)
 
@@ -152,31 +152,31 @@ def to_problem(
     count_tokens: Callable[[str], int] | None = None,
     max_tokens: int | None = None,
 ) -> Problem:
-    """Check one row and build its `Problem`; raises `RowFault` with the first thing wrong."""
+    """Check one row and build its `Problem`; raises `RowError` with the first thing wrong."""
     if raw.fault is not None:
         raise raw.fault
     for field in REQUIRED_FIELDS:
         if field not in raw.values:
-            raise RowFault(MISSING_COLUMN, f"no {field}")
+            raise RowError(MISSING_COLUMN, f"no {field}")
     question = _text(raw.values["question"], "question")
     solution = _text(_number_as_text(raw.values["solution"]), "solution")
     explanation = _text(raw.values.get("explanation"), "explanation")
     system = _text(raw.values.get("system"), "system")
     if question is None or not question.strip():
-        raise RowFault(EMPTY_QUESTION, f"question is {raw.values['question']!r}")
+        raise RowError(EMPTY_QUESTION, f"question is {raw.values['question']!r}")
     if solution is None or not solution.strip():
-        raise RowFault(EMPTY_SOLUTION, f"solution is {raw.values['solution']!r}")
+        raise RowError(EMPTY_SOLUTION, f"solution is {raw.values['solution']!r}")
     texts = {"question": question, "solution": solution, "explanation": explanation or ""}
     for field, text in texts.items():  # a system prompt may well explain the tags
         for tag in forbidden:
             if tag in text:
-                raise RowFault(TAG_IN_TEXT, f"{field} holds {tag!r} at character {text.find(tag)}")
+                raise RowError(TAG_IN_TEXT, f"{field} holds {tag!r} at character {text.find(tag)}")
     if max_tokens is not None and count_tokens is not None:
         texts["system"] = system or ""
         counts = {field: count_tokens(text) for field, text in texts.items() if text}
         if sum(counts.values()) > max_tokens:
             parts = ", ".join(f"{field} {n}" for field, n in counts.items())
-            raise RowFault(TOO_LONG, f"{sum(counts.values())} tokens > {max_tokens} ({parts})")
+            raise RowError(TOO_LONG, f"{sum(counts.values())} tokens > {max_tokens} ({parts})")
     return make_problem(question, solution, explanation, system, raw.values.get("metadata"))
 
 
@@ -209,7 +209,7 @@ def collect_problems(
         read += 1
         try:
             problem = to_problem(raw, forbidden, count_tokens, max_tokens)
-        except RowFault as fault:
+        except RowError as fault:
             bad_rows.append(BadRow(raw.file, raw.row, fault.reason, fault.detail, raw.line))
             continue
         if unique and problem.id in seen:
@@ -245,12 +245,12 @@ def _text(value: Any, field: str) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if not isinstance(value, str):
-        raise RowFault(
+        raise RowError(
             WRONG_TYPE, f"{field} is a {type(value).__name__}, not text: {excerpt(value)}"
         )
     try:
         value.encode()
     except UnicodeEncodeError as error:
         position = f"character {error.start}"
-        raise RowFault(UNDECODABLE, f"{field} is not valid Unicode at {position}") from error
+        raise RowError(UNDECODABLE, f"{field} is not valid Unicode at {position}") from error
     return value

@@ -2,7 +2,7 @@
 
 A student's completion is sampled after the opening thought tag, so it normally holds a thought,
 the closing thought tag and one solution block. Nothing is guessed: a completion without a solution
-block has no answer and is counted as such (`eval/no_answer_share`), since a number picked out of an
+block has no answer and is counted as such (`eval/no_answer_rate`), since a number picked out of an
 unfinished thought would reward rambling.
 
 Used by `rlt stage=evaluate` and by the correctness reward; pure functions, nothing to run.

@@ -46,10 +46,10 @@ class Benchmark:
                 f"benchmark {name} has no grader; set benchmark.data.grader, such as "
                 "{_target_: rlt.evaluation.graders.MathGrader}"
             )
-        if data.validation_share != 0:
+        if data.validation_fraction != 0:
             raise ValueError(
-                f"benchmark.data.validation_share={data.validation_share}; a benchmark is held out "
-                "as a whole: set it to 0"
+                f"benchmark.data.validation_fraction={data.validation_fraction}; a benchmark is "
+                "held out as a whole: set it to 0"
             )
         self.name = name
         self.data = data
@@ -154,8 +154,8 @@ def evaluate_answers(
         for end, value in zip(("", "_low", "_high"), interval, strict=True):
             metrics[f"eval/majority@{k}{end}"] = value
     metrics |= {
-        "eval/no_answer_share": float(np.mean([not (answer or "").strip() for answer in answers])),
-        "eval/grading_error_share": float(np.mean([verdict.failed for verdict in verdicts])),
+        "eval/no_answer_rate": float(np.mean([not (answer or "").strip() for answer in answers])),
+        "eval/grading_error_rate": float(np.mean([verdict.failed for verdict in verdicts])),
         "eval/questions": float(len(problems)),
         "eval/answers": float(len(texts)),
     }

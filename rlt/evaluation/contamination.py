@@ -21,28 +21,28 @@ class Contamination:
 
     Args:
         ngram_words: length of a run of words that two texts share; shorter questions count whole.
-        max_exact_share: largest share of questions that may stand in the training problems.
-        max_ngram_share: largest share that may share a run of words with them.
+        max_exact_fraction: largest share of questions that may stand in the training problems.
+        max_ngram_fraction: largest share that may share a run of words with them.
 
     Raises:
         ValueError: a number is out of its range.
     """
 
     ngram_words: int
-    max_exact_share: float
-    max_ngram_share: float
+    max_exact_fraction: float
+    max_ngram_fraction: float
 
     def __post_init__(self) -> None:
         if self.ngram_words < 1:
             raise ValueError(f"contamination.ngram_words={self.ngram_words} must be at least 1")
-        for name in ("max_exact_share", "max_ngram_share"):
+        for name in ("max_exact_fraction", "max_ngram_fraction"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"contamination.{name}={share} must lie between 0 and 1")
 
     def check(
         self, trained_on: Iterable[Problem], questions: Sequence[Problem]
     ) -> dict[str, float]:
-        """Metrics `eval/contamination_…_share`.
+        """Metrics `eval/contamination_…_fraction`.
 
         Raises:
             ValueError: a share is above its limit, with examples.
@@ -58,16 +58,16 @@ class Contamination:
         shared = [p for p in questions if runs & ngrams(p.question, self.ngram_words)]
         found = {"exact": exact, "ngram": shared}
         for name, problems in found.items():
-            share, limit = len(problems) / len(questions), getattr(self, f"max_{name}_share")
+            share, limit = len(problems) / len(questions), getattr(self, f"max_{name}_rate")
             if share > limit:
                 shown = "; ".join(repr(p.question[:80]) for p in problems[:_SHOWN])
                 raise ValueError(
                     f"{len(problems)} of {len(questions)} questions ({100 * share:.1f} %) overlap "
-                    f"with the training problems ({name}), more than contamination.max_{name}_share"
+                    f"with the training problems ({name}), more than contamination.max_{name}_rate"
                     f"={limit}: {shown}. Ask other questions, train on others, or raise the limit"
                 )
         return {
-            f"eval/contamination_{name}_share": len(problems) / len(questions)
+            f"eval/contamination_{name}_rate": len(problems) / len(questions)
             for name, problems in found.items()
         }
 

@@ -2,7 +2,7 @@ r"""Graders: is this answer right? One verdict with a reason for every answer, n
 
 `answer` is the text of a solution block (see `rlt.evaluation.answers.extract_answer`). An answer
 that hangs the verifier, breaks it or fills its memory is graded incorrect, and its reason says so
-("timeout", "error: …"), so that `eval/grading_error_share` can show it.
+("timeout", "error: …"), so that `eval/grading_error_rate` can show it.
 
 Only `score >= 1` counts as correct: reasoning-gym gives partial credit, kept in `Verdict.score`.
 Chosen in `conf/benchmark/*.yaml` and `conf/data/*.yaml`; used by `rlt stage=evaluate` and by the
@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 
 from rlt.data.problem import Problem
 from rlt.evaluation.answers import unwrap_boxed
-from rlt.evaluation.sandbox import Sandbox, VerifierError, VerifierTimeout
+from rlt.evaluation.sandbox import Sandbox, VerifierError, VerifierTimeoutError
 
 NO_SOLUTION_BLOCK = "no solution block"
 EMPTY_ANSWER = "empty answer"
@@ -115,7 +115,7 @@ class _SandboxedGrader(Grader):
     def _verify(self, answer: str, **arguments: Any) -> Verdict:
         try:
             result = self.sandbox.call(answer=answer, **arguments)
-        except VerifierTimeout:
+        except VerifierTimeoutError:
             return Verdict(False, answer, "timeout")
         except VerifierError as error:
             return Verdict(False, answer, f"error: {error}")

@@ -24,7 +24,7 @@ _START_SECONDS = 120.0
 _PACKAGE_ROOT = str(PACKAGE_DIR.parent)
 
 
-class VerifierTimeout(Exception):
+class VerifierTimeoutError(Exception):
     """The worker took longer than its time limit and was killed."""
 
 
@@ -67,7 +67,7 @@ class Sandbox:
         return None if self._process is None else self._process.pid
 
     def call(self, **arguments: Any) -> dict[str, Any]:
-        """Run the function; raises VerifierTimeout or VerifierError, after which it can go on."""
+        """Run the function; after a VerifierTimeoutError or VerifierError it can go on."""
         with self._lock:
             fresh = self._calls == 0
             try:
@@ -114,7 +114,7 @@ class Sandbox:
         self._finalizer = weakref.finalize(self, _end, process, log)
         try:
             reply = self._exchange(b"", _START_SECONDS)
-        except (VerifierTimeout, VerifierError) as error:
+        except (VerifierTimeoutError, VerifierError) as error:
             raise RuntimeError(f"the grading worker did not start: {error}") from error
         if not reply.get("ready"):
             self._stop()
@@ -140,7 +140,7 @@ class Sandbox:
             line = self._read_line(process.stdout, deadline)
         except TimeoutError:
             self._stop()
-            raise VerifierTimeout(f"no result within {timeout_seconds:g} s") from None
+            raise VerifierTimeoutError(f"no result within {timeout_seconds:g} s") from None
         except (BrokenPipeError, EOFError):
             last_words = self._last_words()
             code = process.wait()

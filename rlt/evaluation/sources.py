@@ -18,7 +18,7 @@ from rlt.data.rows import (
     MISSING_COLUMN,
     WRONG_TYPE,
     RawRow,
-    RowFault,
+    RowError,
 )
 from rlt.data.sources.hub import HubTable
 
@@ -75,15 +75,15 @@ class Gpqa:
         return RawRow(raw.file, raw.row, values, None, raw.line)
 
 
-def _fault(raw: RawRow, column: str) -> RowFault | None:
+def _fault(raw: RawRow, column: str) -> RowError | None:
     if column not in raw.values:
         here = ", ".join(map(str, raw.values))
         hint = did_you_mean(column, map(str, raw.values))
-        return RowFault(MISSING_COLUMN, f"no {column!r} among: {here}{hint}")
+        return RowError(MISSING_COLUMN, f"no {column!r} among: {here}{hint}")
     value = raw.values[column]
     if not isinstance(value, str):
-        return RowFault(WRONG_TYPE, f"{column!r} is a {type(value).__name__}, not text")
+        return RowError(WRONG_TYPE, f"{column!r} is a {type(value).__name__}, not text")
     if not value.strip():
         reason = EMPTY_QUESTION if column == _QUESTION else EMPTY_SOLUTION
-        return RowFault(reason, f"{column!r} is empty")
+        return RowError(reason, f"{column!r} is empty")
     return None

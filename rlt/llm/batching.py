@@ -123,7 +123,7 @@ def cut_rows(rows: Sequence[Row], token_budget: int, shared: bool) -> list[list[
     return batches
 
 
-def padding_share(rows: Sequence[Row], batches: Sequence[Sequence[int]], shared: bool) -> float:
+def padding_fraction(rows: Sequence[Row], batches: Sequence[Sequence[int]], shared: bool) -> float:
     """Share of the places of `cut_rows`' batches, as `pad_rows` lays them out, that are padding."""
     places = real = 0
     for indices in batches:

@@ -9,7 +9,7 @@ from torch import Tensor
 _SHOWN = 5  # problems named in a message
 
 
-class NotFinite(ValueError):
+class NotFiniteError(ValueError):
     """A number that a run goes on from is NaN or infinite.
 
     Args:
@@ -41,7 +41,7 @@ def require_finite(
         problems: the id of each row's problem.
 
     Raises:
-        NotFinite: a number is NaN or infinite (as a float32).
+        NotFiniteError: a number is NaN or infinite (as a float32).
     """
     tensors = [torch.as_tensor(value, dtype=torch.float32).flatten() for value in values]
     # One look at all of them, as each waits for the device.
@@ -49,7 +49,7 @@ def require_finite(
         return
     bad = [n for n, tensor in enumerate(tensors) if not tensor.isfinite().all()]
     numbers = tensors[bad[0]]
-    raise NotFinite(
+    raise NotFiniteError(
         f"{what} is {float(numbers[~numbers.isfinite()][0])}", [problems[n] for n in bad]
     )
 
@@ -57,4 +57,4 @@ def require_finite(
 def require_finite_sum(what: str, value: float, problems: Sequence[str]) -> None:
     """The same for one number that all of these problems have their part in."""
     if not math.isfinite(value):
-        raise NotFinite(f"{what} is {value}", problems)
+        raise NotFiniteError(f"{what} is {value}", problems)

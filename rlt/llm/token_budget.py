@@ -21,7 +21,7 @@ _MESSAGES = (
 )
 
 
-class OutOfMemory(ValueError):
+class OutOfMemoryError(ValueError):
     """Some work does not fit into memory, in however small parts."""
 
 
@@ -50,7 +50,7 @@ class TokenBudget:
                 just as one that was too large is passed over.
 
         Raises:
-            OutOfMemory: no lower budget cuts the rows into smaller micro-batches.
+            OutOfMemoryError: no lower budget cuts the rows into smaller micro-batches.
         """
         random_state = _random_state()
         while True:
@@ -73,7 +73,7 @@ class TokenBudget:
         while cut(lower) == too_large:
             lower //= 2
             if lower < 1:
-                raise OutOfMemory(
+                raise OutOfMemoryError(
                     f"not enough memory ({reason}), even for one row at a time: shorten the rows "
                     "(rollout.max_new_tokens, data.max_tokens), train with "
                     "hardware.gradient_checkpointing=true, or choose a smaller model or another "

@@ -6,6 +6,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rlt.llm.digit_words import vocabulary
+
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _MARK = "rlt-assistant-turn"  # stands for the text of a turn
 
@@ -30,8 +32,6 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 def digit_words(signs: bool = False) -> PreTrainedTokenizerFast:
     """One token per digit, tag and word of the digit chains (`data=digit_chain`), and per sign."""
-    from rlt.data.sources.digit_chain import vocabulary
-
     return words(vocabulary(signs))
 
 
@@ -45,7 +45,7 @@ def words(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     if missing or len(set(vocabulary)) != len(vocabulary):
         raise ValueError(f"vocabulary must be unique and hold {', '.join(missing) or 'no repeats'}")
     ids = {word: i for i, word in enumerate(vocabulary)}
-    # An unknown word becomes padding, which no text holds: `Views.encode` refuses it.
+    # An unknown word becomes padding, which no text holds: `Renderer.encode` refuses it.
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return _wrap(tokenizer)

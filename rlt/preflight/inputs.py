@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlt.config.build import build
 from rlt.data.problem import Problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.preflight.memory_estimate import Shape, shape_of
 from rlt.stages.common import FIRST_LOOK, source_of
 from rlt.stages.evaluate import check_contamination
@@ -54,17 +54,17 @@ def model_name(cfg: DictConfig, role: str, made_here: Mapping[str, str]) -> str:
     return str(cfg.get(f"{role}_path") or default)
 
 
-def views_for(
+def renderer_for(
     cfg: DictConfig, role: str, style: Any, made_here: Mapping[str, str], seen: Seen
 ) -> tuple[Any, str]:
-    """Views with the role's tokenizer, or None and why there is none to look at."""
+    """Renderer with the role's tokenizer, or None and why there is none to look at."""
     source = source_of(cfg, role) if f"{role}_path" not in made_here else build(cfg[role])
     node = OmegaConf.to_yaml(cfg[role], resolve=True)
     key = f"{node} at {cfg.get(f'{role}_path') if f'{role}_path' not in made_here else None}"
     try:
         if key not in seen:
             seen[key] = source.tokenizer()
-        return Views(style, seen[key]), ""
+        return Renderer(style, seen[key]), ""
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not getattr(source, "path", "").count("/") == 1:
             raise
@@ -89,32 +89,32 @@ def hub_refusal(error: BaseException | None) -> str | None:
 
 
 def read_problems(
-    cfg: DictConfig, views: Any, seen: Seen
+    cfg: DictConfig, renderer: Any, seen: Seen
 ) -> tuple[list[Problem] | None, list[Problem], str]:
     """Training problems (or questions), those held out, and a line about what was read."""
     wanted = cfg.benchmark if cfg.stage == "evaluate" else cfg.data
     node = OmegaConf.to_yaml(wanted, resolve=True) if wanted is not None else str(cfg.traces)
     node += OmegaConf.to_yaml(cfg.get("trained_on") or {}, resolve=True)
     if node not in seen:
-        seen[node] = _read(cfg, views)
+        seen[node] = _read(cfg, renderer)
     problems, held_out, counted = seen[node]
     return problems, held_out, counted
 
 
-def _read(cfg: DictConfig, views: Any) -> tuple[list[Problem] | None, list[Problem], str]:
-    forbidden = views.forbidden if views is not None else build(cfg.prompt).forbidden
-    count = views.count_tokens if views is not None else len
+def _read(cfg: DictConfig, renderer: Any) -> tuple[list[Problem] | None, list[Problem], str]:
+    forbidden = renderer.forbidden if renderer is not None else build(cfg.prompt).forbidden
+    count = renderer.count_tokens if renderer is not None else len
     try:
         if cfg.stage == "evaluate":
             benchmark = build(cfg.benchmark)
             questions = benchmark.load(build(cfg.prompt).forbidden, count)
-            if views is not None:
-                check_contamination(cfg, views, questions)
+            if renderer is not None:
+                check_contamination(cfg, renderer, questions)
             return questions, [], f"benchmark {benchmark.name}: {len(questions)} questions"
         data = explained(cfg) if cfg.stage == "score" else build(cfg.data)
         split = data.load(forbidden, count)
-        for problem in split.train[:FIRST_LOOK] if views is not None else ():
-            views.teacher_prompt(problem)  # a tokenizer that cannot read them is told here
+        for problem in split.train[:FIRST_LOOK] if renderer is not None else ():
+            renderer.teacher_prompt(problem)  # a tokenizer that cannot read them is told here
     except ValueError as error:
         if not isinstance(error.__cause__, ConnectionError):
             raise

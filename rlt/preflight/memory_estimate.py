@@ -142,7 +142,7 @@ def peak_bytes(
         policy = shapes[trained]
         start += policy.weights + round(policy.weights * optimizer_values(cfg))
         start += 2 * policy.parameters if "bf16-mixed" in str(hardware.precision) else 0
-        rows = cfg.datamodule.batch_size * cfg.module.get("completions_per_problem", 1)
+        rows = cfg.datamodule.batch_size * cfg.module.get("group_size", 1)
         tokens = min(micro, rows * longest)
         layer = 6 * policy.hidden + 4 * policy.queries + 2 * policy.keys + 4 * policy.intermediate
         per_token = policy.layers * layer
@@ -168,7 +168,7 @@ def peak_bytes(
 def _generated(cfg: DictConfig) -> tuple[int, int]:
     """Completions that a stage asks for at once, and how many of them share a prompt."""
     if cfg.stage in ("teacher_rl", "student_rl"):
-        each = cfg.module.completions_per_problem
+        each = cfg.module.group_size
         return cfg.datamodule.batch_size * each, each
     if cfg.stage == "collect":
         return cfg.problems_per_batch * cfg.best_of, cfg.best_of

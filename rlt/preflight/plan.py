@@ -16,7 +16,14 @@ from rich.table import Table
 
 from rlt.data.batches import total_steps
 from rlt.data.traces import find_traces
-from rlt.preflight.inputs import Seen, has_grader, model_name, read_problems, shape_for, views_for
+from rlt.preflight.inputs import (
+    Seen,
+    has_grader,
+    model_name,
+    read_problems,
+    renderer_for,
+    shape_for,
+)
 from rlt.preflight.memory_estimate import Shape
 from rlt.preflight.probe import measure
 from rlt.preflight.size import measured_lengths, memory_in_words, reads_traces, steps_or_batches
@@ -65,13 +72,13 @@ def print_plan(cfg: DictConfig, run_dir: Path) -> None:
         for warning in row.warnings:
             console.print(f"warning: {row.name}: {warning}", style="yellow", soft_wrap=True)
     for row in rows:
-        where = run_dir if cfg.stage != "pipeline" else Path(cfg.store_dir) / row.stage / "<key>"
+        where = run_dir if cfg.stage != "pipeline" else Path(cfg.cache_dir) / row.stage / "<key>"
         files = ", ".join(ARTEFACT_FILES[row.stage])
         console.print(f"{row.name} leaves in {where}: {files}", soft_wrap=True)
     if cfg.probe:
         steps = check_all(cfg) if cfg.stage == "pipeline" else {cfg.stage: cfg}
         for row in rows:
-            made_here = dict(cfg.steps[row.name].needs) if cfg.stage == "pipeline" else {}
+            made_here = dict(cfg.steps[row.name].inputs) if cfg.stage == "pipeline" else {}
             told = measure(steps[row.name], made_here, row.steps)
             console.print(f"{row.name} {told}", soft_wrap=True)
     if cfg.stage == "pipeline":
@@ -106,7 +113,7 @@ def check_plan(cfg: DictConfig) -> list[Row]:
     rows = []
     seen: Seen = {}
     for name, step in (check_all(cfg) if pipeline else {cfg.stage: cfg}).items():
-        made_here = dict(cfg.steps[name].needs) if pipeline else {}
+        made_here = dict(cfg.steps[name].inputs) if pipeline else {}
         rows.append(check_stage(name, step, made_here, seen))
     return rows
 
@@ -152,15 +159,15 @@ def check_stage(name: str, cfg: DictConfig, made_here: Mapping[str, str], seen: 
     shapes: dict[str, Shape] = {}
     for role in ("teacher", "student"):
         if cfg.get(role) is not None:
-            views, why = views_for(cfg, role, parts["prompt"], made_here, seen)
+            renderer, why = renderer_for(cfg, role, parts["prompt"], made_here, seen)
             shape = shape_for(cfg, role, made_here, seen)
             size = f", {shape.parameters / 1e6:,.1f} M parameters" if shape is not None else ""
             reads.append(f"{role}: {model_name(cfg, role, made_here)}{size}{why}")
             shapes |= {role: shape} if shape is not None else {}
-            tokenizers += [views.tokenizer] if views is not None else []
+            tokenizers += [renderer.tokenizer] if renderer is not None else []
     if len(tokenizers) == 2:
         require_same_tokenizer(*tokenizers)
-    problems, held_out, counted = read_problems(cfg, views, seen)
+    problems, held_out, counted = read_problems(cfg, renderer, seen)
     reads.append(counted)
     train = None if problems is None else len(problems)
     reads_explanations = cfg.get("explanations") == "data" or cfg.stage in _EXPLAINED
@@ -182,8 +189,8 @@ def check_stage(name: str, cfg: DictConfig, made_here: Mapping[str, str], seen: 
     if "rollout" in parts:
         rollout = parts["rollout"]
         does.append(f"T = {rollout.temperature}, at most {rollout.max_new_tokens} new tokens")
-    if problems is not None and views is not None:
-        lengths = measured_lengths(cfg, views, problems + held_out, shapes, parts)
+    if problems is not None and renderer is not None:
+        lengths = measured_lengths(cfg, renderer, problems + held_out, shapes, parts)
         does.append(str(lengths))
         if shapes.keys() >= {r for r in ("teacher", "student") if cfg.get(r) is not None}:
             told, warning = memory_in_words(cfg, shapes, lengths, parts)
@@ -203,7 +210,7 @@ def _training(cfg: DictConfig, train: int | None, parts: dict[str, Any]) -> str:
     shown = str(steps) if train is not None or node.steps else "?"
     text = f"{shown} steps of {node.batch_size}, lr {cfg.optim.lr}"
     if cfg.stage in ("teacher_rl", "student_rl"):
-        n = node.batch_size * cfg.module.completions_per_problem
+        n = node.batch_size * cfg.module.group_size
         algorithm = parts["algorithm"]
         if algorithm.minibatches > n:
             raise ValueError(

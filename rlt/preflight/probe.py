@@ -43,7 +43,7 @@ _LIMITS = {
 _FILE = "probe.json"
 
 
-class _Measured(Exception):
+class _ProbeDoneError(Exception):
     """Enough was seen."""
 
 
@@ -54,11 +54,11 @@ class _Clock:
         self.seen: list[dict[str, float]] = []
 
     def add(self, seconds: float, phases: dict[str, float] | None = None) -> None:
-        """Raises _Measured when that is enough."""
+        """Raises _ProbeDoneError when that is enough."""
         self.seen.append({"whole": seconds, **(phases or {})})
         total = sum(one["whole"] for one in self.seen)
         if len(self.seen) > 1 and (total > _ENOUGH or len(self.seen) == _AT_MOST):
-            raise _Measured
+            raise _ProbeDoneError
 
     def medians(self) -> dict[str, float]:
         """Of all but the first, if there are more."""
@@ -173,13 +173,13 @@ def shorten(cfg: DictConfig, made_here: Collection[str], problems: int) -> tuple
         if "preflight" in short and made_here:  # another model stands in for the reward's student
             short.preflight = None
         if cfg.stage in TRAINED:
-            if "completions_per_problem" in cfg.module:
-                needed = math.ceil(cfg.algorithm.minibatches / cfg.module.completions_per_problem)
+            if "group_size" in cfg.module:
+                needed = math.ceil(cfg.algorithm.minibatches / cfg.module.group_size)
                 problems = min(max(needed, problems), cfg.datamodule.batch_size)
                 short.datamodule.batch_size = problems
                 share = short.datamodule.batch_size / cfg.datamodule.batch_size
             short.datamodule.steps, short.datamodule.epochs = _AT_MOST, None
-            short.data.validation_share, short.data.max_validation = 0, None
+            short.data.validation_fraction, short.data.max_validation = 0, None
             short.callbacks = {}  # but the clock, which no config may name
             short.trainer.enable_progress_bar = False
         else:
@@ -203,7 +203,7 @@ def _run(folder: Path) -> None:
     logger.addHandler(_BatchClock(clock))
     logger.setLevel(logging.DEBUG)
     common.ADDED_CALLBACKS.append(StepClock(clock))
-    with contextlib.suppress(_Measured):  # or there was less than that
+    with contextlib.suppress(_ProbeDoneError):  # or there was less than that
         run_stage(cfg, folder / "run")
     if not clock.seen:
         raise ValueError("nothing to measure: no step or batch was run")

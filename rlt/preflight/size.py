@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from rlt.data.batches import total_steps
 from rlt.data.problem import Problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.preflight.memory_estimate import (
     Lengths,
     Shape,
@@ -40,7 +40,7 @@ def reads_traces(cfg: DictConfig) -> bool:
 
 def measured_lengths(
     cfg: DictConfig,
-    views: Views,
+    renderer: Renderer,
     problems: list[Problem],
     shapes: Mapping[str, Shape],
     parts: dict[str, Any],
@@ -56,24 +56,24 @@ def measured_lengths(
     if cfg.stage == "teacher_rl" and contexts:
         judged = {"student": contexts.get("student", contexts["teacher"])}
         check_explanation_context(
-            contexts | judged, views, problems, parts["rollout"].max_new_tokens
+            contexts | judged, renderer, problems, parts["rollout"].max_new_tokens
         )
     if cfg.stage == "student_rl" and contexts:
-        check_answer_context(contexts["student"], views, longest, new_tokens)
+        check_answer_context(contexts["student"], renderer, longest, new_tokens)
     if cfg.stage == "teacher_rl" or (cfg.stage == "collect" and cfg.sees_solution):
-        return lengths_of((views.teacher_prompt(p), []) for p in problems)
+        return lengths_of((renderer.teacher_prompt(p), []) for p in problems)
     if cfg.stage in ("student_rl", "collect", "evaluate", "score") or reads_traces(cfg):
-        return lengths_of((views.student_prompt(p), []) for p in problems)
-    examples = _examples(cfg, views, longest)
+        return lengths_of((renderer.student_prompt(p), []) for p in problems)
+    examples = _examples(cfg, renderer, longest)
     if contexts and examples:
         check_lengths(examples, next(iter(contexts.values())))
-    return lengths_of((one.prompt, one.target) for one in _examples(cfg, views, problems))
+    return lengths_of((one.prompt, one.target) for one in _examples(cfg, renderer, problems))
 
 
-def _examples(cfg: DictConfig, views: Views, problems: list[Problem]) -> list[Example]:
+def _examples(cfg: DictConfig, renderer: Renderer, problems: list[Problem]) -> list[Example]:
     if cfg.stage == "teacher_sft":
-        return teacher_examples(problems, views)
-    return student_examples(problems, views, cfg.get("explanations") == "none")
+        return teacher_examples(problems, renderer)
+    return student_examples(problems, renderer, cfg.get("explanations") == "none")
 
 
 def _characters(problem: Problem) -> int:

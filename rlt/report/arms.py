@@ -36,11 +36,11 @@ class Cell:
         """The step and what led to it, in order; of old runs, all that came before it."""
         names = [step.name for step in self.job.steps]
         before = self.job.steps[: names.index(self.step.name) + 1]
-        if self.step.needs is None:
+        if self.step.inputs is None:
             return before
         wanted = {self.step.name}
         for step in reversed(before):
-            wanted |= set(step.needs or ()) if step.name in wanted else set()
+            wanted |= set(step.inputs or ()) if step.name in wanted else set()
         return [step for step in before if step.name in wanted]
 
     def last(self, stage: str) -> Step | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from rlt.report.folder import Run
 from rlt.report.results import result_lines
 from rlt.report.run import provenance
-from rlt.report.text import fenced, heading, inline_code, number
+from rlt.report.text import fenced, heading, inline_code
+from rlt.runs.formatting import number
 
 CARD = "README.md"
 _WHAT = {
@@ -32,16 +33,16 @@ def write_model_card(run_dir: Path) -> Path | None:
     if source and source.count("/") == 1 and not source.startswith((".", "/")):
         front.append(f"base_model: {source}")
     parameters = (run.manifest.get("models") or {}).get("parameters")
-    facts = [f"- {line}" for line in result_lines(run)]
+    metadata = [f"- {line}" for line in result_lines(run)]
     if parameters:
-        facts.insert(0, f"- {number(parameters)} parameters.")
+        metadata.insert(0, f"- {number(parameters)} parameters.")
     tags = _tags(run.manifest.get("tags") or {})
     made = provenance({k: v for k, v in run.manifest.items() if k != "hardware"})
     parts = [
         "---\n" + "\n".join(front) + "\n---",
         f"# {heading(run.stage)} · rlt",
         _WHAT.get(run.stage, "A model made by rlt."),
-        "\n".join(facts),
+        "\n".join(metadata),
         heading(run.note),
         "## Use\n\n" + fenced(_USE),
         tags,

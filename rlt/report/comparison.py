@@ -13,7 +13,8 @@ from rlt.evaluation.benchmark import compare_answers
 from rlt.evaluation.statistics import Interval
 from rlt.report.folder import Run
 from rlt.report.results import accuracy, accuracy_k
-from rlt.report.text import heading, metric_value, points
+from rlt.report.text import heading, metric_value
+from rlt.runs.formatting import points
 
 EVALUATE = "evaluate"
 
@@ -28,7 +29,7 @@ class Step:
     run: Run
     reused: bool
     seconds: float
-    needs: tuple[str, ...] | None = None  # names of the steps it reads; None: not known
+    inputs: tuple[str, ...] | None = None  # names of the steps it reads; None: not known
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -89,7 +90,7 @@ def steps_of(entries: Sequence[Mapping[str, Any]], run_dir: Path) -> list[Step]:
             run=Run(run_dir / str(entry["dir"]), dict(entry.get("metrics") or {})),
             reused=bool(entry.get("reused")),
             seconds=float(entry.get("seconds") or 0.0),
-            needs=tuple(entry["needs"].values()) if "needs" in entry else None,
+            inputs=tuple(entry["inputs"].values()) if "inputs" in entry else None,
         )
         for entry in entries
     ]
@@ -132,7 +133,7 @@ def accuracy_rows(benchmark: Benchmark) -> list[list[str]]:
         row = [step.label + note, accuracy(metrics, f"eval/avg@{k}")]
         if benchmark.k != 1:
             row.append(_value(metrics, f"eval/pass@{k}"))
-        row += [_value(metrics, f"eval/{name}") for name in ("no_answer_share", "questions")]
+        row += [_value(metrics, f"eval/{name}") for name in ("no_answer_rate", "questions")]
         rows.append(row)
     return rows
 

@@ -25,16 +25,16 @@ FAMILIES: dict[str, tuple[Panel, ...]] = {
         ("KL to the reference (k3, nats)", ("policy/kl_reference_k3",)),
         ("KL to the sampling policy (k3, nats)", ("policy/kl_old_k3",)),
         ("entropy (nats per token)", ("policy/entropy", "train/entropy")),
-        ("clipped tokens (share)", ("policy/clip_low_share", "policy/clip_high_share")),
+        ("clipped tokens (share)", ("policy/clip_low_rate", "policy/clip_high_rate")),
         ("gradient norm before clipping", ("policy/grad_norm", "train/grad_norm")),
-        ("groups without advantage (share)", ("policy/zero_advantage_share",)),
+        ("groups without advantage (share)", ("policy/zero_advantage_rate",)),
         ("policy loss", ("policy/loss",)),
         ("learning rate", ("policy/lr", "train/lr")),
     ),
     "completions": (
         ("tokens per completion", ("train/completion_tokens", "validation/completion_tokens")),
-        ("explanations closed (share)", ("train/end_tag_share", "validation/end_tag_share")),
-        ("cut by length (share)", ("train/overlong_share", "validation/overlong_share")),
+        ("explanations closed (share)", ("train/end_tag_rate", "validation/end_tag_rate")),
+        ("cut by length (share)", ("train/overlong_rate", "validation/overlong_rate")),
     ),
 }
 _LEFT_OUT_IF_ZERO = ("policy/kl_old", "policy/clip_", "policy/zero_")
@@ -61,7 +61,7 @@ def plot_curves(scalars: Scalars, folder: Path) -> list[Path]:
             drawn.append(_plot_panels(panels, scalars, folder / f"{name}.png"))
     behaviours = {
         prefix: {
-            name.removeprefix(f"{prefix}/behaviour/").removesuffix("_share"): values
+            name.removeprefix(f"{prefix}/behaviour/").removesuffix("_rate"): values
             for name, values in scalars.items()
             if name.startswith(f"{prefix}/behaviour/") and _worth_drawing(name, values)
         }
@@ -114,7 +114,7 @@ def _plot_panels(panels: Sequence[tuple[str, list[str]]], scalars: Scalars, file
                     steps, values, "o-", color=VALIDATION, markersize=4, linewidth=1.4, zorder=3
                 )
                 continue
-            color = OTHER if name.endswith("clip_high_share") else TRAIN
+            color = OTHER if name.endswith("clip_high_rate") else TRAIN
             window = _window(len(values))
             smooth = len(values) >= 2 * window
             (thin,) = ax.plot(
@@ -126,7 +126,7 @@ def _plot_panels(panels: Sequence[tuple[str, list[str]]], scalars: Scalars, file
                 (thick,) = ax.plot(steps, moving_average(values, window), color=color, lw=1.8)
                 handles.setdefault(f"mean over {window} steps", thick)
             if clipped:
-                label = "upper bound" if name.endswith("high_share") else "lower bound"
+                label = "upper bound" if name.endswith("high_rate") else "lower bound"
                 ax.plot([], [], color=color, label=label)
         if clipped:
             ax.legend(fontsize=8, frameon=False)

@@ -17,12 +17,12 @@ from omegaconf import OmegaConf
 
 from rlt.report.comparison import Step, steps_of
 from rlt.report.folder import Run, read_json_list
-from rlt.sweeps.jobs import read_jobs
+from rlt.runs.jobs import read_jobs
 
 NOT_STARTED = "not started"
 _COMPARE = "compare"
 # Overrides in which the jobs of one arm may differ: the seed, and where results are put.
-_NOT_SWEPT = ("seed", "sweep", "output_dir", "store_dir")
+_NOT_SWEPT = ("seed", "sweep", "output_dir", "cache_dir")
 
 
 @dataclass

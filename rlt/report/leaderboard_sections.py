@@ -57,7 +57,7 @@ def leaderboard_section(folder: Path, study: Study) -> str:
 
 
 def _score(name: str, score: float) -> str:
-    if metric_unit(name) == "share" and np.isfinite(score):
+    if metric_unit(name) == "fraction" and np.isfinite(score):
         return f"{100 * score:.1f}"
     return metric_value(name, score).replace(" ", "\N{NO-BREAK SPACE}")
 
@@ -96,7 +96,7 @@ def _plots_of_swept_numbers(folder: Path, study: Study) -> list[Path]:
             if x is not None:
                 lines.setdefault(", ".join(others), []).append((x, *arm.interval))
         file = folder / "plots" / f"by_{re.sub(r'[^A-Za-z0-9_.-]+', '_', key)}.png"
-        share = metric_unit(study.measure.name) == "share"
+        share = metric_unit(study.measure.name) == "fraction"
         name = study.measure.metric or "accuracy"
         plots.append(plot_intervals_along(lines, key, name, file, shares=share))
     return plots
@@ -117,7 +117,7 @@ def differences_section(study: Study) -> str:
     if not rows:
         return ""
     rows = [[arm, mean, f"[{low}, {high}]", *rest] for arm, mean, low, high, *rest in rows]
-    what = "points" if metric_unit(name) == "share" else "difference"
+    what = "points" if metric_unit(name) == "fraction" else "difference"
     against = f"{heading(study.reference.name)} against"
     header = [against, what, "95 % interval", "ahead in", "is"]
     paired = "Paired by seed and question." if study.measure.metric is None else "Paired by seed."

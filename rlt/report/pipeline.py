@@ -27,7 +27,8 @@ from rlt.report.run import (
     provenance,
     samples_section,
 )
-from rlt.report.text import duration, heading, image_links, points, relative_url, table
+from rlt.report.text import heading, image_links, relative_url, table
+from rlt.runs.formatting import duration, points
 
 # Of each step, the curves that tell whether it worked; the rest is in the step's own report.
 _KEY_PLOTS = ("reward", "reward_terms", "behaviours", "loss", "completions", "traces")

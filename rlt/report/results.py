@@ -7,7 +7,8 @@ from typing import Any
 
 from rlt.evaluation.statistics import Interval, paired_difference_interval
 from rlt.report.folder import Run
-from rlt.report.text import number, percent, reward_terms, signed
+from rlt.report.text import reward_terms
+from rlt.runs.formatting import number, percent, signed
 
 
 def result_lines(run: Run) -> list[str]:
@@ -90,8 +91,8 @@ def _rl(run: Run) -> list[str]:
     shape = [
         f"{what} {_change(metrics, f'validation/{name}', show)}"
         for name, what, show in (
-            ("end_tag_share", closed, percent),
-            ("overlong_share", "cut by length", percent),
+            ("end_tag_rate", closed, percent),
+            ("overlong_rate", "cut by length", percent),
             ("completion_tokens", "tokens per completion", number),
         )
         if f"validation/{name}" in metrics
@@ -151,11 +152,11 @@ def _collect(run: Run) -> list[str]:
     shares = [
         f"{percent(metrics[name])} {what}"
         for name, what in (
-            ("collect/cut_share", "of the problems cut out, their traces too long for the student"),
-            ("collect/tag_inside_share", "left out with a tag inside"),
-            ("collect/unclosed_share", "left out as never closed"),
-            ("collect/wrong_share", "left out with a wrong answer"),
-            ("collect/end_tag_share", "of the kept ones closed by the teacher"),
+            ("collect/cut_rate", "of the problems cut out, their traces too long for the student"),
+            ("collect/tag_inside_rate", "left out with a tag inside"),
+            ("collect/unclosed_rate", "left out as never closed"),
+            ("collect/wrong_rate", "left out with a wrong answer"),
+            ("collect/end_tag_rate", "of the kept ones closed by the teacher"),
         )
         if name in metrics
     ]
@@ -209,9 +210,9 @@ def _evaluate(run: Run) -> list[str]:
     ]
     if k > 1:
         lines.append(f"pass@{k}: {accuracy(metrics, f'eval/pass@{k}')}.")
-    if "eval/no_answer_share" in metrics:
-        lines.append(f"Completions without an answer: {percent(metrics['eval/no_answer_share'])}.")
-    failed = metrics.get("eval/grading_error_share", 0.0)
+    if "eval/no_answer_rate" in metrics:
+        lines.append(f"Completions without an answer: {percent(metrics['eval/no_answer_rate'])}.")
+    failed = metrics.get("eval/grading_error_rate", 0.0)
     if failed > 0:
         lines.append(f"The grader failed on {percent(failed)} of the answers; they count as wrong.")
     return lines

@@ -14,19 +14,18 @@ from rlt.report.preflight import TITLE as PREFLIGHT_TITLE
 from rlt.report.preflight import plot_preflight, preflight_section
 from rlt.report.results import result_lines
 from rlt.report.text import (
-    duration,
     fenced,
     heading,
     image_links,
     inline_code,
     metric_value,
     named_text,
-    number,
     reward_terms,
     sample_text,
     table,
 )
 from rlt.rewards.monitors import outside, range_text
+from rlt.runs.formatting import duration, number
 
 REPORT_FILE = "report.md"
 
@@ -95,22 +94,24 @@ def monitors(run: Run) -> str:
 
 def costs(run: Run) -> str:
     """Time in all and by phase of a step, tokens, memory."""
-    facts = {}
+    metadata = {}
     if "seconds" in run.manifest:
-        facts["time in all"] = duration(float(run.manifest["seconds"]))
+        metadata["time in all"] = duration(float(run.manifest["seconds"]))
     for name, values in sorted(run.scalars.items()):
         if name.startswith("time/train_") and values:
             mean = fmean(value for _, value in values)
             shown = duration(mean) if name.endswith("_seconds") else number(mean)
             what = name.removeprefix("time/train_").removesuffix("_seconds").replace("_", " ")
-            facts[f"{what}, mean of {len(values)} steps"] = shown
+            metadata[f"{what}, mean of {len(values)} steps"] = shown
     tokens = run.scalars.get("train/target_tokens", [])
     if tokens:
-        facts["tokens with a loss"] = number(sum(value for _, value in tokens))
+        metadata["tokens with a loss"] = number(sum(value for _, value in tokens))
     if "resources/peak_memory_bytes" in run.metrics:
         name = "resources/peak_memory_bytes"
-        facts["peak memory of the process"] = metric_value(name, run.metrics[name])
-    return table(["what", "how much"], [list(fact) for fact in facts.items()]) if facts else ""
+        metadata["peak memory of the process"] = metric_value(name, run.metrics[name])
+    return (
+        table(["what", "how much"], [list(fact) for fact in metadata.items()]) if metadata else ""
+    )
 
 
 def _section(title: str, body: str) -> str:
@@ -262,7 +263,7 @@ def provenance(manifest: Mapping[str, Any]) -> str:
     packages = dict(manifest.get("packages") or {})
     if hardware.get("python"):
         packages = {"python": hardware["python"], **packages}
-    facts = {
+    metadata = {
         "seed": manifest.get("seed"),
         "time": duration(manifest["seconds"]) if "seconds" in manifest else None,
         "started": ", ".join(manifest.get("began") or []),
@@ -272,6 +273,8 @@ def provenance(manifest: Mapping[str, Any]) -> str:
         "machine": "; ".join(machine),
         "packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
     }
-    rows = [[name, heading(str(value))] for name, value in facts.items() if value not in (None, "")]
+    rows = [
+        [name, heading(str(value))] for name, value in metadata.items() if value not in (None, "")
+    ]
     command = " ".join(["rlt", *map(str, manifest.get("command") or [])])
     return f"{fenced(command)}\n\n{table(['fact', 'value'], rows)}"

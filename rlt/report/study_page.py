@@ -77,7 +77,7 @@ def print_study(run_dir: Path, console: Console | None = None) -> None:
     shown.add_column("#", justify="right", no_wrap=True)
     shown.add_column("arm", overflow="fold", min_width=16)
     compared = any(row["difference"] for row in rows)
-    unit = "\n(points)" if metric_unit(name) == "share" else ""
+    unit = "\n(points)" if metric_unit(name) == "fraction" else ""
     columns = [f"{'mean' if metric else 'accuracy'}\n[95 % interval]", "seeds"]
     columns += [f"reference minus this{unit}"] if compared else []
     for column in columns:
@@ -115,7 +115,7 @@ def sentence(study: Study, difference: Difference) -> str:
     """`A is better than B: +70.1 points [68.9, 71.3], ahead in 6 of 6 seeds.`"""
     a, b, name = heading(study.reference.name), heading(difference.other.name), study.measure.name
     mean, low, high = (metric_difference(name, value) for value in difference.interval)
-    points = " points" if metric_unit(name) == "share" else ""
+    points = " points" if metric_unit(name) == "fraction" else ""
     numbers = f"{mean}{points} [{low}, {high}]"
     if difference.seeds > 1:
         numbers += f", ahead in {difference.wins} of {difference.seeds} seeds"

@@ -18,17 +18,8 @@ from rlt.report.plots import (
     plot_points,
 )
 from rlt.report.study import failures
-from rlt.report.text import (
-    duration,
-    heading,
-    image_links,
-    inline_code,
-    number,
-    percent,
-    reward_terms,
-    sample_text,
-    table,
-)
+from rlt.report.text import heading, image_links, inline_code, reward_terms, sample_text, table
+from rlt.runs.formatting import duration, number, percent
 
 _FEWEST_TRACES = 4  # of different rewards, for a rank correlation to say anything
 
@@ -85,7 +76,7 @@ def reward_predicts_section(folder: Path, arms: Sequence[Arm]) -> str:
 def behaviours_section(arms: Sequence[Arm]) -> str:
     shares = {
         arm.name: mean_by_key(
-            [behaviour_shares_of(m, "collect/") for m in metrics_of(arm, "collect")]
+            [behaviour_rates_of(m, "collect/") for m in metrics_of(arm, "collect")]
         )
         for arm in arms
     }
@@ -145,7 +136,7 @@ def rl_curves_section(folder: Path, arms: Sequence[Arm]) -> str:
         if found:
             rewards[arm.name] = found
         curves = {
-            name.removeprefix("train/behaviour/").removesuffix("_share"): values
+            name.removeprefix("train/behaviour/").removesuffix("_rate"): values
             for name, values in scalars.items()
             if name.startswith("train/behaviour/") and max(v for _, v in values) >= 0.02
         }
@@ -203,11 +194,11 @@ def _seconds_by_stage(cell: Cell) -> dict[str, float]:
     return seconds
 
 
-def behaviour_shares_of(metrics: dict[str, float], prefix: str) -> dict[str, float]:
-    """Behaviour → share, of the metrics `<prefix>behaviour/<name>_share`."""
+def behaviour_rates_of(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    """Behaviour → share, of the metrics `<prefix>behaviour/<name>_rate`."""
     start = f"{prefix}behaviour/"
     return {
-        name.removeprefix(start).removesuffix("_share"): value
+        name.removeprefix(start).removesuffix("_rate"): value
         for name, value in metrics.items()
         if name.startswith(start)
     }

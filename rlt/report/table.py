@@ -23,7 +23,7 @@ from rlt.report.folder import Run
 from rlt.report.pipeline import status
 from rlt.report.results import result_lines
 from rlt.report.run import REPORT_FILE, metric_rows
-from rlt.report.text import duration, points
+from rlt.runs.formatting import duration, points
 
 
 def print_table(

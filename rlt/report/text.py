@@ -8,40 +8,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from rlt.report.attribution import attribution_fence
+from rlt.runs.formatting import duration, number, percent, points, signed
 
 SHOWN_CHARACTERS = 2000  # of one text
 _GIB = 2**30
 _ACCURACY = re.compile(r"/(avg|pass|majority)@\d+(_low|_high)?$|/accuracy(_low|_high)?$")
-
-
-def number(value: float) -> str:
-    """Four significant digits; whole numbers in full."""
-    if not math.isfinite(value):
-        return str(value)
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-
-
-def signed(value: float) -> str:
-    return ("+" if value >= 0 else "") + number(value)
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def points(difference: float) -> str:
-    """A difference of two shares, in percentage points."""
-    return f"{100 * difference:+.1f}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def as_number(text: str) -> float | None:
@@ -54,12 +25,13 @@ def as_number(text: str) -> float | None:
 
 
 def metric_unit(name: str) -> str:
-    """The unit that a metric's name tells: `share`, `seconds`, `bytes`, or nothing."""
+    """the unit that a metric's name tells: `fraction`, `seconds`, `bytes`, or nothing."""
     if name.endswith("_bytes"):
         return "bytes"
     if name.endswith("_seconds"):
         return "seconds"
-    return "share" if name.endswith(("_share", "_accuracy")) or _ACCURACY.search(name) else ""
+    is_fraction = name.endswith(("_rate", "_fraction", "_accuracy")) or _ACCURACY.search(name)
+    return "fraction" if is_fraction else ""
 
 
 def metric_value(name: str, value: float) -> str:
@@ -71,13 +43,13 @@ def metric_value(name: str, value: float) -> str:
         return f"{value / _GIB:.2f} GiB"
     if unit == "seconds":
         return duration(value)
-    return percent(value) if unit == "share" else number(value)
+    return percent(value) if unit == "fraction" else number(value)
 
 
 def metric_difference(name: str, difference: float) -> str:
     """A difference of two values of a metric; of shares in percentage points."""
     unit = metric_unit(name)
-    if unit == "share":
+    if unit == "fraction":
         return points(difference)
     if unit == "":
         return signed(difference)
@@ -89,7 +61,7 @@ def metric_interval(name: str, mean: float, low: float, high: float) -> str:
     shown = metric_value(name, mean)
     if math.isnan(low):
         return shown
-    if metric_unit(name) == "share":
+    if metric_unit(name) == "fraction":
         return f"{shown} [{max(100 * low, 0):.1f}, {min(100 * high, 100):.1f}]"
     return f"{shown} [{metric_value(name, low)}, {metric_value(name, high)}]"
 
@@ -158,11 +130,11 @@ def reward_terms(row: Mapping[str, object]) -> dict[str, float]:
 def sample_text(row: Mapping[str, object]) -> str:
     """One explanation with its question, its solution and its reward terms."""
     reward = row.get("reward")
-    facts = [f"reward **{number(float(reward))}**"] if isinstance(reward, int | float) else []
-    facts += [f"{name} {number(value)}" for name, value in reward_terms(row).items()]
+    metadata = [f"reward **{number(float(reward))}**"] if isinstance(reward, int | float) else []
+    metadata += [f"{name} {number(value)}" for name, value in reward_terms(row).items()]
     if row.get("finish"):
-        facts.append(f"finish `{row['finish']}`")
-    parts = [" · ".join(facts)]
+        metadata.append(f"finish `{row['finish']}`")
+    parts = [" · ".join(metadata)]
     for key in ("question", "solution", "explanation", "completion"):
         if row.get(key) is not None:
             parts.append(named_text(key.capitalize(), str(row[key])))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.rewards.scorer import ScoredExplanation
 from rlt.rewards.terms import TokenScores
 
@@ -17,7 +17,7 @@ _CONTEXT = 8  # tokens before one that decide how it is written
 
 
 def attribution(
-    views: Views,
+    renderer: Renderer,
     scored: ScoredExplanation,
     scores: TokenScores,
     advantages_T: Tensor | None = None,
@@ -29,18 +29,18 @@ def attribution(
     without a teacher the student's surprise alone.
     `advantage`: of each explanation token in RL; given where tokens have advantages of their own.
     """
-    text = views.student_text(scored.problem, scored.explanation.ids)
+    text = renderer.student_text(scored.problem, scored.explanation.ids)
     solution_ids = text.continuation[slice(*text.solution_span)]
     ratios_T = -scores.student_log_probs_T
     if scores.teacher_log_probs_T is not None:
         ratios_T = ratios_T + scores.teacher_log_probs_T
     found = {
-        "explanation": _tokens(views, scored.explanation.ids, ratios_T.tolist()),
-        "solution": _tokens(views, solution_ids, scores.solution_log_probs_K.tolist()),
+        "explanation": _tokens(renderer, scored.explanation.ids, ratios_T.tolist()),
+        "solution": _tokens(renderer, solution_ids, scores.solution_log_probs_K.tolist()),
     }
     if advantages_T is not None and bool((advantages_T != advantages_T[0]).any()):
         values = advantages_T[: len(scored.explanation.ids)].tolist()
-        found["advantage"] = _tokens(views, scored.explanation.ids, values)
+        found["advantage"] = _tokens(renderer, scored.explanation.ids, values)
     return found
 
 
@@ -54,11 +54,13 @@ def extremes(found: Mapping[str, Sequence[Any]]) -> dict[str, int]:
     return places
 
 
-def _tokens(views: Views, ids: Sequence[int], values: Sequence[float]) -> list[tuple[str, float]]:
+def _tokens(
+    renderer: Renderer, ids: Sequence[int], values: Sequence[float]
+) -> list[tuple[str, float]]:
     # What each token adds to the text: alone, a word's token would lack the space before it.
     found = []
     for n, value in enumerate(values):
         start = max(0, n - _CONTEXT)
-        before = views.decode(ids[start:n])
-        found.append((views.decode(ids[start : n + 1])[len(before) :], round(value, _DIGITS)))
+        before = renderer.decode(ids[start:n])
+        found.append((renderer.decode(ids[start : n + 1])[len(before) :], round(value, _DIGITS)))
     return found

@@ -25,21 +25,21 @@ def first_position(solution: str, text: str) -> float | None:
     return None if found is None else found.start() / len(text)
 
 
-def early_share(solutions: Sequence[str], texts: Sequence[str]) -> float:
+def early_fraction(solutions: Sequence[str], texts: Sequence[str]) -> float:
     """Share of texts that tell the solution beside them in their first half."""
     places = [first_position(s, text) for s, text in zip(solutions, texts, strict=True)]
     return fmean(place is not None and place < EARLY for place in places)
 
 
 def early_excess(solutions: Sequence[str], texts: Sequence[str], group: int) -> float:
-    """`early_share` of the texts' own solutions, less that of the next group's: chance is 0.
+    """`early_fraction` of the texts' own solutions, less that of the next group's: chance is 0.
 
     A short solution (one digit) stands in many a text by chance; what is over that is told.
 
     Args:
         group: completions of one problem, which stand together.
     """
-    return early_share(solutions, texts) - early_share(rotated(solutions, group), texts)
+    return early_fraction(solutions, texts) - early_fraction(rotated(solutions, group), texts)
 
 
 def rotated(items: Sequence[Any], by: int = 1) -> list[Any]:

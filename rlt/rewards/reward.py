@@ -42,7 +42,7 @@ class RewardTable:
         return {"reward": self.rewards[n]} | {name: v[n] for name, v in self.terms.items()}
 
     def require_finite(self, problems: Sequence[str]) -> None:
-        """Raises NotFinite at the first term, or else reward, that is NaN or infinite.
+        """Raises NotFiniteError at the first term, or else reward, that is NaN or infinite.
 
         Args:
             problems: the id of each completion's problem.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlt.data.problem import Problem
-from rlt.data.renderer import Explanation, StudentText, Views
+from rlt.data.renderer import Explanation, Renderer, StudentText
 from rlt.evaluation.answers import extract_answer
 from rlt.llm.batching import PaddedRows, Row, cut_rows, pad_rows
 from rlt.llm.logprobs import (
@@ -61,7 +61,7 @@ class RewardScorer:
     Args:
         reward: how terms combine.
         student: the frozen student model.
-        views: prompt style and tokenizer; teacher and student share the tokenizer.
+        renderer: prompt style and tokenizer; teacher and student share the tokenizer.
         temperature: sampling temperature of the teacher; `reward.temperature` overrides it.
         token_budget: tokens per scoring micro-batch, to begin with (see `rlt.llm.token_budget`).
         grader: verifies sampled answers; needed by the correctness term alone.
@@ -76,7 +76,7 @@ class RewardScorer:
         self,
         reward: Reward,
         student: nn.Module,
-        views: Views,
+        renderer: Renderer,
         *,
         temperature: float,
         token_budget: int,
@@ -87,7 +87,7 @@ class RewardScorer:
             raise ValueError("this reward verifies answers: set data.grader (it is null)")
         self.reward = reward
         self.student = student
-        self.views = views
+        self.renderer = renderer
         self.temperature = temperature if reward.temperature is None else reward.temperature
         self.token_budget = TokenBudget(token_budget, "hardware.tokens_per_micro_batch")
         self.grader = grader
@@ -97,7 +97,7 @@ class RewardScorer:
         self, rows: Sequence[ScoredExplanation], teacher: nn.Module | None = None
     ) -> list[TokenScores]:
         """Per-token scores; `teacher` is run again, if given, for the exact KL alone."""
-        texts = [self.views.student_text(r.problem, r.explanation.ids) for r in rows]
+        texts = [self.renderer.student_text(r.problem, r.explanation.ids) for r in rows]
         exact_kl: list[Tensor | None] = [None] * len(rows)
 
         hidden: list[Tensor | None] = [None] * len(rows)
@@ -114,7 +114,7 @@ class RewardScorer:
                     exact_kl[index] = values
 
         log_probs = self._student_log_probs(texts, visit)
-        shares = self._correct_shares(rows)
+        shares = self._correct_rates(rows)
         scores = []
         for n, (row, text) in enumerate(zip(rows, texts, strict=True)):
             T = len(row.explanation.ids)
@@ -127,7 +127,7 @@ class RewardScorer:
                     else row.teacher_log_probs_T[:T].cpu(),
                     end_tag_found=row.explanation.end_tag_found,
                     exact_kl_T=exact_kl[n],
-                    correct_share=shares[n],
+                    correct_rate=shares[n],
                     student_hidden_TD=hidden[n],
                 )
             )
@@ -137,7 +137,9 @@ class RewardScorer:
         self, problems: Sequence[Problem], thoughts: Sequence[Sequence[int]]
     ) -> list[Tensor]:
         """Student's log-probs of each solution's tokens after a thought of these token ids."""
-        texts = [self.views.student_text(p, ids) for p, ids in zip(problems, thoughts, strict=True)]
+        texts = [
+            self.renderer.student_text(p, ids) for p, ids in zip(problems, thoughts, strict=True)
+        ]
         values = self._student_log_probs(texts)
         return [v[slice(*t.solution_span)].cpu() for v, t in zip(values, texts, strict=True)]
 
@@ -158,7 +160,7 @@ class RewardScorer:
                 model,
                 rows,
                 temperature=self.temperature,
-                pad_id=self.views.tokenizer.pad_token_id,
+                pad_id=self.renderer.tokenizer.pad_token_id,
                 token_budget=tokens,
                 visit=visit,
             ),
@@ -172,7 +174,7 @@ class RewardScorer:
 
         Raises:
             ValueError: the reward takes the exact KL and no teacher is given.
-            NotFinite: a reward or a term is NaN or infinite.
+            NotFiniteError: a reward or a term is NaN or infinite.
         """
         if "exact_kl" in self.reward.needs and teacher is None:
             raise ValueError("this reward takes the exact KL: pass the teacher's model")
@@ -187,7 +189,7 @@ class RewardScorer:
         comparable that no teacher at hand would write.
 
         Raises:
-            NotFinite: a reward or a term is NaN or infinite.
+            NotFiniteError: a reward or a term is NaN or infinite.
         """
         scores = [
             dataclasses.replace(
@@ -214,7 +216,7 @@ class RewardScorer:
         student_hidden = torch.cat([p[:T] for p, T in zip(parts, lengths, strict=True)])
         batch = pad_rows(
             [(row.teacher_prompt, row.explanation.ids) for row in rows],
-            self.views.tokenizer.pad_token_id,
+            self.renderer.tokenizer.pad_token_id,
             student_hidden_ND.device,
         )
         with torch.no_grad():
@@ -224,20 +226,20 @@ class RewardScorer:
         )
         return [values.cpu() for values in kl_N.split(lengths)]
 
-    def _correct_shares(self, rows: Sequence[ScoredExplanation]) -> list[float | None]:
+    def _correct_rates(self, rows: Sequence[ScoredExplanation]) -> list[float | None]:
         term: Correctness | None = self.reward.correctness
         if term is None:
             return [None] * len(rows)
-        tags = self.views.style.tags
-        prompts = [self.views.answer_prompt(row.problem, row.explanation.ids) for row in rows]
+        tags = self.renderer.style.tags
+        prompts = [self.renderer.answer_prompt(row.problem, row.explanation.ids) for row in rows]
         answers = term.rollout.sample(
-            self.student, self.views.tokenizer, prompts, term.samples, tags["solution_close"]
+            self.student, self.renderer.tokenizer, prompts, term.samples, tags["solution_close"]
         )
         pairs = []
         for row, completions in zip(rows, answers, strict=True):
             for completion in completions:
                 # The prompt ends in the opening tag of the solution: the answer follows it.
-                text = tags["solution_open"] + self.views.decode(completion.ids)
+                text = tags["solution_open"] + self.renderer.decode(completion.ids)
                 answer = extract_answer(text, tags["solution_open"], tags["solution_close"])
                 pairs.append((row.problem, answer or ""))
         verdicts = iter(self.grader.grade_all(pairs))

@@ -25,7 +25,7 @@ class TokenScores:
         teacher_log_probs_T: teacher's log-probs of the explanation it wrote; None where no term
             asks for them.
         exact_kl_T: KL(teacher‖student) over the vocabulary at each explanation token, in nats.
-        correct_share: share of the student's sampled answers that were verified as right.
+        correct_rate: share of the student's sampled answers that were verified as right.
         end_tag_found: whether the teacher closed its explanation.
         student_hidden_TD: student's hidden states that predict the explanation's tokens; None
             where nobody asks for them.
@@ -36,7 +36,7 @@ class TokenScores:
     teacher_log_probs_T: Tensor | None
     end_tag_found: bool
     exact_kl_T: Tensor | None = None
-    correct_share: float | None = None
+    correct_rate: float | None = None
     student_hidden_TD: Tensor | None = None
 
 
@@ -46,7 +46,7 @@ class Term(Protocol):
     @property
     def needs(self) -> frozenset[str]: ...
 
-    # beyond the student's log-probs: "teacher_log_probs", "exact_kl", "correct_share"
+    # beyond the student's log-probs: "teacher_log_probs", "exact_kl", "correct_rate"
 
     @property
     def sign(self) -> float: ...
@@ -263,7 +263,7 @@ class Correctness:
     weight: float = 1.0
     sign: float = field(default=1.0, init=False)
     of_explanation: bool = field(default=False, init=False)
-    needs: frozenset[str] = field(default=frozenset({"correct_share"}), init=False)
+    needs: frozenset[str] = field(default=frozenset({"correct_rate"}), init=False)
 
     def __post_init__(self) -> None:
         check_coefficients("Correctness", self.coefficients)
@@ -271,5 +271,5 @@ class Correctness:
             raise ValueError(f"Correctness.samples={self.samples} must be at least 1")
 
     def values(self, scores: TokenScores) -> Tensor:
-        assert scores.correct_share is not None
-        return torch.tensor([scores.correct_share])
+        assert scores.correct_rate is not None
+        return torch.tensor([scores.correct_rate])

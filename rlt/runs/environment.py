@@ -23,7 +23,7 @@ def environment() -> dict[str, Any]:
         "rlt": __version__,
         "git": git_revision(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "hardware": hardware_facts(),
+        "hardware": hardware_metadata(),
     }
 
 
@@ -47,7 +47,7 @@ def git_revision() -> str | None:
         return None
 
 
-def hardware_facts() -> dict[str, Any]:
+def hardware_metadata() -> dict[str, Any]:
     import torch
 
     cuda = torch.cuda.is_available()

@@ -49,7 +49,7 @@ _SECONDS_TO_WAIT = 60
 _SHOWN = 3
 
 
-class Refused(ValueError):
+class RunRefusedError(ValueError):
     """A run that may not go on as it is asked to: nothing of it may change."""
 
 
@@ -59,7 +59,7 @@ class RunFolder:
     Args:
         key: of the config and all it reads.
         inputs: config key of a path → fingerprint of what lies there.
-        facts: what else the manifest says of how the run was asked for (command, overrides, …).
+        metadata: what else the manifest says of how the run was asked for (command, overrides, …).
 
     Attributes:
         status: `new`, `resumed` (it was begun and not finished) or `finished`.
@@ -78,7 +78,7 @@ class RunFolder:
         cfg: DictConfig,
         key: str,
         inputs: Mapping[str, str] | None = None,
-        facts: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.key = key
@@ -94,7 +94,7 @@ class RunFolder:
         try:
             self.status = self._claim(cfg, dict(inputs or {}))
             if self.status != "finished":
-                self._begin(cfg, dict(inputs or {}), dict(facts or {}))
+                self._begin(cfg, dict(inputs or {}), dict(metadata or {}))
         except BaseException:
             self.release()
             raise
@@ -211,7 +211,7 @@ class RunFolder:
         """Whether the run that claimed the folder ended before it made anything to lose."""
         return self.manifest["status"] != "finished" and not self._made()
 
-    def _begin(self, cfg: DictConfig, inputs: dict[str, str], facts: dict[str, Any]) -> None:
+    def _begin(self, cfg: DictConfig, inputs: dict[str, str], metadata: dict[str, Any]) -> None:
         self.started = time.time()
         files = [self.folder / name for name in _CLAIM]
         self._before = {file: file.read_text("utf-8") for file in files if file.is_file()}
@@ -225,7 +225,7 @@ class RunFolder:
             "began": [*self.manifest.get("began", []), _now()],
             "inputs": inputs or self.manifest.get("inputs", {}),
             **environment(),
-            **facts,
+            **metadata,
         }
         # The manifest first: killed between the two, the folder is known to be this run's.
         write_json(self.folder / "manifest.json", self.manifest)
@@ -238,9 +238,9 @@ class RunFolder:
         for file, text in self._before.items():
             write_text(file, text)
 
-    def record(self, **facts: Any) -> None:
-        """Add facts (data report, fingerprints) to the manifest."""
-        self.manifest |= facts
+    def record(self, **metadata: Any) -> None:
+        """Add metadata (data report, fingerprints) to the manifest."""
+        self.manifest |= metadata
         write_json(self.folder / "manifest.json", self.manifest)
 
     def finish(self, metrics: dict[str, float]) -> None:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlt import __version__
 
 # What does not change a result: where it is put, how it is watched.
-_NOT_IN_KEY = ("output_dir", "note", "check", "probe", "logger", "store_dir", "accept_changes")
+_NOT_IN_KEY = ("output_dir", "note", "check", "probe", "logger", "cache_dir", "accept_changes")
 _CALLBACKS_NOT_IN_KEY = ("checkpoint", "hacking", "lines", "progress")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from rlt.llm.batching import micro_batches
-from rlt.llm.finite_checks import NotFinite
+from rlt.llm.finite_checks import NotFiniteError
 from rlt.llm.logprobs import logits_of
 from rlt.llm.token_budget import TokenBudget
 from rlt.llm.tokenizers import turn_end_ids
@@ -131,11 +131,11 @@ class HFRollout:
         """A token for each row, and its log-prob before truncation.
 
         Raises:
-            NotFinite: a row's logits are NaN or infinite.
+            NotFiniteError: a row's logits are NaN or infinite.
         """
         log_probs_BV = logits_BV.log_softmax(-1)
         if log_probs_BV[:, 0].isnan().any():
-            raise NotFinite("the model's logits are NaN or infinite, nothing can be sampled")
+            raise NotFiniteError("the model's logits are NaN or infinite, nothing can be sampled")
         no_ids: Any = None  # none of these looks at what was written
         truncated_BV = self._truncate(no_ids, log_probs_BV)
         if self.temperature == 0:

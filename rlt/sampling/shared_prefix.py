@@ -70,7 +70,9 @@ class RunningRows:
         self._mask_BS = torch.cat([self._mask_BS, self._mask_BS.new_ones(len(tokens_B), 1)], dim=1)
         try:
             self.hidden_BD = self._run(tokens_B)
-        except _OtherAttention:  # told by the first layer at the first token: nothing was kept yet
+        except (
+            _OtherAttentionError
+        ):  # told by the first layer at the first token: nothing was kept yet
             assert self._groups is not None
             self.cache.layers = [
                 layer.for_rows(self._groups.owner_B) for layer in self.cache.layers
@@ -98,7 +100,7 @@ class RunningRows:
             del ALL_ATTENTION_FUNCTIONS[_ATTENTION]  # it holds the cache
 
 
-class _OtherAttention(Exception):
+class _OtherAttentionError(Exception):
     """A model's attention is more than `attend` does."""
 
 
@@ -221,10 +223,10 @@ def attend(
     K key heads, R each. The signature is that of transformers' attention functions.
 
     Raises:
-        _OtherAttention: the model masks tokens of its own accord, caps scores or adds to them.
+        _OtherAttentionError: the model masks tokens of its own accord, caps scores or adds to them.
     """
     if attention_mask is not None or any(more.get(name) is not None for name in _NOT_DONE):
-        raise _OtherAttention
+        raise _OtherAttentionError
     layer: Any = cache.layers[module.layer_idx]
     K = key_BKSD.shape[1]
     query_BKRD = query_BH1D[:, :, 0].unflatten(1, (K, -1))

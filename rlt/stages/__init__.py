@@ -14,8 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlt.llm.token_budget import OutOfMemory, is_out_of_memory
-from rlt.runs.folder import Refused, RunFolder
+from rlt.llm.token_budget import OutOfMemoryError, is_out_of_memory
+from rlt.runs.folder import RunFolder, RunRefusedError
 from rlt.runs.identity import config_key
 from rlt.runs.signals import exit_status
 from rlt.stages.projection import code_digest, input_fingerprints
@@ -28,14 +28,14 @@ def run_stage(
     cfg: DictConfig,
     run_dir: Path,
     key: str | None = None,
-    facts: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Run one stage in its folder: from the start, from where it stopped, or not again.
 
     Args:
         key: identity of the run's config and inputs, if it is a step of a pipeline; made from the
             config if None.
-        facts: how the run was asked for, for its manifest.
+        metadata: how the run was asked for, for its manifest.
 
     Raises:
         SystemExit: it was interrupted (130) or terminated (143); what it made is kept.
@@ -51,18 +51,22 @@ def run_stage(
         inputs = input_fingerprints(cfg)
     elif key is not None and not (run_dir / "metrics.json").is_file():  # a step still to be made
         inputs = input_fingerprints(cfg)
-    facts = {"code": code_digest(), **(facts or {})}
+    metadata = {"code": code_digest(), **(metadata or {})}
     with _in_one_line(run_dir):
-        return _run_in(run_dir, cfg, key, inputs, facts)
+        return _run_in(run_dir, cfg, key, inputs, metadata)
 
 
 def _run_in(
-    run_dir: Path, cfg: DictConfig, key: str | None, inputs: dict[str, str], facts: dict[str, Any]
+    run_dir: Path,
+    cfg: DictConfig,
+    key: str | None,
+    inputs: dict[str, str],
+    metadata: dict[str, Any],
 ) -> dict[str, float]:
     """Claim the folder, run the stage unless it has finished, and tell the result."""
     from rlt.report import print_result, write_result
 
-    run = RunFolder(run_dir, cfg, key or config_key(cfg, inputs), inputs, facts)
+    run = RunFolder(run_dir, cfg, key or config_key(cfg, inputs), inputs, metadata)
     try:
         if run.status == "finished":
             log.info("already finished, nothing to do")
@@ -100,7 +104,7 @@ def _run(cfg: DictConfig, run: RunFolder, is_step: bool) -> dict[str, float]:
                 flush=True,
             )
         raise SystemExit(status) from stop
-    except Refused:
+    except RunRefusedError:
         run.take_back()
         raise
     except Exception as error:
@@ -122,7 +126,7 @@ def _in_one_line(run_dir: Path) -> Iterator[None]:
                 "then goes on"
             ) from error
         if is_out_of_memory(error):
-            raise OutOfMemory(
+            raise OutOfMemoryError(
                 f"not enough memory ({str(error).splitlines()[0]}): choose a smaller model, or "
                 "another hardware profile (hardware=…)"
             ) from error

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from rlt.config.build import build
-from rlt.data.dataset import ProblemData, behaviour_shares
+from rlt.data.dataset import ProblemData, behaviour_rates
 from rlt.data.problem import Problem
 from rlt.data.renderer import Explanation
 from rlt.data.traces import write_traces
@@ -32,7 +32,7 @@ from rlt.stages.common import (
     in_batches,
     load_data,
     load_model,
-    load_views,
+    load_renderer,
     log_scalars,
     require_same_tokenizer,
     source_of,
@@ -42,10 +42,10 @@ REASONS = ("cut", "tag_inside", "unclosed")  # why a problem may be left without
 
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
-    views = load_views(cfg, "teacher")
-    require_same_tokenizer(views.tokenizer, source_of(cfg, "student").tokenizer())
+    renderer = load_renderer(cfg, "teacher")
+    require_same_tokenizer(renderer.tokenizer, source_of(cfg, "student").tokenizer())
     data: ProblemData = build(cfg.data)
-    split = load_data(data, views)
+    split = load_data(data, renderer)
     rollout = build(cfg.rollout)
     if not cfg.sees_solution:
         require_grader(data.grader)
@@ -55,7 +55,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     scorer = RewardScorer(
         build(cfg.reward),
         student,
-        views,
+        renderer,
         temperature=rollout.temperature or 1.0,
         token_budget=cfg.hardware.tokens_per_micro_batch,
         grader=data.grader,
@@ -75,17 +75,17 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
 
     limit = min(cfg.max_student_tokens or 2**31, context_tokens(student))
 
-    tags = views.style.tags
+    tags = renderer.style.tags
     solution_tags = tags["solution_open"], tags["solution_close"]
 
     def explain(problems: list[Problem]) -> list[dict[str, Any]]:
         if cfg.sees_solution:
-            prompts = [views.teacher_prompt(problem) for problem in problems]
-            stop, end_tag = views.stop, views.stop
+            prompts = [renderer.teacher_prompt(problem) for problem in problems]
+            stop, end_tag = renderer.stop, renderer.stop
         else:
-            prompts = [views.student_prompt(problem) for problem in problems]
+            prompts = [renderer.student_prompt(problem) for problem in problems]
             stop, end_tag = tags["solution_close"], tags["thought_close"]
-        groups = rollout.sample(teacher, views.tokenizer, prompts, cfg.best_of, stop)
+        groups = rollout.sample(teacher, renderer.tokenizer, prompts, cfg.best_of, stop)
         owners = [p for p, group in enumerate(groups) for _ in group]
         completions = [c for group in groups for c in group]
         log_probs = None
@@ -96,20 +96,20 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
                 teacher, [(prompts[p], c.ids) for p, c in zip(owners, completions, strict=True)]
             )
         scored = [
-            ScoredExplanation(problems[p], views.explanation(c.ids, end_tag), prompts[p], values)
+            ScoredExplanation(problems[p], renderer.explanation(c.ids, end_tag), prompts[p], values)
             for p, c, values in zip(owners, completions, log_probs, strict=True)
         ]
         table = scorer(scored, teacher=teacher)
         wrong = [False] * len(scored)
         if not cfg.sees_solution:
-            texts = [views.decode(c.ids) for c in completions]
+            texts = [renderer.decode(c.ids) for c in completions]
             answers = [extract_answer(text, *solution_tags) or "" for text in texts]
             owned = [problems[p] for p in owners]
             verdicts = data.grader.grade_all(list(zip(owned, answers, strict=True)))
             wrong = [not verdict.correct for verdict in verdicts]
         rows = []
         for n, row in enumerate(scored):
-            text = views.student_text(row.problem, row.explanation.ids)
+            text = renderer.student_text(row.problem, row.explanation.ids)
             tokens = len(text.prompt) + len(text.continuation)
             behaviour = data.behaviour and data.behaviour(
                 row.problem.question, row.problem.solution, row.explanation.text, row.closed
@@ -138,7 +138,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     def why_left_out(explanation: Explanation, student_tokens: int, wrong: bool) -> str | None:
         if student_tokens > limit:
             return "cut"
-        if any(tag in explanation.text for tag in views.forbidden):
+        if any(tag in explanation.text for tag in renderer.forbidden):
             return "tag_inside"
         if not explanation.end_tag_found and not cfg.keep_unclosed:
             return "unclosed"
@@ -168,7 +168,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     (run.folder / "traces.partial").unlink()
     metrics = summarise(rows, kept, REASONS if cfg.sees_solution else (*REASONS, "wrong"))
     if data.behaviour is not None:
-        shares = behaviour_shares([row["behaviour"] for row in kept], data.behaviour.names)
+        shares = behaviour_rates([row["behaviour"] for row in kept], data.behaviour.names)
         metrics |= {f"collect/{name}": share for name, share in shares.items()}
     log_scalars(cfg, run.folder, metrics)
     return metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}
@@ -208,10 +208,10 @@ def summarise(
     }
     for reason in reasons:
         share = sum(row["left_out"] == reason for row in rows) / len(rows)
-        metrics[f"collect/{reason}_share"] = share
+        metrics[f"collect/{reason}_rate"] = share
     for name in ("reward", "teacher_tokens", "student_tokens"):
         metrics[f"collect/{name}"] = sum(row[name] for row in kept) / len(kept)
-    metrics["collect/end_tag_share"] = sum(row["end_tag_found"] for row in kept) / len(kept)
+    metrics["collect/end_tag_rate"] = sum(row["end_tag_found"] for row in kept) / len(kept)
     for name in kept[0]["reward_terms"]:
         total = sum(row["reward_terms"][name] for row in kept)
         metrics[f"collect/reward_terms/{name}"] = total / len(kept)

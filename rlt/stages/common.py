@@ -22,7 +22,7 @@ from rich.progress import (
 
 from rlt.config.build import build, build_partial
 from rlt.data.dataset import DataSplit, ProblemData
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.llm.models import LanguageModel, context_tokens, save_model, source_at
 from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.files import read_json, write_json
@@ -56,16 +56,16 @@ def load_model(cfg: DictConfig, role: str) -> LanguageModel:
     return source.load()
 
 
-def load_views(cfg: DictConfig, role: str) -> Views:
+def load_renderer(cfg: DictConfig, role: str) -> Renderer:
     """Prompt style and tokenizer; reads no weights."""
-    return Views(build(cfg.prompt), source_of(cfg, role).tokenizer())
+    return Renderer(build(cfg.prompt), source_of(cfg, role).tokenizer())
 
 
-def load_data(data: ProblemData, views: Views) -> DataSplit:
+def load_data(data: ProblemData, renderer: Renderer) -> DataSplit:
     """Read, check and split the problems, before any weights are loaded."""
-    split = data.load(forbidden=views.forbidden, count_tokens=views.count_tokens)
+    split = data.load(forbidden=renderer.forbidden, count_tokens=renderer.count_tokens)
     with_system = sum(problem.system is not None for problem in split.train)
-    if with_system and not views.style.system_from_data:
+    if with_system and not renderer.style.system_from_data:
         log.info(
             "data: %d problems carry a system prompt of their own; it is not used "
             "(prompt.system_from_data=false)",
@@ -76,7 +76,7 @@ def load_data(data: ProblemData, views: Views) -> DataSplit:
         len(split.train), len(split.validation), split.report["read"],
     )  # fmt: skip
     for problem in split.train[:FIRST_LOOK]:  # a tokenizer that cannot read them is told here
-        views.teacher_prompt(problem)
+        renderer.teacher_prompt(problem)
     return split
 
 
@@ -102,7 +102,7 @@ def fit_sft(
     cfg: DictConfig,
     run: RunFolder,
     role: str,
-    views: Views,
+    renderer: Renderer,
     train_examples: list[Example],
     validation_examples: list[Example],
     answer_accuracy: Callable[[Any], float] | None = None,
@@ -116,7 +116,7 @@ def fit_sft(
     module = build(
         cfg.module,
         policy=language_model.model,
-        views=views,
+        renderer=renderer,
         optim=build_partial(cfg.optim),
         schedule=build_partial(cfg.schedule),
         optimizer_steps=datamodule.steps,
@@ -190,8 +190,8 @@ def train(
     restored = next((c.metrics for c in callbacks if isinstance(c, Checkpoint)), {})
     metrics = restored | metrics
     metrics["resources/peak_memory_bytes"] = float(peak_memory_bytes())
-    save_model(module.policy, module.views.tokenizer, folder / "model")
-    run.record(tags=module.views.style.tags)
+    save_model(module.policy, module.renderer.tokenizer, folder / "model")
+    run.record(tags=module.renderer.style.tags)
     return metrics
 
 

@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 from rlt.config.build import build
 from rlt.data.dataset import ProblemData, split_problems
 from rlt.data.problem import Problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.data.traces import trace_source
 from rlt.evaluation.answers import extract_answer
 from rlt.runs.folder import RunFolder
-from rlt.stages.common import fit_sft, load_data, load_views
+from rlt.stages.common import fit_sft, load_data, load_renderer
 from rlt.stages.examples import require_explanations, student_examples
 
 log = logging.getLogger(__name__)
@@ -25,17 +25,17 @@ EXPLANATIONS = ("traces", "data", "none")
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     check_explanations(cfg)
-    views = load_views(cfg, "student")
+    renderer = load_renderer(cfg, "student")
     data: ProblemData = build(cfg.data)
-    split = load_data(data, views)
+    split = load_data(data, renderer)
     report: dict[str, Any] = {"data": split.report}
     train, validation = split.train, split.validation
     if cfg.explanations == "traces":
         traces = ProblemData(
-            trace_source(cfg.traces), on_bad_row=data.on_bad_row, validation_share=0
-        ).load(views.forbidden)
+            trace_source(cfg.traces), on_bad_row=data.on_bad_row, validation_fraction=0
+        ).load(renderer.forbidden)
         # Traces are of training questions already: another split of them needs other numbers.
-        train, validation = split_problems(traces.train, cfg.validation_share, "traces")
+        train, validation = split_problems(traces.train, cfg.validation_fraction, "traces")
         counts = {"train": len(train), "validation": len(validation)}
         report["traces"] = traces.report | counts
         known = {problem.id for problem in split.train}
@@ -50,11 +50,11 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     run.record(**report)
     if not bare:
         require_explanations(train)
-    train_examples = student_examples(train[: cfg.max_examples], views, bare)
-    validation_examples = student_examples(validation, views, bare)
+    train_examples = student_examples(train[: cfg.max_examples], renderer, bare)
+    validation_examples = student_examples(validation, renderer, bare)
     questions = split.validation[: cfg.validation_answers]
-    accuracy = answer_accuracy(cfg, views, data.grader, questions) if questions else None
-    return fit_sft(cfg, run, "student", views, train_examples, validation_examples, accuracy)
+    accuracy = answer_accuracy(cfg, renderer, data.grader, questions) if questions else None
+    return fit_sft(cfg, run, "student", renderer, train_examples, validation_examples, accuracy)
 
 
 def check_explanations(cfg: DictConfig) -> None:
@@ -74,16 +74,16 @@ def check_explanations(cfg: DictConfig) -> None:
 
 
 def answer_accuracy(
-    cfg: DictConfig, views: Views, grader: Any, questions: list[Problem]
+    cfg: DictConfig, renderer: Renderer, grader: Any, questions: list[Problem]
 ) -> Callable[[Any], float]:
     """A function of the student: the share of held-out questions it answers right."""
     rollout = build(cfg.rollout)
-    tags = views.style.tags["solution_open"], views.style.tags["solution_close"]
+    tags = renderer.style.tags["solution_open"], renderer.style.tags["solution_close"]
 
     def accuracy(student: Any) -> float:
-        prompts = [views.student_prompt(problem) for problem in questions]
-        groups = rollout.sample(student, views.tokenizer, prompts, 1, tags[1])
-        answers = [extract_answer(views.decode(group[0].ids), *tags) for group in groups]
+        prompts = [renderer.student_prompt(problem) for problem in questions]
+        groups = rollout.sample(student, renderer.tokenizer, prompts, 1, tags[1])
+        answers = [extract_answer(renderer.decode(group[0].ids), *tags) for group in groups]
         verdicts = grader.grade_all(
             [(p, a) for p, a in zip(questions, answers, strict=True) if a is not None]
         )

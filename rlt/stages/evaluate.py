@@ -7,37 +7,41 @@ from omegaconf import DictConfig
 
 from rlt.config.build import build
 from rlt.data.problem import Problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.evaluation.benchmark import Benchmark, evaluate_answers
 from rlt.llm.device import device_of
 from rlt.llm.models import fingerprint, freeze
 from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.folder import RunFolder
-from rlt.stages.common import in_batches, load_model, load_views, log_scalars
+from rlt.stages.common import in_batches, load_model, load_renderer, log_scalars
 
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
-    views = load_views(cfg, "student")
+    renderer = load_renderer(cfg, "student")
     benchmark: Benchmark = build(cfg.benchmark)
-    problems = benchmark.load(views.style.forbidden, views.count_tokens)
-    overlap = check_contamination(cfg, views, problems)
+    problems = benchmark.load(renderer.style.forbidden, renderer.count_tokens)
+    overlap = check_contamination(cfg, renderer, problems)
     rollout = build(cfg.rollout)
     student = freeze(load_model(cfg, "student").model).to(device_of(cfg))
     run.record(data=benchmark.report, models={"student": fingerprint(student)})
-    tags = views.style.tags["solution_open"], views.style.tags["solution_close"]
+    tags = renderer.style.tags["solution_open"], renderer.style.tags["solution_close"]
 
     def prompt(problem: Problem) -> list[int]:
-        return views.student_prompt(problem) if cfg.thinking else views.answer_prompt(problem, [])
+        return (
+            renderer.student_prompt(problem)
+            if cfg.thinking
+            else renderer.answer_prompt(problem, [])
+        )
 
     begun = "" if cfg.thinking else tags[0]  # of the answer, by the prompt
 
     def answer(questions: list[Problem]) -> list[dict[str, Any]]:
         prompts = [prompt(problem) for problem in questions]
-        groups = rollout.sample(student, views.tokenizer, prompts, cfg.samples, tags[1])
+        groups = rollout.sample(student, renderer.tokenizer, prompts, cfg.samples, tags[1])
         return [
             {
                 "problem_id": problem.id,
-                "texts": [begun + views.decode(c.ids) for c in group],
+                "texts": [begun + renderer.decode(c.ids) for c in group],
                 "tokens": [len(c.ids) for c in group],
             }
             for problem, group in zip(questions, groups, strict=True)
@@ -52,7 +56,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
             tags,
             benchmark.grader,
             [row["tokens"] for row in rows],
-            [views.decode(prompt(problem)) for problem in problems],
+            [renderer.decode(prompt(problem)) for problem in problems],
         )
     with (run.folder / "answers.jsonl").open("w", encoding="utf-8") as file:
         for record in result.records:
@@ -63,7 +67,9 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     return metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}
 
 
-def check_contamination(cfg: DictConfig, views: Views, problems: list[Problem]) -> dict[str, float]:
+def check_contamination(
+    cfg: DictConfig, renderer: Renderer, problems: list[Problem]
+) -> dict[str, float]:
     """Overlap of the questions with what the student was trained on, if the config says what.
 
     Raises:
@@ -71,6 +77,6 @@ def check_contamination(cfg: DictConfig, views: Views, problems: list[Problem]) 
     """
     if cfg.trained_on is None:
         return {}
-    trained_on = build(cfg.trained_on).load(views.forbidden, views.count_tokens).train
+    trained_on = build(cfg.trained_on).load(renderer.forbidden, renderer.count_tokens).train
     overlap: dict[str, float] = build(cfg.contamination).check(trained_on, problems)
     return overlap

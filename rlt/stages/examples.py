@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rlt.data.problem import Problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.training import Example
 
 
@@ -21,33 +21,33 @@ def without_explanation(problems: Sequence[Problem]) -> int:
     return sum(p.explanation is None for p in problems)
 
 
-def teacher_examples(problems: Sequence[Problem], views: Views) -> list[Example]:
+def teacher_examples(problems: Sequence[Problem], renderer: Renderer) -> list[Example]:
     """Warm-up targets: prompt with question and solution, target the explanation.
 
     Problems without an explanation are left out.
     """
     return [
-        Example(views.teacher_prompt(p), views.teacher_target(p.explanation), p.id)
+        Example(renderer.teacher_prompt(p), renderer.teacher_target(p.explanation), p.id)
         for p in problems
         if p.explanation is not None
     ]
 
 
 def student_examples(
-    problems: Sequence[Problem], views: Views, drop_explanations: bool = False
+    problems: Sequence[Problem], renderer: Renderer, drop_explanations: bool = False
 ) -> list[Example]:
     """Student targets: thought and solution.
 
     Problems without an explanation are left out; with `drop_explanations` every thought is empty.
     """
     return [
-        _student_example(p, views, "" if drop_explanations else p.explanation or "")
+        _student_example(p, renderer, "" if drop_explanations else p.explanation or "")
         for p in problems
         if drop_explanations or p.explanation is not None
     ]
 
 
-def _student_example(problem: Problem, views: Views, explanation: str) -> Example:
-    thought = views.thought(explanation) if explanation else []
-    text = views.student_text(problem, thought)
+def _student_example(problem: Problem, renderer: Renderer, explanation: str) -> Example:
+    thought = renderer.thought(explanation) if explanation else []
+    text = renderer.student_text(problem, thought)
     return Example(text.prompt, text.continuation, problem.id)

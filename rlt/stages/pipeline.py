@@ -1,6 +1,6 @@
 """`rlt stage=pipeline`: every step of a config, in order, each done once.
 
-A step's result lies in `store_dir/<stage>/<key>`, where the key is a hash of its config and of what
+A step's result lies in `cache_dir/<stage>/<key>`, where the key is a hash of its config and of what
 it reads. A result that is there is reused, one that was begun is gone on with, any other is made.
 Steps that two pipelines have in common (a base model, a warm-up) are therefore made once.
 """
@@ -34,7 +34,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     for number, (name, step) in enumerate(cfg.steps.items(), start=1):
         stage_cfg = step_config(cfg, name, folders)
         keys[name] = step_key(stage_cfg, step, keys)
-        folder = folders[name] = (Path(cfg.store_dir) / step.stage / keys[name]).absolute()
+        folder = folders[name] = (Path(cfg.cache_dir) / step.stage / keys[name]).absolute()
         stage_cfg.output_dir = str(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
@@ -50,7 +50,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
             {
                 "name": name,
                 "stage": step.stage,
-                "needs": dict(step.needs),
+                "inputs": dict(step.inputs),
                 "label": step.label or name,
                 "dir": str(folder),
                 "key": keys[name],
@@ -61,22 +61,22 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
         )
         write_json(run.folder / "steps.json", done)
         metrics |= {f"{name}/{key}": value for key, value in result.items()}
-        check_expected(name, step, result)
+        check_gate(name, step, result)
     return metrics
 
 
-def check_expected(name: str, step: DictConfig, metrics: dict[str, float]) -> None:
+def check_gate(name: str, step: DictConfig, metrics: dict[str, float]) -> None:
     """Raises ValueError when a step fell short of what later ones are worth running for."""
-    for metric, least in step.expect.items():
+    for metric, least in step.gate.items():
         if metric not in metrics:
             raise ValueError(
-                f"steps.{name}.expect.{metric}: stage {step.stage} has no such metric"
+                f"steps.{name}.gate.{metric}: stage {step.stage} has no such metric"
                 f"{did_you_mean(metric, metrics)}; it has {', '.join(sorted(metrics))}"
             )
         if not metrics[metric] >= least:  # NaN falls short, too
             raise ValueError(
                 f"steps.{name}: {metric} is {metrics[metric]:.4g}, less than the {least:.4g} of "
-                f"steps.{name}.expect: the steps after it would say nothing. Train what it "
+                f"steps.{name}.gate: the steps after it would say nothing. Train what it "
                 "measures for longer, or lower the bar"
             )
 

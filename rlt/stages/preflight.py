@@ -15,7 +15,7 @@ from rich.table import Table
 
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.llm.models import context_tokens
 from rlt.rewards import RewardScorer, ScoredExplanation
 from rlt.rewards.preflight import (
@@ -49,13 +49,13 @@ def preflight_areas(
     Each text is rewarded as if a teacher were certain of it (see `RewardScorer.as_if_certain`).
     Texts that are longer than the student's context are left out.
     """
-    if "correct_share" in scorer.reward.needs:
+    if "correct_rate" in scorer.reward.needs:
         log.info("reward preflight: left out, as this reward samples answers to each explanation")
         return []
     context = context_tokens(scorer.student)
 
     def fits(problem: Problem) -> bool:
-        return student_tokens(scorer.views, problem) <= context
+        return student_tokens(scorer.renderer, problem) <= context
 
     explained = (one for one in problems if one.explanation is not None and fits(one))
     own = list(itertools.islice(explained, settings.problems))
@@ -84,27 +84,27 @@ def preflight_areas(
         task = bar.add_task("reward preflight", total=len(rows))
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[start : start + _ROWS_AT_ONCE]
-            table = scorer.as_if_certain(scored_explanations(some, scorer.views))
+            table = scorer.as_if_certain(scored_explanations(some, scorer.renderer))
             for name, values in signed_columns(scorer.reward, table).items():
                 columns.setdefault(name, []).extend(values)
             bar.update(task, advance=len(some))
     return areas(columns, padded, [row.id for row in rows])
 
 
-def student_tokens(views: Views, problem: Problem) -> int:
+def student_tokens(renderer: Renderer, problem: Problem) -> int:
     """Length of the student's whole text: prompt, explanation, solution."""
-    text = views.student_text(problem, views.thought(problem.explanation or ""))
+    text = renderer.student_text(problem, renderer.thought(problem.explanation or ""))
     return len(text.prompt) + len(text.continuation)
 
 
-def scored_explanations(problems: Sequence[Problem], views: Views) -> list[ScoredExplanation]:
+def scored_explanations(problems: Sequence[Problem], renderer: Renderer) -> list[ScoredExplanation]:
     """Explanations given as text, as a teacher would have written and closed them."""
     explanations = [
-        views.explanation(views.thought(p.explanation or "") + views.encode(views.stop))
+        renderer.explanation(renderer.thought(p.explanation or "") + renderer.encode(renderer.stop))
         for p in problems
     ]
     return [
-        ScoredExplanation(problem, one, views.teacher_prompt(problem), None)
+        ScoredExplanation(problem, one, renderer.teacher_prompt(problem), None)
         for problem, one in zip(problems, explanations, strict=True)
     ]
 

@@ -1,7 +1,7 @@
 """From one pipeline config to the config of each of its steps, and to the keys of their results.
 
 A step's config is the shared groups its stage uses, with the stage's recipe laid over them, then
-the step's own `set`, then the paths of what it `needs`. It is an ordinary stage config.
+the step's own `overrides`, then the paths of its `inputs`. It is an ordinary stage config.
 """
 
 import functools
@@ -40,20 +40,20 @@ def check_steps(cfg: DictConfig) -> None:
     for name, step in cfg.steps.items():
         if step.stage not in STEP_STAGES:
             raise ValueError(f"steps.{name}.stage={step.stage}: choose {', '.join(STEP_STAGES)}")
-        for key, other in step.needs.items():
+        for key, other in step.inputs.items():
             if key not in ARTEFACTS:
                 raise ValueError(
-                    f"steps.{name}.needs.{key}: a step can need {', '.join(ARTEFACTS)}"
+                    f"steps.{name}.inputs.{key}: a step can need {', '.join(ARTEFACTS)}"
                 )
             if other not in earlier:
                 hint = nearest(other, earlier)
                 raise ValueError(
-                    f"steps.{name}.needs.{key}={other}: no step before {name} has that name"
+                    f"steps.{name}.inputs.{key}={other}: no step before {name} has that name"
                     + (f"; did you mean {' or '.join(hint)}?" if hint else "")
                 )
             if cfg.steps[other].stage not in _MAKERS[ARTEFACTS[key]]:
                 raise ValueError(
-                    f"steps.{name}.needs.{key}={other}: stage {cfg.steps[other].stage} makes no "
+                    f"steps.{name}.inputs.{key}={other}: stage {cfg.steps[other].stage} makes no "
                     f"{ARTEFACTS[key]}"
                 )
         earlier.append(str(name))
@@ -83,16 +83,16 @@ def step_config(cfg: DictConfig, name: str, folders: Mapping[str, Path]) -> Dict
         if cfg.data.get("parts") is not None:  # other steps may have trained on the other parts
             OmegaConf.update(projected, "trained_on.parts", None)
             OmegaConf.update(projected, "trained_on.part", None)
-    for key, value in raw["steps"][name]["set"].items():
+    for key, value in raw["steps"][name]["overrides"].items():
         try:
             OmegaConf.update(projected, key, value, merge=True)
         except (OmegaConfBaseException, AttributeError) as error:
             raise ValueError(
-                f"steps.{name}.set.{key}={value}: {str(error).splitlines()[0]}"
+                f"steps.{name}.overrides.{key}={value}: {str(error).splitlines()[0]}"
             ) from error
-    for key, other in step.needs.items():
+    for key, other in step.inputs.items():
         if key not in names:
-            raise ValueError(f"steps.{name}.needs.{key}: stage {step.stage} has no such key")
+            raise ValueError(f"steps.{name}.inputs.{key}: stage {step.stage} has no such key")
         projected[key] = str(folders[other] / ARTEFACTS[key])
     if step.stage == "teacher_rl" and projected.reward_student == "reference":
         projected.student = projected.student_path = None
@@ -103,7 +103,7 @@ def step_config(cfg: DictConfig, name: str, folders: Mapping[str, Path]) -> Dict
 def check_all(cfg: DictConfig) -> dict[str, DictConfig]:
     """Every step's config, checked before the first step runs; paths are those of the run to be."""
     check_steps(cfg)
-    folders = {name: Path(cfg.store_dir) / name for name in cfg.steps}
+    folders = {name: Path(cfg.cache_dir) / name for name in cfg.steps}
     configs = {str(name): step_config(cfg, str(name), folders) for name in cfg.steps}
     errors = [f"step {name}: {e}" for name, c in configs.items() for e in check_targets(c)]
     raise_if_any(errors)
@@ -115,11 +115,13 @@ def step_key(cfg: DictConfig, step: DictConfig, keys: Mapping[str, str]) -> str:
 
     Args:
         cfg: the step's config.
-        step: the step, whose needs are known by their own keys.
+        step: the step, whose inputs are known by their own keys.
         keys: keys of the steps before it.
     """
-    needs = {key: keys[other] for key, other in step.needs.items()}
-    return config_key(cfg, {**input_fingerprints(cfg, set(needs)), **needs, "code": code_digest()})
+    inputs = {key: keys[other] for key, other in step.inputs.items()}
+    return config_key(
+        cfg, {**input_fingerprints(cfg, set(inputs)), **inputs, "code": code_digest()}
+    )
 
 
 def input_fingerprints(cfg: DictConfig, leave_out: Collection[str] = ()) -> dict[str, str]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from rlt.config.build import build, build_partial
 from rlt.data.dataset import ProblemData
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.llm.models import LanguageModel, fingerprint
 from rlt.report import HELD_OUT_FILE, SampleWriter, StepRows
 from rlt.runs.folder import RunFolder
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def fit_rl(
     cfg: DictConfig,
     run: RunFolder,
-    views: Views,
+    renderer: Renderer,
     language_model: LanguageModel,
     reference: nn.Module | None,
     task: Task,
@@ -39,7 +39,7 @@ def fit_rl(
     module = build(
         cfg.module,
         policy=language_model.model,
-        views=views,
+        renderer=renderer,
         reference=reference,
         task=task,
         rollout=rollout,
@@ -65,13 +65,13 @@ def record_weights(run: RunFolder, models: Mapping[str, nn.Module | None]) -> No
     )
     policy = next(iter(models.values()))
     assert policy is not None
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         role: fingerprint(model)
         for role, model in models.items()
         if model is not None and role != "reference"
     }
-    facts["parameters"] = sum(p.numel() for p in policy.parameters())
-    run.record(models=facts | {"bytes_in_memory": held})
+    metadata["parameters"] = sum(p.numel() for p in policy.parameters())
+    run.record(models=metadata | {"bytes_in_memory": held})
 
 
 def bytes_by_role(models: Mapping[str, nn.Module | None]) -> dict[str, int]:

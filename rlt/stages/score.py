@@ -5,7 +5,7 @@
 
 Explanations come from traces, or from a data set's own. r_KL compares the student with a teacher,
 so rewards that hold it need `model@teacher`; with its own weights, if the teacher that wrote the
-text is at hand. The best `keep_share` is written as traces that `stage=distill` takes.
+text is at hand. The best `keep_fraction` is written as traces that `stage=distill` takes.
 
 How well the reward tells good explanations from bad is told, too (`rlt.rewards.preflight`): of the
 data's own, against damaged copies; of traces beside `data=…`, by its classifier and its grader.
@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from rlt.config.build import build
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.data.traces import trace_source, write_rows, write_traces
 from rlt.evaluation.statistics import bootstrap_interval
 from rlt.llm.device import device_of
@@ -35,7 +35,7 @@ from rlt.stages.common import (
     in_batches,
     load_data,
     load_model,
-    load_views,
+    load_renderer,
     log_scalars,
     make_logger,
     require_same_tokenizer,
@@ -55,11 +55,11 @@ _MOST_LABELLED = 2000  # traces whose labels are looked at
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     check_score(cfg)
-    views = load_views(cfg, "student")
+    renderer = load_renderer(cfg, "student")
     if cfg.teacher is not None:
-        require_same_tokenizer(source_of(cfg, "teacher").tokenizer(), views.tokenizer)
+        require_same_tokenizer(source_of(cfg, "teacher").tokenizer(), renderer.tokenizer)
     data = explained(cfg)
-    split = load_data(data, views)
+    split = load_data(data, renderer)
     run.record(data=split.report)
     problems = split.train + split.validation
     require_explanations(problems)
@@ -73,15 +73,15 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     prints = {role: fingerprint(model) for role, model in models.items() if model is not None}
     run.record(models=prints)
     scorer = RewardScorer(
-        build(cfg.reward), student, views,
+        build(cfg.reward), student, renderer,
         temperature=cfg.temperature, token_budget=cfg.hardware.tokens_per_micro_batch,
         grader=data.grader,
     )  # fmt: skip
     for problem in problems:
-        check_context(views, problem, student)
+        check_context(renderer, problem, student)
 
     def score(batch: list[Problem]) -> list[dict[str, Any]]:
-        scored = with_teacher(scored_explanations(batch, views), teacher, scorer)
+        scored = with_teacher(scored_explanations(batch, renderer), teacher, scorer)
         table = scorer(scored, teacher)
         return [
             {
@@ -90,10 +90,10 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
                 "solution": one.problem.solution,
                 "explanation": one.explanation.text,
                 "system": one.problem.system,
-                "student_tokens": student_tokens(views, one.problem),
+                "student_tokens": student_tokens(renderer, one.problem),
                 "reward": table.rewards[n],
                 "reward_terms": {name: column[n] for name, column in table.terms.items()},
-                "attribution": attribution(views, one, table.scores[n]),
+                "attribution": attribution(renderer, one, table.scores[n]),
                 **prints,
                 "config": run.key,
             }
@@ -110,7 +110,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     for rank, row in enumerate(rows, start=1):
         row["rank"] = rank
     write_rows(rows, run.folder / "scores.jsonl")
-    kept = rows[: max(1, round(cfg.keep_share * len(rows)))]
+    kept = rows[: max(1, round(cfg.keep_fraction * len(rows)))]
     bare = [{k: v for k, v in row.items() if k != "attribution"} for row in kept]
     write_traces(bare, run.folder, cfg.format)
     partial.unlink()
@@ -138,7 +138,7 @@ def find_areas(
     problems, rows = problems[:_MOST_LABELLED], rows[:_MOST_LABELLED]
     terms = {name: [row["reward_terms"][name] for row in rows] for name in rows[0]["reward_terms"]}
     columns = signed_columns(scorer.reward, RewardTable([row["reward"] for row in rows], terms))
-    known = {} if cfg.data is None or data.grader is None else problems_by_id(cfg, scorer.views)
+    known = {} if cfg.data is None or data.grader is None else problems_by_id(cfg, scorer.renderer)
     asked = [
         dataclasses.replace(known.get(one.id, one), explanation=one.explanation) for one in problems
     ]
@@ -157,7 +157,7 @@ def check_score(cfg: DictConfig) -> None:
             "carries them: give one of the two (neither is set)"
         )
     needs = build(cfg.reward).needs
-    if "correct_share" in needs and cfg.data is None:
+    if "correct_rate" in needs and cfg.data is None:
         raise ValueError(
             "this reward verifies answers, and traces name no grader: give the data=… that they "
             "are of, too, whose grader is then taken"
@@ -182,23 +182,23 @@ def explained(cfg: DictConfig) -> ProblemData:
         return data
     return ProblemData(
         trace_source(cfg.traces),
-        validation_share=0,
+        validation_fraction=0,
         unique=False,
         grader=None if data is None else data.grader,
         behaviour=None if data is None else data.behaviour,
     )
 
 
-def problems_by_id(cfg: DictConfig, views: Views) -> dict[str, Problem]:
+def problems_by_id(cfg: DictConfig, renderer: Renderer) -> dict[str, Problem]:
     """The data's problems, with what its verifier knows of them, which traces do not carry."""
     source = build(cfg.data).source
-    split = ProblemData(source, on_bad_row="skip", validation_share=0).load(views.forbidden)
+    split = ProblemData(source, on_bad_row="skip", validation_fraction=0).load(renderer.forbidden)
     return {problem.id: problem for problem in split.train}
 
 
-def check_context(views: Views, problem: Problem, student: Any) -> None:
+def check_context(renderer: Renderer, problem: Problem, student: Any) -> None:
     """Raises ValueError when a student's text is longer than its context."""
-    tokens = student_tokens(views, problem)
+    tokens = student_tokens(renderer, problem)
     if tokens > context_tokens(student):
         raise ValueError(
             f"problem {problem.id}: question, explanation and solution are {tokens} tokens, the "

@@ -15,7 +15,7 @@ from torch import nn
 from rlt.config.build import build
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.llm.device import device_of
 from rlt.llm.models import LanguageModel, context_tokens, fingerprint, freeze
 from rlt.rewards import Reward, RewardScorer
@@ -25,7 +25,7 @@ from rlt.runs.folder import RunFolder
 from rlt.stages.common import (
     load_data,
     load_model,
-    load_views,
+    load_renderer,
     require_same_tokenizer,
     source_of,
 )
@@ -39,16 +39,16 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
-    views = load_views(cfg, "teacher")
+    renderer = load_renderer(cfg, "teacher")
     check_student_choice(cfg)
     if cfg.reward_student == "student":
-        require_same_tokenizer(views.tokenizer, source_of(cfg, "student").tokenizer())
+        require_same_tokenizer(renderer.tokenizer, source_of(cfg, "student").tokenizer())
     algorithm: Algorithm = build(cfg.algorithm)
     reward: Reward = build(cfg.reward)
     credit: Credit = build(cfg.credit)
     check_credit(credit, reward)
     data: ProblemData = build(cfg.data)
-    split = load_data(data, views)
+    split = load_data(data, renderer)
     run.record(data=split.report)
     rollout = build(cfg.rollout)
     datamodule = build(
@@ -58,21 +58,21 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     reference, student = frozen_models(cfg, teacher, algorithm)
     problems = split.train + split.validation
     contexts = {"teacher": context_tokens(teacher.model), "student": context_tokens(student)}
-    check_context(contexts, views, problems, rollout.max_new_tokens)
+    check_context(contexts, renderer, problems, rollout.max_new_tokens)
     record_weights(run, {"teacher": teacher.model, "reference": reference, "student": student})
     scorer = RewardScorer(
         reward,
         student,
-        views,
+        renderer,
         temperature=rollout.temperature or 1.0,
         token_budget=cfg.hardware.tokens_per_micro_batch,
         grader=data.grader,
         keep_hidden=credit.exact,
     )
     told = preflight(cfg, run, split.train, data, scorer)
-    task = Teaching(views, scorer)
+    task = Teaching(renderer, scorer)
     metrics = fit_rl(
-        cfg, run, views, teacher, reference, task, rollout, algorithm, data, datamodule, credit
+        cfg, run, renderer, teacher, reference, task, rollout, algorithm, data, datamodule, credit
     )
     return told | metrics
 
@@ -139,7 +139,7 @@ def check_student_choice(cfg: DictConfig) -> None:
 
 
 def check_context(
-    contexts: Mapping[str, int], views: Views, problems: list[Problem], new_tokens: int
+    contexts: Mapping[str, int], renderer: Renderer, problems: list[Problem], new_tokens: int
 ) -> None:
     """Raises ValueError when prompt and explanation may outgrow a model's context.
 
@@ -149,9 +149,9 @@ def check_context(
     for role, context in contexts.items():
         for problem in problems:
             if role == "teacher":
-                needed = len(views.teacher_prompt(problem)) + new_tokens
+                needed = len(renderer.teacher_prompt(problem)) + new_tokens
             else:
-                text = views.student_text(problem, [])
+                text = renderer.student_text(problem, [])
                 needed = len(text.prompt) + len(text.continuation) + new_tokens
             if needed > context:
                 raise ValueError(

@@ -4,14 +4,16 @@ from omegaconf import DictConfig
 
 from rlt.config.build import build
 from rlt.runs.folder import RunFolder
-from rlt.stages.common import fit_sft, load_data, load_views
+from rlt.stages.common import fit_sft, load_data, load_renderer
 from rlt.stages.examples import require_explanations, teacher_examples, without_explanation
 
 
 def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
-    views = load_views(cfg, "teacher")
-    split = load_data(build(cfg.data), views)
+    renderer = load_renderer(cfg, "teacher")
+    split = load_data(build(cfg.data), renderer)
     run.record(data=split.report | {"without_explanation": without_explanation(split.train)})
     require_explanations(split.train)
-    validation = teacher_examples(split.validation, views)
-    return fit_sft(cfg, run, "teacher", views, teacher_examples(split.train, views), validation)
+    validation = teacher_examples(split.validation, renderer)
+    return fit_sft(
+        cfg, run, "teacher", renderer, teacher_examples(split.train, renderer), validation
+    )

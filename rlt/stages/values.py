@@ -32,7 +32,7 @@ _AT_LEAST = {
     "max_examples": 1,
     "max_problems": 1,
     "max_student_tokens": 1,
-    "module.completions_per_problem": 2,
+    "module.group_size": 2,
     "module.monitor_every_steps": 1,
     "module.samples_per_step": 0,
     "problems_per_batch": 1,
@@ -81,9 +81,9 @@ def check_values(cfg: DictConfig) -> dict[str, Any]:
                 f"hardware.precision={cfg.hardware.precision}: float16 needs loss scaling, which "
                 "training does not do; choose bf16-mixed, bf16-true or 32-true"
             )
-    share = cfg.get("keep_share", 1.0)
+    share = cfg.get("keep_fraction", 1.0)
     if not 0 < share <= 1:
-        errors.append(f"keep_share={share}: must be above 0 and at most 1")
+        errors.append(f"keep_fraction={share}: must be above 0 and at most 1")
     if cfg.get("temperature", 1.0) <= 0:
         errors.append(f"temperature={cfg.temperature}: must be above 0")
     if cfg.get("rank", 1) > cfg.get("best_of", 1) >= 1:

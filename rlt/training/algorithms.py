@@ -44,7 +44,7 @@ class Algorithm:
     scale_rewards: bool
     negative_weight: float
     mask_overlong: bool
-    passes: int
+    num_iterations: int
     minibatches: int
     reference_update_every_steps: int | None
     reference_mix_up: float
@@ -59,7 +59,7 @@ class Algorithm:
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
         for name in ("importance_weighted_k3", "scale_rewards", "mask_overlong"):
             self._require(name, isinstance(getattr(self, name), bool), "true or false")
-        for name in ("passes", "minibatches"):
+        for name in ("num_iterations", "minibatches"):
             self._require(name, _is_count(getattr(self, name)), "a whole number of at least 1")
         if self.objective == "cispo":
             self._require(
@@ -104,7 +104,7 @@ class Algorithm:
 
     @property
     def optimizer_steps_per_rollout(self) -> int:
-        return self.passes * self.minibatches
+        return self.num_iterations * self.minibatches
 
     @property
     def needs_old_log_probs(self) -> bool:
@@ -270,8 +270,8 @@ def token_sums(terms: LossTerms, mask_BT: Tensor) -> dict[str, Tensor]:
     sums = {
         "tokens": mask_BT.bool().sum(),
         "ratio": terms.ratio_BT.sum(),
-        "clip_low_share": terms.clipped_low_BT.sum(),
-        "clip_high_share": terms.clipped_high_BT.sum(),
+        "clip_low_rate": terms.clipped_low_BT.sum(),
+        "clip_high_rate": terms.clipped_high_BT.sum(),
         "kl_old_k1": terms.k1_BT.sum(),
         "kl_old_k3": terms.k3_BT.sum(),
     }

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from rlt.runs.folder import Refused
+from rlt.runs.folder import RunRefusedError
 from rlt.training.checkpoints import CHECKPOINTS, CheckpointError, listed, write_checkpoint
 from rlt.training.policy import PolicyModule
 
@@ -59,11 +59,11 @@ class Checkpoint(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Raises Refused when the run was trained for longer than it now shall be."""
+        """Raises RunRefusedError when the run was trained for longer than it now shall be."""
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done, steps = batches["current"]["ready"], cast(Any, trainer).datamodule.steps
         if done > steps:
-            raise Refused(
+            raise RunRefusedError(
                 f"datamodule.steps={steps}: this run has been trained for {done} steps already; "
                 "give at least as many"
             )

@@ -10,8 +10,8 @@ from typing import Any
 
 import lightning as L
 
-from rlt.report.text import number
 from rlt.rewards.monitors import outside, range_text
+from rlt.runs.formatting import number
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ class HackingMonitor(L.Callback):
     """Watches the metrics `monitor/<name>`, and makes `monitor/length_drift` of `train/…` ones.
 
     Args:
-        window: values of which the mean is judged.
-        after_steps: steps before anything is judged, so that RL can mend what warm-up left.
+        window: values of which the mean is scored.
+        after_steps: steps before anything is scored, so that RL can mend what warm-up left.
         ranges: name → [lowest healthy value or null, highest or null].
 
     Raises:

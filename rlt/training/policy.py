@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rlt.data.batches import Batch
-from rlt.llm.batching import Row, cut_rows, padding_share
-from rlt.llm.finite_checks import NotFinite, require_finite_sum
+from rlt.llm.batching import Row, cut_rows, padding_fraction
+from rlt.llm.finite_checks import NotFiniteError, require_finite_sum
 from rlt.llm.flop_count import forward_flops, matmul_flops_per_second
 from rlt.llm.logprobs import row_log_probs, shares_prefixes
 from rlt.llm.token_budget import TokenBudget
@@ -25,17 +25,17 @@ Step = Callable[[Any, Batch, int], None]
 
 
 def names_the_step(step: Step) -> Step:
-    """Has a `NotFinite` that a training or validation step raises tell which step it was."""
+    """Has a `NotFiniteError` that a training or validation step raises tell which step it was."""
 
     @functools.wraps(step)
     def named(self: Any, batch: Batch, batch_idx: int) -> None:
         try:
             step(self, batch, batch_idx)
-        except NotFinite as error:
+        except NotFiniteError as error:
             phase = "training" if self.trainer.training else "validation"
             where = f"{phase} step {batch_idx}, after {self.global_step} optimizer steps"
             problems = error.problems or [item.id for item in batch.items]
-            raise NotFinite(error.what, problems, where) from error
+            raise NotFiniteError(error.what, problems, where) from error
 
     return named
 
@@ -45,7 +45,7 @@ class PolicyModule(L.LightningModule):
 
     Args:
         policy: the trained language model.
-        views: prompt style and tokenizer.
+        renderer: prompt style and tokenizer.
         optim: makes the optimizer from parameters (config: `_partial_`).
         schedule: makes the schedule from optimizer and `num_training_steps` (config: `_partial_`).
         optimizer_steps: length of the schedule.
@@ -61,7 +61,7 @@ class PolicyModule(L.LightningModule):
     def __init__(
         self,
         policy: Any,
-        views: Any,
+        renderer: Any,
         optim: Callable[..., torch.optim.Optimizer],
         schedule: Callable[..., Any],
         optimizer_steps: int,
@@ -72,7 +72,7 @@ class PolicyModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.policy = policy
-        self.views = views
+        self.renderer = renderer
         self.optim = optim
         self.schedule = schedule
         self.optimizer_steps = optimizer_steps
@@ -118,7 +118,7 @@ class PolicyModule(L.LightningModule):
 
     @property
     def pad_id(self) -> int:
-        return int(self.views.tokenizer.pad_token_id)
+        return int(self.renderer.tokenizer.pad_token_id)
 
     @property
     def temperature(self) -> float:
@@ -148,8 +148,8 @@ class PolicyModule(L.LightningModule):
                 and sums over their tokens, to be made means of (see `token_means`).
 
         Raises:
-            NotFinite: the loss or the gradient's norm is NaN or infinite; no step was taken.
-            OutOfMemory: not even one row at a time fits into memory.
+            NotFiniteError: the loss or the gradient's norm is NaN or infinite; no step was taken.
+            OutOfMemoryError: not even one row at a time fits into memory.
         """
         started = time.perf_counter()
         self.policy.train()
@@ -185,7 +185,7 @@ class PolicyModule(L.LightningModule):
             "loss": total,
             "grad_norm": norm,
             "lr": lr,
-            "padding_share": padding_share(rows, cut(self.token_budget.tokens), shared),
+            "padding_fraction": padding_fraction(rows, cut(self.token_budget.tokens), shared),
             "tokens_per_micro_batch": float(self.token_budget.tokens),
             "mfu": flops / seconds / self.peak_flops_per_second,
             **token_means(sums),

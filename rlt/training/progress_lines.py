@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from rlt.report.text import duration, number
+from rlt.runs.formatting import duration, number
 
 
 class ProgressLines(L.Callback):

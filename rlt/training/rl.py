@@ -42,10 +42,10 @@ class RL(PolicyModule):
 
     Args:
         reference: frozen reference model, or None if nothing needs one.
-        task: prompts and rewards; its `judge_model` may be the `reference` object itself.
+        task: prompts and rewards; its `scoring_model` may be the `reference` object itself.
         rollout: samples completions.
         algorithm: loss settings.
-        completions_per_problem: G, the group size; at least 2.
+        group_size: G, the group size; at least 2.
         credit: how a completion's reward is shared out among its tokens.
         samples_per_step: completions handed to `on_samples` at each step (best and worst ones).
         monitor_every_steps: steps between two looks for reward hacking (`monitor/…`).
@@ -62,7 +62,7 @@ class RL(PolicyModule):
     def __init__(
         self,
         policy: Any,
-        views: Any,
+        renderer: Any,
         reference: nn.Module | None,
         task: Task,
         rollout: Rollout,
@@ -70,7 +70,7 @@ class RL(PolicyModule):
         optim: Callable[..., torch.optim.Optimizer],
         schedule: Callable[..., Any],
         optimizer_steps: int,
-        completions_per_problem: int,
+        group_size: int,
         max_grad_norm: float | None,
         tokens_per_micro_batch: int,
         samples_per_step: int = 2,
@@ -82,22 +82,22 @@ class RL(PolicyModule):
         on_held_out: Callable[[int, list[dict[str, Any]]], None] | None = None,
     ) -> None:
         super().__init__(
-            policy, views, optim, schedule, optimizer_steps, max_grad_norm,
+            policy, renderer, optim, schedule, optimizer_steps, max_grad_norm,
             tokens_per_micro_batch, gradient_checkpointing,
         )  # fmt: skip
-        if completions_per_problem < 2:
+        if group_size < 2:
             raise ValueError(
-                f"module.completions_per_problem={completions_per_problem}: advantages compare "
+                f"module.group_size={group_size}: advantages compare "
                 "completions of one problem, take at least 2"
             )
         if algorithm.needs_reference and reference is None:
             raise ValueError(f"algorithm.beta={algorithm.beta} needs a reference model")
         # Kept out of the module tree: frozen models are no part of a checkpoint's state.
-        self._frozen = {"reference": reference, "judge": task.judge_model}
+        self._frozen = {"reference": reference, "judge": task.scoring_model}
         self.task = task
         self.rollout = rollout
         self.algorithm = algorithm
-        self.completions_per_problem = completions_per_problem
+        self.group_size = group_size
         self.credit: Credit = credit or CompletionCredit()
         self.samples_per_step = samples_per_step
         self.monitor_every_steps = monitor_every_steps
@@ -105,7 +105,7 @@ class RL(PolicyModule):
         self.on_samples = on_samples
         self.on_held_out = on_held_out
         self._held_out: list[dict[str, Any]] = []
-        self._judged_held_out: list[tuple[str, bool, float]] = []  # problem, is good, reward
+        self._scored_held_out: list[tuple[str, bool, float]] = []  # problem, is good, reward
 
     @property
     def reference(self) -> nn.Module | None:
@@ -119,7 +119,7 @@ class RL(PolicyModule):
     @names_the_step
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         experience = self.collect_experience(batch.items)
-        G = self.completions_per_problem
+        G = self.group_size
         rewards_PG = torch.tensor(experience.table.rewards).view(-1, G)
         lengths = [len(ids) for _, ids in experience.rows]
         scale = self.algorithm.scale_rewards
@@ -136,8 +136,8 @@ class RL(PolicyModule):
         speed = sum(lengths) / sum(experience.seconds.values())
         self.log("time/train_tokens_per_second", speed, prog_bar=True)
         idle_P = (advantages_NT.reshape(len(rewards_PG), -1) == 0).all(1)
-        self.log("policy/zero_advantage_share", idle_P.float().mean())
-        self.log("policy/token_credit_share", within_completions(advantages_NT, lengths))
+        self.log("policy/zero_advantage_rate", idle_P.float().mean())
+        self.log("policy/token_credit_fraction", within_completions(advantages_NT, lengths))
         if batch_idx % self.monitor_every_steps == 0:
             values = experience.monitors(self.task, G) | {"entropy": stats["entropy"]}
             self.log_dict({f"monitor/{name}": value for name, value in values.items()})
@@ -149,7 +149,7 @@ class RL(PolicyModule):
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         experience = self.collect_experience(batch.items)
-        rewards_PG = torch.tensor(experience.table.rewards).view(-1, self.completions_per_problem)
+        rewards_PG = torch.tensor(experience.table.rewards).view(-1, self.group_size)
         self.log_experience("validation", experience, rewards_PG)
         self._held_out += [
             {"problem_id": problem.id, "reward": float(rewards_G.mean())}
@@ -157,7 +157,7 @@ class RL(PolicyModule):
         ]
         if self.behaviour is not None:
             marks = [name in self.behaviour.good for name in experience.behaviours(self.behaviour)]
-            self._judged_held_out += zip(
+            self._scored_held_out += zip(
                 experience.problems, marks, experience.table.rewards, strict=True
             )
 
@@ -165,10 +165,10 @@ class RL(PolicyModule):
         if self.on_held_out is not None:
             self.on_held_out(self.global_step, self._held_out)
         self._held_out = []
-        judged, self._judged_held_out = self._judged_held_out, []
-        marks = [is_good for _, is_good, _ in judged]
+        scored, self._scored_held_out = self._scored_held_out, []
+        marks = [is_good for _, is_good, _ in scored]
         if 0 < sum(marks) < len(marks):
-            rewards, problems = [row[2] for row in judged], [row[0] for row in judged]
+            rewards, problems = [row[2] for row in scored], [row[0] for row in scored]
             area = roc_area_interval(rewards, marks, problems, resamples=1).mean
             self.log("validation/reward_area", area)
 
@@ -177,13 +177,13 @@ class RL(PolicyModule):
         """Roll out, with the policy's log-probs of what it wrote, and reward it.
 
         Raises:
-            NotFinite: a log-prob, a reward or one of its terms is NaN or infinite.
+            NotFiniteError: a log-prob, a reward or one of its terms is NaN or infinite.
         """
         self.policy.eval()
         clock = [time.perf_counter()]
         prompts = [self.task.prompt(problem) for problem in problems]
         groups = self.rollout.sample(
-            self.policy, self.views.tokenizer, prompts, self.completions_per_problem,
+            self.policy, self.renderer.tokenizer, prompts, self.group_size,
             self.task.stop,
         )  # fmt: skip
         clock.append(time.perf_counter())
@@ -195,15 +195,15 @@ class RL(PolicyModule):
             log_probs = self.row_log_probs(self.policy, rows)
         owned = [problems[p] for p in owners]
         require_finite("a log-prob of the policy", log_probs, [problem.id for problem in owned])
-        judged, table = self.task.judge(self.policy, owned, rows, log_probs, self.temperature)
+        scored, table = self.task.score(self.policy, owned, rows, log_probs, self.temperature)
         clock.append(time.perf_counter())
         seconds = {"rollout": clock[1] - clock[0], "reward": clock[2] - clock[1]}
-        return Experience(rows, completions, judged, log_probs, table, seconds)
+        return Experience(rows, completions, scored, log_probs, table, seconds)
 
     def update(
         self, experience: Experience, advantages_NT: Tensor, kl_weights_N: Tensor | None = None
     ) -> dict[str, float]:
-        """All optimizer steps on one rollout: `passes` × `minibatches` of them.
+        """All optimizer steps on one rollout: `num_iterations` × `minibatches` of them.
 
         Args:
             advantages_NT: of every token, or `[N, 1]` of every completion.
@@ -223,7 +223,7 @@ class RL(PolicyModule):
                 "step; lower it, or raise datamodule.batch_size"
             )
         stats: dict[str, float] = {}
-        for _ in range(algorithm.passes):
+        for _ in range(algorithm.num_iterations):
             order = torch.randperm(N) if algorithm.minibatches > 1 else torch.arange(N)
             for picked in order.tensor_split(algorithm.minibatches):
                 stats = self.update_on(
@@ -285,7 +285,7 @@ class RL(PolicyModule):
                 )
             return loss, token_sums(terms, mask) | {"entropy": (entropy_BT * mask).sum()}
 
-        problems = [experience.judged[n].problem.id for n in picked]
+        problems = [experience.scored[n].problem.id for n in picked]
         stats = self.optimizer_step_on(rows, problems, loss_of)
         if algorithm.moves_reference_after(self.global_step) and self.reference is not None:
             move_reference_(

@@ -43,7 +43,7 @@ class SFT(PolicyModule):
     def __init__(
         self,
         policy: Any,
-        views: Any,
+        renderer: Any,
         optim: Callable[..., torch.optim.Optimizer],
         schedule: Callable[..., Any],
         optimizer_steps: int,
@@ -53,7 +53,7 @@ class SFT(PolicyModule):
         answer_accuracy: Callable[[Any], float] | None = None,
     ) -> None:
         super().__init__(
-            policy, views, optim, schedule, optimizer_steps, max_grad_norm,
+            policy, renderer, optim, schedule, optimizer_steps, max_grad_norm,
             tokens_per_micro_batch, gradient_checkpointing,
         )  # fmt: skip
         self.answer_accuracy = answer_accuracy
@@ -78,7 +78,7 @@ class SFT(PolicyModule):
                 "train/lr": stats["lr"],
                 "train/entropy": stats["entropy"],
                 "train/target_tokens": float(target_tokens),
-                "train/padding_share": stats["padding_share"],
+                "train/padding_fraction": stats["padding_fraction"],
                 "train/tokens_per_micro_batch": stats["tokens_per_micro_batch"],
                 "time/train_mfu": stats["mfu"],
             },

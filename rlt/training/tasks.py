@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from rlt.data.problem import Problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.evaluation.answers import extract_answer
 from rlt.llm.batching import Row
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
@@ -21,7 +21,7 @@ from rlt.rewards.monitors import early_excess, rotated
 
 
 class Written(Protocol):
-    """One judged completion: its problem, its text, what of it is a thought, and whether it was
+    """One scored completion: its problem, its text, what of it is a thought, and whether it was
     brought to its end.
     """
 
@@ -41,16 +41,16 @@ class Task(Protocol):
     Attributes:
         kind: how samples call a completion's text.
         stop: text after which a completion ends.
-        judge_model: a frozen model that judging runs, or None.
+        scoring_model: a frozen model that judging runs, or None.
     """
 
     kind: str
     stop: str
-    judge_model: nn.Module | None
+    scoring_model: nn.Module | None
 
     def prompt(self, problem: Problem) -> list[int]: ...
 
-    def judge(
+    def score(
         self,
         policy: Any,
         problems: Sequence[Problem],
@@ -58,7 +58,7 @@ class Task(Protocol):
         log_probs: Sequence[Tensor],
         temperature: float,
     ) -> tuple[list[Any], RewardTable]:
-        """N completions judged, each a `Written`, and their rewards.
+        """N completions scored, each a `Written`, and their rewards.
 
         Args:
             rows: prompt and completion of each.
@@ -66,12 +66,12 @@ class Task(Protocol):
         """
         ...
 
-    def monitor(self, judged: Sequence[Any], completions_per_problem: int) -> dict[str, float]:
+    def monitor(self, scored: Sequence[Any], group_size: int) -> dict[str, float]:
         """What tells that this task's reward is being hacked."""
         ...
 
     def details(
-        self, judged: Any, table: RewardTable, n: int, advantages_T: Tensor
+        self, scored: Any, table: RewardTable, n: int, advantages_T: Tensor
     ) -> dict[str, Any]:
         """What else a sample of completion n shows."""
         ...
@@ -82,16 +82,16 @@ class Teaching:
 
     kind = "explanation"
 
-    def __init__(self, views: Views, scorer: RewardScorer) -> None:
-        self.views = views
+    def __init__(self, renderer: Renderer, scorer: RewardScorer) -> None:
+        self.renderer = renderer
         self.scorer = scorer
-        self.stop = views.stop
-        self.judge_model: nn.Module | None = scorer.student
+        self.stop = renderer.stop
+        self.scoring_model: nn.Module | None = scorer.student
 
     def prompt(self, problem: Problem) -> list[int]:
-        return self.views.teacher_prompt(problem)
+        return self.renderer.teacher_prompt(problem)
 
-    def judge(
+    def score(
         self,
         policy: Any,
         problems: Sequence[Problem],
@@ -102,27 +102,25 @@ class Teaching:
         if self.scorer.temperature != temperature:  # reward.temperature
             log_probs = self.scorer.row_log_probs(policy, rows)
         scored = [
-            ScoredExplanation(problem, self.views.explanation(ids), prompt, values)
+            ScoredExplanation(problem, self.renderer.explanation(ids), prompt, values)
             for problem, (prompt, ids), values in zip(problems, rows, log_probs, strict=True)
         ]
         return scored, self.scorer(scored, teacher=policy)
 
     def details(
-        self, judged: ScoredExplanation, table: RewardTable, n: int, advantages_T: Tensor
+        self, scored: ScoredExplanation, table: RewardTable, n: int, advantages_T: Tensor
     ) -> dict[str, Any]:
-        return {"attribution": attribution(self.views, judged, table.scores[n], advantages_T)}
+        return {"attribution": attribution(self.renderer, scored, table.scores[n], advantages_T)}
 
-    def monitor(
-        self, judged: Sequence[ScoredExplanation], completions_per_problem: int
-    ) -> dict[str, float]:
+    def monitor(self, scored: Sequence[ScoredExplanation], group_size: int) -> dict[str, float]:
         """Leaks over all completions; what the first of each problem really adds for the student.
 
         The student's log-prob of the solution after the explanation, less that after none, and
         less that after the next problem's; the last two need two problems at least.
         """
-        solutions = [one.problem.solution for one in judged]
-        texts = [one.text for one in judged]
-        firsts = judged[::completions_per_problem]
+        solutions = [one.problem.solution for one in scored]
+        texts = [one.text for one in scored]
+        firsts = scored[::group_size]
         problems = [one.problem for one in firsts]
         thoughts = [one.explanation.ids for one in firsts]
 
@@ -134,9 +132,7 @@ class Teaching:
         values = {"gain_over_empty": own - solution_log_prob([[]] * len(problems))}
         if len(problems) > 1:
             values["gain_over_swapped"] = own - solution_log_prob(rotated(thoughts))
-            values["solution_early_excess"] = early_excess(
-                solutions, texts, completions_per_problem
-            )
+            values["solution_early_excess"] = early_excess(solutions, texts, group_size)
         return values
 
 
@@ -162,9 +158,11 @@ class Answering:
     """
 
     kind = "completion"
-    judge_model: nn.Module | None = None
+    scoring_model: nn.Module | None = None
 
-    def __init__(self, views: Views, grader: Any, missing_answer_penalty: float = 0.0) -> None:
+    def __init__(
+        self, renderer: Renderer, grader: Any, missing_answer_penalty: float = 0.0
+    ) -> None:
         if grader is None:
             raise ValueError("student RL verifies answers: set data.grader (it is null)")
         if missing_answer_penalty < 0:
@@ -172,16 +170,16 @@ class Answering:
                 f"missing_answer_penalty={missing_answer_penalty} must not be negative: it is "
                 "subtracted"
             )
-        self.views = views
+        self.renderer = renderer
         self.grader = grader
         self.missing_answer_penalty = missing_answer_penalty
-        self.tags = views.style.tags["solution_open"], views.style.tags["solution_close"]
+        self.tags = renderer.style.tags["solution_open"], renderer.style.tags["solution_close"]
         self.stop = self.tags[1]
 
     def prompt(self, problem: Problem) -> list[int]:
-        return self.views.student_prompt(problem)
+        return self.renderer.student_prompt(problem)
 
-    def judge(
+    def score(
         self,
         policy: Any,
         problems: Sequence[Problem],
@@ -189,7 +187,7 @@ class Answering:
         log_probs: Sequence[Tensor],
         temperature: float,
     ) -> tuple[list[GradedAnswer], RewardTable]:
-        texts = [self.views.decode(ids) for _, ids in rows]
+        texts = [self.renderer.decode(ids) for _, ids in rows]
         found = [extract_answer(text, *self.tags) for text in texts]
         answers = [answer if answer and answer.strip() else None for answer in found]
         graded = iter(
@@ -200,7 +198,7 @@ class Answering:
         correct = [0.0 if a is None else float(next(graded).correct) for a in answers]
         penalties = [self.missing_answer_penalty if a is None else 0.0 for a in answers]
         rewards = [c - p for c, p in zip(correct, penalties, strict=True)]
-        end = self.views.style.tags["thought_close"]
+        end = self.renderer.style.tags["thought_close"]
         written = [
             GradedAnswer(problem, text, text.partition(end)[0].strip(), answer is not None)
             for problem, text, answer in zip(problems, texts, answers, strict=True)
@@ -210,12 +208,10 @@ class Answering:
         table.require_finite([problem.id for problem in problems])
         return written, table
 
-    def monitor(
-        self, judged: Sequence[GradedAnswer], completions_per_problem: int
-    ) -> dict[str, float]:
+    def monitor(self, scored: Sequence[GradedAnswer], group_size: int) -> dict[str, float]:
         return {}
 
     def details(
-        self, judged: GradedAnswer, table: RewardTable, n: int, advantages_T: Tensor
+        self, scored: GradedAnswer, table: RewardTable, n: int, advantages_T: Tensor
     ) -> dict[str, Any]:
         return {}

@@ -164,7 +164,7 @@ def test_keys_added_inside_a_pipeline(composed: Composed, tmp_path: Path, overri
     ("stage", "override", "message"),
     [
         ("teacher_rl", "schedule.name=bogus", "schedule: bogus is not a valid SchedulerType"),
-        ("teacher_rl", "module.completions_per_problem=1", "completions_per_problem=1: must be"),
+        ("teacher_rl", "module.group_size=1", "group_size=1: must be"),
         ("teacher_sft", "callbacks.checkpoint.every_steps=0", "every_steps=0: must be a whole"),
         (
             "teacher_sft",
@@ -247,12 +247,12 @@ def test_hydra_s_own_node_is_checked_before_hydra_acts_on_it(
         (["stage=teacher_rl", "teacher_path=nowhere"], "teacher_path=nowhere: no such folder"),
         (["stage=teacher_sft", "datamodule.batch_size=0"], "datamodule.batch_size=0"),
         (["stage=teacher_sft", "datamodule.steps=3"], "set one, and the other null"),
-        (["stage=teacher_sft", "data.validation_share=2"], "data.validation_share=2"),
+        (["stage=teacher_sft", "data.validation_fraction=2"], "data.validation_fraction=2"),
         (["stage=teacher_sft", "data.on_bad_row=ignore"], "data.on_bad_row='ignore'"),
         (["stage=distill"], "stage=distill needs traces="),
         (["stage=distill", "explanations=some"], "explanations='some'"),
-        (["steps.teacher.needs.teacher_path=warmup"], "did you mean warm_up?"),
-        (["+steps.teacher.set.algorithm.bet=1"], "steps.teacher.set.algorithm"),
+        (["steps.teacher.inputs.teacher_path=warmup"], "did you mean warm_up?"),
+        (["+steps.teacher.overrides.algorithm.bet=1"], "steps.teacher.overrides.algorithm"),
     ],
 )
 def test_values_that_a_run_would_stumble_over(

@@ -165,7 +165,7 @@ def test_each_debug_file_composes(composed: Composed, debug: str, stage: str) ->
 def test_debug_makes_any_experiment_small(composed: Composed, experiment: str) -> None:
     cfg = composed(f"experiment={experiment}", "debug=pipeline")
     assert cfg.teacher_rl.datamodule.steps == 2
-    assert cfg.store_dir == "outputs/debug_steps"
+    assert cfg.cache_dir == "outputs/debug_steps"
 
 
 def swept(values: str) -> list[str]:
@@ -200,7 +200,7 @@ def test_each_arm_has_sound_steps(composed: Composed, arm: str) -> None:
     configs = check_all(cfg)
     if experiment != "smollm2":  # from scratch: the base and the gate come first
         assert list(configs)[:3] == ["base", "gold_student", "gold_accuracy"]
-        assert cfg.steps.gold_accuracy.expect == {"eval/avg@4": 0.97}
+        assert cfg.steps.gold_accuracy.gate == {"eval/avg@4": 0.97}
     last = cfg.steps[list(configs)[-1]]
     assert last.stage == "evaluate" and last.label
 

@@ -29,7 +29,7 @@ def test_warm_up(steps: dict[str, DictConfig]) -> None:
 def test_teacher_rl(steps: dict[str, DictConfig]) -> None:
     cfg = steps["teacher"]
     assert cfg.datamodule.steps == 125
-    assert (cfg.datamodule.batch_size, cfg.module.completions_per_problem) == (16, 64)
+    assert (cfg.datamodule.batch_size, cfg.module.group_size) == (16, 64)
     assert cfg.optim.lr == 1e-6
     assert (cfg.schedule.name, cfg.schedule.num_warmup_steps) == ("constant_with_warmup", 0)
     assert cfg.algorithm.beta == 0.04

@@ -114,7 +114,7 @@ def test_a_probe_measures_and_keeps_nothing(
     monkeypatch.setattr(probe, "_SHORT", short)  # the seconds of a part that is large enough
     cfg = composed(
         "stage=teacher_rl", *SMALL, "check=true", "probe=true", "hardware.threads=1",
-        "data.source.count=200", "module.completions_per_problem=4", "rollout.max_new_tokens=8",
+        "data.source.count=200", "module.group_size=4", "rollout.max_new_tokens=8",
     )  # fmt: skip
     main.run(cfg, tmp_path / "run")
     printed = " ".join(capsys.readouterr().out.split())

@@ -18,7 +18,7 @@ STAGES = ("pipeline", "teacher_rl", "distill", "collect", "evaluate", "score", "
 N_COMMANDS, TOGETHER = 15, 5  # commands with misspelt keys, and how many of them in each
 N_OPTIONS = 20
 # Below these stand names of a user's own choosing: what is added there is no typo.
-OWN_NAMES = ("steps", "needs", "set", "expect")
+OWN_NAMES = ("steps", "inputs", "overrides", "gate")
 
 
 def misspelt(rng: random.Random, name: str) -> str:

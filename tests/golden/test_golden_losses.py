@@ -38,7 +38,7 @@ def algorithm_of(case: dict[str, Any]) -> Algorithm:
         scale_rewards=case["scale_rewards"],
         negative_weight=1.0,
         mask_overlong=False,
-        passes=1,
+        num_iterations=1,
         minibatches=1,
         reference_update_every_steps=None,
         reference_mix_up=0.9,

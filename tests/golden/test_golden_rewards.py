@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlt.config.compose import config_dir
 from rlt.data.problem import make_problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.llm.logprobs import row_log_probs
 from rlt.llm.models import freeze
 from rlt.rewards import RewardScorer, ScoredExplanation
@@ -63,17 +63,17 @@ def setting() -> dict[str, Any]:
         cfg = compose("config", ["stage=teacher_rl", "prompt=stratos"]).prompt
     cfg.teacher_system = GOLDEN["teacher_system_prompt"]
     cfg.student_system = GOLDEN["student_system_prompt"]
-    views = Views(instantiate(cfg, _convert_="all"), tokenizer)
-    return {"views": views, **models}
+    renderer = Renderer(instantiate(cfg, _convert_="all"), tokenizer)
+    return {"renderer": renderer, **models}
 
 
 def scored(case: dict[str, Any], setting: dict[str, Any], temperature: float) -> ScoredExplanation:
-    views = setting["views"]
+    renderer = setting["renderer"]
     solution = case["solution"].split("\n\n")[1]
     problem = make_problem(case["question"], solution)
     # The figures' prompts hold the blank line after the opening tag; here the teacher writes it.
-    explanation = views.explanation(views.encode("\n\n" + case["completion"]))
-    prompt = views.teacher_prompt(problem)
+    explanation = renderer.explanation(renderer.encode("\n\n" + case["completion"]))
+    prompt = renderer.teacher_prompt(problem)
     # The whole completion with its end tag, as in training: k3 and exp take exponentials of these
     # log-probs, so a forward over fewer tokens is already off by more than 1e-4 in float32.
     completion = [*explanation.ids, *case["teacher_input_ids"][case["teacher_think_span"][1] :]]
@@ -91,11 +91,11 @@ def scored(case: dict[str, Any], setting: dict[str, Any], temperature: float) ->
 def test_views_put_the_same_tokens_at_the_same_places(number: int, setting: dict[str, Any]) -> None:
     case = GOLDEN["cases"][number]
     row = scored(case, setting, 0.7)
-    text = setting["views"].student_text(row.problem, row.explanation.ids)
+    text = setting["renderer"].student_text(row.problem, row.explanation.ids)
     start = len(text.prompt)
     ids = [*text.prompt, *text.continuation]
     assert ids == case["student_input_ids"][: len(ids)]
-    assert case["student_input_ids"][len(ids) :] == setting["views"].encode("\n")
+    assert case["student_input_ids"][len(ids) :] == setting["renderer"].encode("\n")
     assert [start + i for i in text.thought_span] == case["student_think_span"]
     assert [start + i for i in text.solution_span] == case["student_solution_span"]
     begin, end = case["teacher_think_span"]
@@ -106,7 +106,7 @@ def test_views_put_the_same_tokens_at_the_same_places(number: int, setting: dict
 
 def test_per_token_values(setting: dict[str, Any]) -> None:
     scorer = RewardScorer(
-        build_reward("rlt"), setting["student"], setting["views"], temperature=0.7,
+        build_reward("rlt"), setting["student"], setting["renderer"], temperature=0.7,
         token_budget=1024,
     )  # fmt: skip
     rows = [scored(case, setting, 0.7) for case in GOLDEN["cases"]]
@@ -121,7 +121,7 @@ def test_per_token_values(setting: dict[str, Any]) -> None:
 @pytest.mark.parametrize("token_budget", [1, 100_000])
 def test_rewards_of_every_variant(variant: str, token_budget: int, setting: dict[str, Any]) -> None:
     scorer = RewardScorer(
-        build_reward(variant), setting["student"], setting["views"], temperature=0.7,
+        build_reward(variant), setting["student"], setting["renderer"], temperature=0.7,
         token_budget=token_budget,
     )  # fmt: skip
     rows = [scored(case, setting, scorer.temperature) for case in GOLDEN["cases"]]

@@ -38,7 +38,7 @@ RECIPES = {
     "teacher_rl": [
         "datamodule.batch_size=2",
         "datamodule.steps=6",
-        "module.completions_per_problem=4",
+        "module.group_size=4",
         "rollout.max_new_tokens=12",
         "trainer.val_check_interval=2",
         "callbacks.checkpoint.every_steps=2",

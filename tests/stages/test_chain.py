@@ -230,8 +230,8 @@ def test_cut_traces_and_parquet(chain: Path) -> None:
         else:  # the best one is too long: the best of the others stands in
             assert row["reward"] <= same["reward"]
     metrics = results(chain / "cut")
-    assert metrics["collect/cut_share"] > 0
-    shares = [metrics[f"collect/{why}_share"] for why in ("cut", "tag_inside", "unclosed")]
+    assert metrics["collect/cut_rate"] > 0
+    shares = [metrics[f"collect/{why}_rate"] for why in ("cut", "tag_inside", "unclosed")]
     assert 16 * sum(shares) == pytest.approx(16 - len(traces))
 
 

@@ -71,7 +71,7 @@ def test_a_run_short_of_memory_ends_as_one_that_is_not(
     memory_for(100, monkeypatch)
     told = run(name, "short")
     assert "not enough memory for hardware.tokens_per_micro_batch=4096 (CUDA out of memory" in told
-    of_the_cut = ("padding_share", "tokens_per_micro_batch")
+    of_the_cut = ("padding_fraction", "tokens_per_micro_batch")
     whole, short = (results(tmp_path / folder) for folder in ("whole", "short"))
     lowered = [k for k in whole if k.endswith("tokens_per_micro_batch")]
     assert len(lowered) == 1 and short[lowered[0]] < whole[lowered[0]] == 4096
@@ -89,7 +89,7 @@ def test_a_run_that_cannot_fit_says_what_to_change(
 ) -> None:
     memory_for(5, monkeypatch)
     told = run(name, "run", status=2)
-    assert "rlt: OutOfMemory: not enough memory (CUDA out of memory. Tried to allocate" in told
+    assert "rlt: OutOfMemoryError: not enough memory (CUDA out of memory. Tried to allocate" in told
     assert "even for one row at a time: shorten the rows" in told and "Traceback" not in told
     manifest = read(tmp_path / "run" / "manifest.json")
     assert manifest["status"] == "failed" and "one row at a time" in manifest["error"]
@@ -166,7 +166,7 @@ def test_a_reward_term_that_is_nan_stops_before_its_step(
         "training step 3, after 3 optimizer steps: reward term solution_log_prob/mean is nan "
         f"(problems: {problems[0].id}); no optimizer step was taken on it. Lower optim.lr"
     )
-    assert f"rlt: NotFinite: {reason}" in told and "Traceback" not in told
+    assert f"rlt: NotFiniteError: {reason}" in told and "Traceback" not in told
     manifest = read(tmp_path / "run" / "manifest.json")
     assert manifest["status"] == "failed" and reason in manifest["error"]
     assert checkpoints(tmp_path / "run") == ["step=00000002"]
@@ -187,7 +187,7 @@ def test_a_gradient_that_is_nan_stops_before_its_step(
     monkeypatch.setattr(rlt.training.sft, "batch_log_probs", broken)
     told = run("distill", "run", status=2)
     where = "training step 1, after 1 optimizer steps: the gradient norm is nan (problems: "
-    assert f"rlt: NotFinite: {where}" in told and " and 3 more)" in told  # 5 of 8 are named
+    assert f"rlt: NotFiniteError: {where}" in told and " and 3 more)" in told  # 5 of 8 are named
     manifest = read(tmp_path / "run" / "manifest.json")
     assert manifest["status"] == "failed" and where in manifest["error"]
     assert checkpoints(tmp_path / "run") == ["step=00000001"]

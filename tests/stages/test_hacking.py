@@ -18,7 +18,7 @@ def test_monitors_ring_where_the_reward_is_hacked(tmp_path: Path) -> None:
         rung[arm] = sorted(set(re.findall(r"monitor/(\w+) is [^ ]+ healthy", told)))
         shares = read(tmp_path / arm / "metrics.json")
         behaviour = "leak" if arm == "solution_only" else "step"
-        assert shares[f"teacher/validation/behaviour/{behaviour}_share"] > 0.8
+        assert shares[f"teacher/validation/behaviour/{behaviour}_rate"] > 0.8
     assert "solution_early_excess" in rung["solution_only"]
     assert rung["rlt"] == []
     report = (tmp_path / "solution_only" / "steps" / "teacher" / "report.md").read_text()

@@ -104,7 +104,7 @@ def test_evaluate_goes_on_without_gap_or_repetition(chain: Path) -> None:
 
 
 def test_pipeline_goes_on_at_the_step_it_had_reached(base: Path, piped: Path) -> None:
-    command = pipeline_from(base, "output_dir=cut", "store_dir=cut_store")
+    command = pipeline_from(base, "output_dir=cut", "cache_dir=cut_store")
     checkpoints = piped / "cut_store" / "teacher_rl"
     output = interrupt(
         command, piped, lambda: any(checkpoints.glob("*/checkpoints/step=00000002.ckpt"))

@@ -104,7 +104,7 @@ def test_rl_killed_at_random(chain: Path) -> None:
 def test_several_optimizer_steps_and_a_moving_reference(chain: Path) -> None:
     """Killed and interrupted between the optimizer steps of one rollout, and between rollouts."""
     command = [
-        *RL, "algorithm.passes=2", "algorithm.minibatches=2", "algorithm.beta=0.1",
+        *RL, "algorithm.num_iterations=2", "algorithm.minibatches=2", "algorithm.beta=0.1",
         "algorithm.reference_update_every_steps=3",
     ]  # fmt: skip
     finish([*command, "output_dir=moving"], chain)
@@ -158,7 +158,7 @@ def test_evaluate_killed(chain: Path) -> None:
 
 @pytest.mark.slow
 def test_pipeline_killed(base: Path, piped: Path) -> None:
-    command = pipeline_from(base, "output_dir=killed", "store_dir=killed_store")
+    command = pipeline_from(base, "output_dir=killed", "cache_dir=killed_store")
     for at in [At(BACKWARD, 2), At(SCORE, 4), At(SYNC, 2), At(WRITE_TRACES, 1), At(FINISH, 2)]:
         killed(command, piped, at)
     kill_often(command, piped, seed=2, kills=3, whole=piped / "first")

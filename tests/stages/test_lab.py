@@ -30,7 +30,7 @@ def scored(chain: Path) -> Path:
     """The traces of the chain, scored again with the same models and temperature."""
     rlt(
         [*SCORE, "traces=collect/traces", "temperature=0.7", "student_path=pretrain/model",
-         "model@teacher=nano", "teacher_path=teacher_rl/model", "keep_share=0.5",
+         "model@teacher=nano", "teacher_path=teacher_rl/model", "keep_fraction=0.5",
          "output_dir=score"],
         chain,
     )  # fmt: skip
@@ -164,10 +164,10 @@ def test_a_teacher_that_sees_no_solution_keeps_what_is_right(
     traces, metrics = read_lines(chain / "alone/traces.jsonl"), results(chain / "alone")
     assert 0 < len(traces) < 16
     left_out = ("cut", "tag_inside", "unclosed", "wrong")
-    assert sum(metrics[f"collect/{why}_share"] for why in left_out) == pytest.approx(
+    assert sum(metrics[f"collect/{why}_rate"] for why in left_out) == pytest.approx(
         1 - len(traces) / 16
     )
-    assert metrics["collect/wrong_share"] > 0
+    assert metrics["collect/wrong_rate"] > 0
     assert all(documented(name) for name in metrics)
     assert "left out with a wrong answer" in (chain / "alone/report.md").read_text()
     no_grader = stage("collect", *asked, "~data.grader", "+data.grader=null")
@@ -198,7 +198,10 @@ def test_credit_and_preflight_that_do_not_fit(chain: Path, overrides: list[str],
     [
         ([], "stage=score takes explanations from traces="),
         (["traces=collect/traces"], "set model@teacher="),
-        (["traces=collect/traces", "reward=solution_only", "keep_share=0"], "keep_share=0.0: must"),
+        (
+            ["traces=collect/traces", "reward=solution_only", "keep_fraction=0"],
+            "keep_fraction=0.0: must",
+        ),
         (["traces=none", "reward=solution_only"], "traces=none: no such file"),
     ],
 )
@@ -213,7 +216,7 @@ def test_student_rl(chain: Path) -> None:
     run = chain / "student_rl"
     assert weights(run) != weights(chain / "pretrain")
     metrics = read(run / "metrics.json")
-    assert {"train/reward_terms/answer/correct", "train/behaviour/step_share"} <= set(metrics)
+    assert {"train/reward_terms/answer/correct", "train/behaviour/step_fraction"} <= set(metrics)
     assert all(documented(name) for name in [*metrics, *read_scalars(run)])
     samples = read_lines(run / "samples.jsonl")
     assert {"completion", "answer/correct", "reward"} <= set(samples[0])
@@ -226,12 +229,12 @@ def test_student_rl(chain: Path) -> None:
 
 def test_questions_that_were_trained_on_are_refused(chain: Path) -> None:
     same = ["data@trained_on=digit_chain", "trained_on.source.seed=10000019"]
-    same += ["trained_on.source.count=1024", "trained_on.validation_share=0"]
+    same += ["trained_on.source.count=1024", "trained_on.validation_fraction=0"]
     asked = stage("evaluate", "student_path=distill/model", *same)
     assert "8 of 8 questions (100.0 %) overlap" in refused([*asked, "output_dir=no"], chain)
     assert "8 of 8 questions" in refused([*asked, "check=true"], chain)
-    rlt([*asked, "contamination.max_exact_share=1", "output_dir=yes"], chain)
-    assert results(chain / "yes")["eval/contamination_exact_share"] == 1.0
+    rlt([*asked, "contamination.max_exact_fraction=1", "output_dir=yes"], chain)
+    assert results(chain / "yes")["eval/contamination_exact_fraction"] == 1.0
     record = read_lines(chain / "yes" / "answers.jsonl")[0]
     assert record["question"] in record["prompt"] and record["prompt"].endswith("<think>")
 
@@ -255,14 +258,14 @@ def test_two_evaluations_are_compared(chain: Path) -> None:
 
 def test_a_gate_stops_a_pipeline_before_it_costs_more(base: Path, tmp_path: Path) -> None:
     recipes = [f"{name}.{knob}" for name, knobs in RECIPES.items() for knob in knobs]
-    paths = [f"student_path={base}", f"teacher_path={base}", "store_dir=store"]
+    paths = [f"student_path={base}", f"teacher_path={base}", "cache_dir=store"]
     gated = ["stage=pipeline", *SHARED, *DATA, *BENCHMARK, *recipes, *paths, "steps=chain"]
-    gated += ["+steps.warm_up.expect={validation/loss: 100}", "output_dir=gated"]
+    gated += ["+steps.warm_up.gate={validation/loss: 100}", "output_dir=gated"]
     said = refused(gated, tmp_path)
     assert "steps.warm_up: validation/loss is " in said and "less than the 100" in said
     assert read(tmp_path / "gated" / "manifest.json")["status"] == "failed"
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["teacher_sft"]
-    wrong = [*gated[:-2], "+steps.warm_up.expect={validation/los: 1}", "output_dir=wrong"]
+    wrong = [*gated[:-2], "+steps.warm_up.gate={validation/los: 1}", "output_dir=wrong"]
     assert "no such metric; did you mean 'validation/loss'" in refused(wrong, tmp_path)
 
 

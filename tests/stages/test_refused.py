@@ -140,7 +140,7 @@ def test_a_run_that_made_nothing_gives_its_folder_to_the_next(base: Path, tmp_pa
 def test_broken_rows_are_skipped_and_counted(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [*write_rows(tmp_path), f"teacher_path={base}", "data.validation_share=0.3"]
+    arguments = [*write_rows(tmp_path), f"teacher_path={base}", "data.validation_fraction=0.3"]
     here([*arguments, "data.on_bad_row=skip", "output_dir=run"], tmp_path, monkeypatch)
     data = read(tmp_path / "run" / "manifest.json")["data"]
     assert (data["read"], data["kept"]) == (11, 6)
@@ -153,14 +153,14 @@ def test_broken_rows_are_skipped_and_counted(
 def test_text_outside_of_the_vocabulary_is_told_by_a_check(tmp_path: Path, refuse: Refuse) -> None:
     row = {"question": "What is 2 plus 9?", "solution": "11"}
     (tmp_path / "mine.jsonl").write_text((json.dumps(row) + "\n") * 2)
-    data = ["data=jsonl", "data.source.files=mine.jsonl", "data.validation_share=0"]
+    data = ["data=jsonl", "data.source.files=mine.jsonl", "data.validation_fraction=0"]
     message = refuse("stage=teacher_rl", *data, "datamodule.batch_size=1", "check=true")
     assert "a word that the tokenizer does not know" in message
 
 
 def test_text_outside_of_the_vocabulary(tmp_path: Path, refuse: Refuse) -> None:
     (tmp_path / "mine.jsonl").write_text('{"question": "1 plus 1", "solution": "2"}\n' * 2)
-    files = ["data=jsonl", "data.source.files=mine.jsonl", "data.validation_share=0"]
+    files = ["data=jsonl", "data.source.files=mine.jsonl", "data.validation_fraction=0"]
     own = [arg for arg in stage("teacher_rl") if not arg.startswith("data.")]
     message = refuse(*own, *files)
     assert "plus" in message

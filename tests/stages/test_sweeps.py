@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlt.sweeps.jobs import read_jobs
+from rlt.runs.jobs import read_jobs
 from tests.stages.cli import (
     heed_interrupts,
     read,
@@ -30,7 +30,7 @@ def jobs_of(sweep: Path) -> dict[str, dict]:
 
 
 def test_a_failed_job_is_told_and_tried_again_and_a_finished_one_is_not(tmp_path: Path) -> None:
-    """Refused by the config, and by the machine: neither stops the others."""
+    """RunRefusedError by the config, and by the machine: neither stops the others."""
     command = [
         "-m", *TINY, "hardware.threads=1", "output_dir=sweep",
         "hardware.devices=1,2", "hardware.strategy=auto,ddp",

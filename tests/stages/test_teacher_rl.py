@@ -23,7 +23,7 @@ def train(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def run(*overrides: str) -> tuple[Path, Scalars]:
         folder = tmp_path / "run"
-        short = ["datamodule.steps=2", "data.validation_share=0", "callbacks.progress=null"]
+        short = ["datamodule.steps=2", "data.validation_fraction=0", "callbacks.progress=null"]
         short += ["rollout.max_new_tokens=8", f"teacher_path={base}", "output_dir=run"]
         monkeypatch.setattr("rlt.report.write_result", lambda run_dir: None)  # plots take seconds
         here(stage("teacher_rl", *short, *overrides), tmp_path, monkeypatch)
@@ -73,7 +73,7 @@ def test_reward(train, reward: str) -> None:
 @pytest.mark.parametrize("exact", ["false", "true"])
 def test_token_credit(train, exact: str) -> None:
     folder, scalars = train("credit=token", f"credit.exact={exact}", "credit.discount=0.9")
-    assert all(0 < share <= 1 for share in scalars["policy/token_credit_share"])
+    assert all(0 < share <= 1 for share in scalars["policy/token_credit_fraction"])
     for row in read_lines(folder / "samples.jsonl"):
         explanation = row["attribution"]["explanation"]
         advantages = row["attribution"].get("advantage", explanation)
@@ -83,7 +83,7 @@ def test_token_credit(train, exact: str) -> None:
 
 def test_published_credit_is_the_default(train) -> None:
     folder, scalars = train()
-    assert scalars["policy/token_credit_share"] == [0.0, 0.0]
+    assert scalars["policy/token_credit_fraction"] == [0.0, 0.0]
     assert all("advantage" not in r["attribution"] for r in read_lines(folder / "samples.jsonl"))
 
 
@@ -95,7 +95,7 @@ def test_reference_moves(train) -> None:
 
 
 def test_passes_and_minibatches(train) -> None:
-    steps = ["algorithm.passes=2", "algorithm.minibatches=2", "schedule=linear"]
+    steps = ["algorithm.num_iterations=2", "algorithm.minibatches=2", "schedule=linear"]
     _, scalars = train(*steps)
     # 2 rollouts × 2 passes × 2 minibatches = 8 optimizer steps, lr falling to 0 over them; the
     # last one on the first rollout is the fourth: 1e-3 × (1 - 3/8), on the second 1e-3 × (1 - 7/8).

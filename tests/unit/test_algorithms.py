@@ -34,7 +34,7 @@ GRPO = Algorithm(
     scale_rewards=True,
     negative_weight=1.0,
     mask_overlong=False,
-    passes=1,
+    num_iterations=1,
     minibatches=1,
     reference_update_every_steps=None,
     reference_mix_up=0.9,
@@ -288,8 +288,8 @@ def test_means_are_per_token_over_all_micro_batches() -> None:
     assert means == pytest.approx(
         {
             "ratio": 1.0,
-            "clip_low_share": 0.0,
-            "clip_high_share": 1 / 3,
+            "clip_low_rate": 0.0,
+            "clip_high_rate": 1 / 3,
             "kl_old_k1": (-math.log(1.5) - math.log(0.5)) / 3,
             "kl_old_k3": (0.5 - math.log(1.5) - 0.5 - math.log(0.5)) / 3,
             "kl_reference_k3": (1 - math.log(2)) / 3,
@@ -341,7 +341,10 @@ def test_reference_moves_every_n_steps() -> None:
             {"scale_rewards": "none"},
             r"algorithm.scale_rewards='none', but it must be true or false",
         ),
-        ({"passes": 0}, r"algorithm.passes=0, but it must be a whole number of at least 1"),
+        (
+            {"num_iterations": 0},
+            r"algorithm.num_iterations=0, but it must be a whole number of at least 1",
+        ),
         ({"minibatches": 1.5}, r"algorithm.minibatches=1.5, but it must be a whole number"),
         ({"reference_update_every_steps": 0}, r"algorithm.reference_update_every_steps=0"),
         ({"reference_mix_up": 0.0}, r"algorithm.reference_mix_up=0.0, but it must be in \(0, 1\]"),
@@ -362,7 +365,7 @@ def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], message
 
 def test_what_a_setting_asks_of_its_caller() -> None:
     assert not GRPO.needs_reference and not GRPO.needs_old_log_probs
-    busy = replace(GRPO, beta=0.04, passes=2, minibatches=3)
+    busy = replace(GRPO, beta=0.04, num_iterations=2, minibatches=3)
     assert busy.needs_reference and busy.needs_old_log_probs
     assert busy.optimizer_steps_per_rollout == 6
 

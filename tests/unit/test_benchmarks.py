@@ -153,14 +153,14 @@ def test_unshared_prefixes_are_unshared_everywhere_and_only_there() -> None:
 
 
 def test_prompts_reach_their_length_and_completions_have_it() -> None:
-    views = load("teacher_rl", "nano").views
-    first, second = problems_of(views, 2, 50)
+    renderer = load("teacher_rl", "nano").renderer
+    first, second = problems_of(renderer, 2, 50)
     assert first.question != second.question
-    assert len(views.teacher_prompt(first)) == len(views.teacher_prompt(second)) == 50
-    group = random_groups(views, 2, 3, 50, 7)
+    assert len(renderer.teacher_prompt(first)) == len(renderer.teacher_prompt(second)) == 50
+    group = random_groups(renderer, 2, 3, 50, 7)
     assert [len(ids) for _, ids in group.rows] == [7] * 6
-    assert not {*views.tokenizer.all_special_ids} & {i for _, ids in group.rows for i in ids}
-    assert not views.explanation(group.rows[0][1]).end_tag_found
+    assert not {*renderer.tokenizer.all_special_ids} & {i for _, ids in group.rows for i in ids}
+    assert not renderer.explanation(group.rows[0][1]).end_tag_found
 
 
 def test_full_log_probs_are_the_models_own() -> None:

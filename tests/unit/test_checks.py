@@ -232,7 +232,7 @@ def test_references_in_a_circle_end() -> None:
         ("rlt.cli.main.main", "it is the program's own, no part of a run"),
         ("rlt.preflight.probe.StepClock", "it is the program's own, no part of a run"),
         ("rlt.sweeps.compare_jobs.CompareJobs", "it is the program's own, no part of a run"),
-        ("rlt.sweeps.jobs.JobFailed", "it is the program's own, no part of a run"),
+        ("rlt.runs.jobs.JobFailedError", "it is the program's own, no part of a run"),
         ("rlt.evaluation.graders.Sandbox", "it is really rlt.evaluation.sandbox.Sandbox"),
         ("rlt.llm.models.Pretrained.load", "below rlt.* only classes are"),
         ("rlt.evaluation.worker.main", "it is the program's own, no part of a run"),

@@ -80,7 +80,7 @@ THIRDS = {"reward_student": 0.25, "teacher": 0.75}
 
 def test_parts_divide_what_is_not_held_out() -> None:
     def load(part: str | None, parts: Any = THIRDS) -> Any:
-        return ProblemData(numbered(400), validation_share=0.2, parts=parts, part=part).load()
+        return ProblemData(numbered(400), validation_fraction=0.2, parts=parts, part=part).load()
 
     student, teacher, undivided = load("reward_student"), load("teacher"), load(None, None)
     ids = {one.id for one in student.train}, {one.id for one in teacher.train}
@@ -122,7 +122,7 @@ def test_an_empty_part_is_refused() -> None:
 def test_load_reports_what_it_did() -> None:
     rows = [{"question": f"q{n}", "solution": str(n)} for n in range(8)]
     source = Fixed(*rows, rows[0], {"question": "", "solution": "1"}, {"question": "q"})
-    data = ProblemData(source, on_bad_row="skip", validation_share=0.5, max_train=2)
+    data = ProblemData(source, on_bad_row="skip", validation_fraction=0.5, max_train=2)
     split = data.load()
     fingerprint = split.report.pop("fingerprint")
     assert split.report == {
@@ -141,8 +141,10 @@ def test_load_reports_what_it_did() -> None:
     json.dumps(split.report)
     assert data.load().report["fingerprint"] == fingerprint
     other = Fixed(*rows[:7], {**rows[7], "explanation": "because"})
-    changed = ProblemData(other, validation_share=0.5).load().report["fingerprint"]
-    assert changed != ProblemData(Fixed(*rows), validation_share=0.5).load().report["fingerprint"]
+    changed = ProblemData(other, validation_fraction=0.5).load().report["fingerprint"]
+    assert (
+        changed != ProblemData(Fixed(*rows), validation_fraction=0.5).load().report["fingerprint"]
+    )
 
 
 def test_load_stops_at_bad_rows_and_checks_tags_and_length() -> None:
@@ -157,8 +159,8 @@ def test_load_stops_at_bad_rows_and_checks_tags_and_length() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_share_is_checked(share: float) -> None:
-    with pytest.raises(ValueError, match="validation_share"):
-        ProblemData(numbered(4), validation_share=share).load()
+    with pytest.raises(ValueError, match="validation_fraction"):
+        ProblemData(numbered(4), validation_fraction=share).load()
 
 
 def test_counts_are_checked() -> None:

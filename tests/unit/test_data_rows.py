@@ -8,7 +8,7 @@ from rlt.data.problem import problem_id
 from rlt.data.rows import (
     BadRowsError,
     RawRow,
-    RowFault,
+    RowError,
     check_columns,
     collect_problems,
     map_columns,
@@ -21,7 +21,7 @@ def raw(row: int = 1, /, **values: object) -> RawRow:
 
 
 def reason(row: RawRow, **limits: object) -> str:
-    with pytest.raises(RowFault) as caught:
+    with pytest.raises(RowError) as caught:
         to_problem(row, **limits)  # type: ignore[arg-type]
     return caught.value.reason
 
@@ -88,7 +88,7 @@ def test_length_limit_counts_all_texts() -> None:
         return len(text.split())
 
     assert to_problem(row, count_tokens=words, max_tokens=6).question == "a b"
-    with pytest.raises(RowFault) as caught:
+    with pytest.raises(RowError) as caught:
         to_problem(row, count_tokens=words, max_tokens=5)
     assert caught.value.reason == "over the length limit"
     assert caught.value.detail == "6 tokens > 5 (question 2, solution 1, explanation 2, system 1)"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rlt.runs.difference import fact_changes
-from rlt.runs.equality import compare_results
+from rlt.report.difference import metadata_changes
+from rlt.report.equality import compare_results
 from tests.report_runs import Rows, make_run, write_events, write_lines
 
 SCALARS: Rows = {
@@ -102,7 +102,7 @@ def pipeline(folder: Path, steps: dict[str, float]) -> Path:
     entries = []
     for name, loss in steps.items():
         made = make_run(folder / "store" / name, "distill", {"train/loss": loss})
-        entries.append({"name": name, "dir": str(made), "needs": {}})
+        entries.append({"name": name, "dir": str(made), "inputs": {}})
     (run / "steps.json").write_text(json.dumps(entries))
     return run
 
@@ -137,11 +137,11 @@ def test_facts(key: str, value: object, fact: str) -> None:
         "inputs": {"data.source": "{'fingerprint': 'a'}"},
         "began": ["2026-01-02T03:04:05+0000"],
     }
-    assert fact_changes(manifest, manifest | {"began": []}) == {}
-    assert list(fact_changes(manifest, manifest | {key: value})) == [fact]
+    assert metadata_changes(manifest, manifest | {"began": []}) == {}
+    assert list(metadata_changes(manifest, manifest | {key: value})) == [fact]
 
 
 def test_another_commit_of_the_same_code_is_the_same() -> None:
     a, b = {"git": "a", "code": "1"}, {"git": "b", "code": "1"}
-    assert fact_changes(a, b) == {}
-    assert fact_changes(a, b | {"code": "2"}) == {"git": ("a", "b"), "code": ("1", "2")}
+    assert metadata_changes(a, b) == {}
+    assert metadata_changes(a, b | {"code": "2"}) == {"git": ("a", "b"), "code": ("1", "2")}

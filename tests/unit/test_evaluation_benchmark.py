@@ -78,14 +78,14 @@ def test_metrics_by_hand() -> None:
     assert metrics["eval/pass@1"] == pytest.approx(7 / 16)
     assert metrics["eval/pass@2"] == pytest.approx((1 + 1 / 2 + 0 + 5 / 6) / 4)
     assert metrics["eval/pass@4"] == pytest.approx(3 / 4)
-    assert metrics["eval/no_answer_share"] == 2 / 16
-    assert metrics["eval/grading_error_share"] == 0
+    assert metrics["eval/no_answer_rate"] == 2 / 16
+    assert metrics["eval/grading_error_rate"] == 0
     assert (metrics["eval/questions"], metrics["eval/answers"]) == (4, 16)
     assert 0 <= metrics["eval/avg@4_low"] < 7 / 16 < metrics["eval/avg@4_high"] <= 1
     assert metrics["eval/majority@4"] == 3 / 4  # ties go to the answer given first
     of_k = ("avg@4", "pass@1", "pass@2", "pass@4", "majority@4")
     names = [f"eval/{m}{end}" for m in of_k for end in ENDS]
-    shares = ["no_answer_share", "grading_error_share", "questions", "answers"]
+    shares = ["no_answer_rate", "grading_error_rate", "questions", "answers"]
     assert sorted(metrics) == sorted([*names, *(f"eval/{name}" for name in shares)])
     assert correct_matrix(result.records).sum(axis=1).tolist() == [4, 1, 0, 2]
 
@@ -127,7 +127,7 @@ def test_timeouts_are_counted() -> None:
     answers = [[says("9^{9^{9^{9^9}}}"), says("12/2")]]
     with MathGrader(timeout_seconds=1) as grader:
         result = evaluate_answers(problems, answers, TAGS, grader)
-    assert result.metrics["eval/grading_error_share"] == 0.5
+    assert result.metrics["eval/grading_error_rate"] == 0.5
     assert [r.reason for r in result.records] == ["timeout", "correct"]
 
 
@@ -170,7 +170,7 @@ class Rows:
 
 
 def test_a_benchmark_keeps_order() -> None:
-    data = ProblemData(Rows("a", "b", "c", "d"), validation_share=0, grader=ExactGrader())
+    data = ProblemData(Rows("a", "b", "c", "d"), validation_fraction=0, grader=ExactGrader())
     benchmark = Benchmark("own", data, max_questions=2)
     assert [p.question for p in benchmark.load()] == ["a", "b"]
     assert benchmark.report["questions"] == 2
@@ -178,14 +178,16 @@ def test_a_benchmark_keeps_order() -> None:
 
 def test_a_benchmark_that_cannot_work_is_refused() -> None:
     def data(**options: Any) -> ProblemData:
-        return ProblemData(Rows("a"), **{"validation_share": 0, "grader": ExactGrader(), **options})
+        return ProblemData(
+            Rows("a"), **{"validation_fraction": 0, "grader": ExactGrader(), **options}
+        )
 
     with pytest.raises(ValueError, match="max_questions=0"):
         Benchmark("own", data(), max_questions=0)
     with pytest.raises(ValueError, match="has no grader"):
         Benchmark("own", data(grader=None))
     with pytest.raises(ValueError, match="held out as a whole"):
-        Benchmark("own", data(validation_share=0.1))
+        Benchmark("own", data(validation_fraction=0.1))
 
 
 def test_every_shipped_file_is_tested_here() -> None:
@@ -300,7 +302,7 @@ def test_gpqa_names_broken_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr("rlt.data.sources.hub.HubTable.rows", lambda self, columns: iter(rows))
     monkeypatch.setattr("rlt.data.sources.hub.HubTable.describe", lambda self: {"fingerprint": ""})
-    data = ProblemData(Gpqa(), validation_share=0, grader=MultipleChoiceGrader())
+    data = ProblemData(Gpqa(), validation_fraction=0, grader=MultipleChoiceGrader())
     with pytest.raises(BadRowsError) as caught:
         Benchmark("gpqa", data).load()
     assert [(bad.row, bad.reason) for bad in caught.value.bad_rows] == [

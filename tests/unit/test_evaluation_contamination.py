@@ -23,7 +23,7 @@ def test_words_and_runs() -> None:
 
 
 def test_shares_by_hand() -> None:
-    limits = Contamination(ngram_words=4, max_exact_share=1.0, max_ngram_share=1.0)
+    limits = Contamination(ngram_words=4, max_exact_fraction=1.0, max_ngram_fraction=1.0)
     asked = questions(
         "tom has 3  apples and buys 4 more.",  # the same but for case and white space
         "Ann has 3 apples and buys 5.",  # shares "has 3 apples and"
@@ -31,27 +31,33 @@ def test_shares_by_hand() -> None:
         "Something else entirely, it seems.",
     )
     assert limits.check(TRAINED, asked) == {
-        "eval/contamination_exact_share": 0.25,
-        "eval/contamination_ngram_share": 0.75,
+        "eval/contamination_exact_fraction": 0.25,
+        "eval/contamination_ngram_fraction": 0.75,
     }
 
 
 def test_too_much_is_refused_with_examples() -> None:
-    limits = Contamination(ngram_words=4, max_exact_share=0.2, max_ngram_share=1.0)
-    with pytest.raises(ValueError, match=r"1 of 2 questions \(50\.0 %\) .*max_exact_share=0\.2: "):
+    limits = Contamination(ngram_words=4, max_exact_fraction=0.2, max_ngram_fraction=1.0)
+    with pytest.raises(
+        ValueError, match=r"1 of 2 questions \(50\.0 %\) .*max_exact_fraction=0\.2: "
+    ):
         limits.check(TRAINED, questions("what is 2+2?", "What is 3+3?"))
-    limits = Contamination(ngram_words=3, max_exact_share=1.0, max_ngram_share=0.0)
-    with pytest.raises(ValueError, match=r"\(ngram\), more than contamination\.max_ngram_share=0"):
+    limits = Contamination(ngram_words=3, max_exact_fraction=1.0, max_ngram_fraction=0.0)
+    with pytest.raises(
+        ValueError, match=r"\(ngram\), more than contamination\.max_ngram_fraction=0"
+    ):
         limits.check(TRAINED, questions("Ann has 3 apples."))
-    arithmetic = Contamination(ngram_words=3, max_exact_share=0.0, max_ngram_share=1.0)
+    arithmetic = Contamination(ngram_words=3, max_exact_fraction=0.0, max_ngram_fraction=1.0)
     trained_on = [make_problem("(1 + 2) * 3.5", "10.5")]
     assert arithmetic.check(trained_on, questions("1 + (2 * 3,5)"))  # other signs, another question
-    assert limits.check([], questions("Ann has 3 apples."))["eval/contamination_ngram_share"] == 0
+    assert (
+        limits.check([], questions("Ann has 3 apples."))["eval/contamination_ngram_fraction"] == 0
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "named"),
-    [((0, 0.5, 0.5), "ngram_words=0"), ((3, 1.5, 0.5), "max_exact_share=1.5")],
+    [((0, 0.5, 0.5), "ngram_words=0"), ((3, 1.5, 0.5), "max_exact_fraction=1.5")],
 )
 def test_limits_that_are_refused(values: tuple, named: str) -> None:
     with pytest.raises(ValueError, match=f"contamination.{named}"):

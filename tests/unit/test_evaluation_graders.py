@@ -19,7 +19,7 @@ from rlt.evaluation.graders import (
     ReasoningGymGrader,
     Verdict,
 )
-from rlt.evaluation.sandbox import Sandbox, VerifierError, VerifierTimeout
+from rlt.evaluation.sandbox import Sandbox, VerifierError, VerifierTimeoutError
 from tests.labelled_answers import RIGHT, WRONG
 
 TOWER = "9^{9^{9^{9^9}}}"  # one multiplication that no signal interrupts
@@ -114,7 +114,7 @@ def test_equal_answers_are_graded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def call(self: Sandbox, **arguments: Any) -> dict[str, Any]:
         calls.append(arguments)
-        raise VerifierTimeout
+        raise VerifierTimeoutError
 
     monkeypatch.setattr(Sandbox, "call", call)
     verdicts = MathGrader().grade_all(

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers as hf
 
-from rlt.llm.batching import padding_share
+from rlt.llm.batching import padding_fraction
 from rlt.llm.flop_count import forward_flops, matmul_flops_per_second
 
 SIZES = {
@@ -29,9 +29,9 @@ def test_flops_of_a_forward_pass(shared: bool, tied: bool) -> None:
 
 def test_padding_by_hand() -> None:
     # One batch: prefixes of 3 and 1 take 2 × 3 places, continuations 3 × 4; real are 4 and 7.
-    assert padding_share(ROWS, [[0, 1, 2]], shared=True) == pytest.approx(1 - 11 / 18)
+    assert padding_fraction(ROWS, [[0, 1, 2]], shared=True) == pytest.approx(1 - 11 / 18)
     # Alone, the last row needs no padding: 2 × 3 + 2 × 2 places hold 6 and 3 real ones.
-    assert padding_share(ROWS, [[0, 1], [2]], shared=False) == pytest.approx(1 - 14 / 15)
+    assert padding_fraction(ROWS, [[0, 1], [2]], shared=False) == pytest.approx(1 - 14 / 15)
 
 
 def test_the_rate_is_one_that_the_machine_reaches() -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rlt.data.problem import make_problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.llm.batching import cut_rows
 from rlt.llm.models import LanguageModel, freeze
-from rlt.llm.token_budget import OutOfMemory, TokenBudget, is_out_of_memory
+from rlt.llm.token_budget import OutOfMemoryError, TokenBudget, is_out_of_memory
 from rlt.rewards import Reward, RewardScorer, ScoredExplanation, ThoughtKL
 from rlt.sampling import Completion, HFRollout
 from tests.unit.test_modules import (
@@ -29,8 +29,8 @@ NEVER = "\x00\x01\x02"  # a stop string that does not come up
 
 
 @pytest.fixture(scope="module")
-def views(byte_tokenizer: Any, views_of: Callable[[str, Any], Views]) -> Views:
-    return views_of("compact", byte_tokenizer)
+def renderer(byte_tokenizer: Any, renderer_of: Callable[[str, Any], Renderer]) -> Renderer:
+    return renderer_of("compact", byte_tokenizer)
 
 
 def short_of_memory(model: Any, tokens: int) -> list[int]:
@@ -96,7 +96,9 @@ def test_nothing_is_left_to_halve() -> None:
         tried.append(tokens)
         raise MemoryError
 
-    with pytest.raises(OutOfMemory, match=r"\(MemoryError\), even for one row at a time") as error:
+    with pytest.raises(
+        OutOfMemoryError, match=r"\(MemoryError\), even for one row at a time"
+    ) as error:
         TokenBudget(64, "hardware.tokens_per_micro_batch").fit(work, cut)
     assert all(len(batch) == 1 for batch in cut(tried[-1]))
     for remedy in ("max_new_tokens", "max_tokens", "gradient_checkpointing", "model", "hardware=…"):
@@ -158,13 +160,16 @@ def warned(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], int]]:
 
 
 def test_training_is_the_same(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path, warned: Callable[[], int]
+    renderer: Renderer,
+    tiny: Callable[..., LanguageModel],
+    tmp_path: Path,
+    warned: Callable[[], int],
 ) -> None:
     whole, made = tiny(0), tiny(0)
     before = weights(whole.model)
-    expected = fit_sft(views, whole, tmp_path)
+    expected = fit_sft(renderer, whole, tmp_path)
     failed = short_of_memory(made.model, 60)
-    found = fit_sft(views, made, tmp_path)
+    found = fit_sft(renderer, made, tmp_path)
     assert (weights(whole.model) - before).abs().max() > 1e-3
     torch.testing.assert_close(weights(made.model), weights(whole.model), rtol=0, atol=1e-6)
     assert apart_from_the_cut(found) == pytest.approx(apart_from_the_cut(expected), abs=1e-5)
@@ -174,11 +179,14 @@ def test_training_is_the_same(
 
 
 def test_a_half_done_batch_leaves_no_gradient(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path, warned: Callable[[], int]
+    renderer: Renderer,
+    tiny: Callable[..., LanguageModel],
+    tmp_path: Path,
+    warned: Callable[[], int],
 ) -> None:
     """Memory runs out in the third backward pass: two micro-batches have left their gradients."""
     whole, made = tiny(0), tiny(0)
-    fit_sft(views, whole, tmp_path, steps=1)
+    fit_sft(renderer, whole, tmp_path, steps=1)
     passes = []
 
     def limit(gradient: Tensor) -> None:
@@ -187,20 +195,23 @@ def test_a_half_done_batch_leaves_no_gradient(
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     made.model.model.norm.weight.register_hook(limit)
-    fit_sft(views, made, tmp_path, tokens_per_micro_batch=40, steps=1)
+    fit_sft(renderer, made, tmp_path, tokens_per_micro_batch=40, steps=1)
     assert warned() == 1 and len(passes) > 3
     torch.testing.assert_close(weights(made.model), weights(whole.model), rtol=0, atol=1e-6)
 
 
 def test_rl_is_the_same(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path, warned: Callable[[], int]
+    renderer: Renderer,
+    tiny: Callable[..., LanguageModel],
+    tmp_path: Path,
+    warned: Callable[[], int],
 ) -> None:
     """Memory runs out for the policy, the reference and the student of the reward."""
     results: list[tuple[Tensor, dict[str, float]]] = []
     failures: list[list[int]] = []
     for tokens in (10_000, 150):
         made, student = tiny(0), freeze(tiny(5).model)
-        module = teacher_rl(views, made, student=student, passes=2)
+        module = teacher_rl(renderer, made, student=student, num_iterations=2)
         models = (made.model, student, module.reference)
         failed = [short_of_memory(model, tokens) for model in models]
         metrics = fit_rl(module, 2, tmp_path).callback_metrics
@@ -215,7 +226,7 @@ def test_rl_is_the_same(
 
 
 def test_scores_are_the_same(
-    views: Views, tiny: Callable[..., LanguageModel], warned: Callable[[], int]
+    renderer: Renderer, tiny: Callable[..., LanguageModel], warned: Callable[[], int]
 ) -> None:
     """With the exact KL, which is read off the student's forward by a visitor."""
     student, teacher = freeze(tiny(5).model), freeze(tiny(6).model)
@@ -223,11 +234,11 @@ def test_scores_are_the_same(
     rows = []
     for question, thought in [("1+1?", "so"), ("2+2?", "two and two"), ("3+3?", "x"), ("4?", "")]:
         problem = make_problem(question, "7")
-        explanation = views.explanation(views.encode(thought + views.stop))
-        rows.append(ScoredExplanation(problem, explanation, views.teacher_prompt(problem), None))
+        explanation = renderer.explanation(renderer.encode(thought + renderer.stop))
+        rows.append(ScoredExplanation(problem, explanation, renderer.teacher_prompt(problem), None))
 
     def table() -> Any:
-        scorer = RewardScorer(reward, student, views, temperature=0.7, token_budget=9999)
+        scorer = RewardScorer(reward, student, renderer, temperature=0.7, token_budget=9999)
         return scorer(rows, teacher)
 
     expected = table()
@@ -274,5 +285,5 @@ def test_greedy_completions_do_not_depend_on_the_budget(
 def test_a_row_too_long_for_the_memory_ends_the_work(tiny: Callable[..., LanguageModel]) -> None:
     made = tiny(3)
     short_of_memory(made.model, 30)
-    with pytest.raises(OutOfMemory, match="even for one row at a time"):
+    with pytest.raises(OutOfMemoryError, match="even for one row at a time"):
         sample(made, HFRollout(1.0, max_new_tokens=24))

@@ -15,8 +15,8 @@ from transformers import get_scheduler
 
 from rlt.data.batches import StepDataModule
 from rlt.data.problem import make_problem
-from rlt.data.renderer import Views
-from rlt.llm.finite_checks import NotFinite
+from rlt.data.renderer import Renderer
+from rlt.llm.finite_checks import NotFiniteError
 from rlt.llm.logprobs import row_log_probs
 from rlt.llm.models import LanguageModel, freeze
 from rlt.rewards import Length, Reward, RewardScorer, SolutionLogProb, ThoughtKL, TokenScores
@@ -30,15 +30,15 @@ PAPER: dict[str, Any] = {
     "aggregation": "sequence_mean", "objective": "clip", "ratio": "token", "epsilon_low": 0.2,
     "epsilon_high": 0.2, "beta": 0.04, "importance_weighted_k3": True, "scale_rewards": True,
     "negative_weight": 1.0,
-    "mask_overlong": False, "passes": 1, "minibatches": 1, "reference_update_every_steps": None,
-    "reference_mix_up": 0.9,
+    "mask_overlong": False, "num_iterations": 1, "minibatches": 1, "reference_update_every_steps":
+    None, "reference_mix_up": 0.9,
 }  # fmt: skip
 PROBLEMS = [make_problem("1 + 1?", "2"), make_problem("What is 10 - 3?", "7")]
 
 
 @pytest.fixture(scope="module")
-def views(byte_tokenizer: Any, views_of: Callable[[str, Any], Views]) -> Views:
-    return views_of("compact", byte_tokenizer)
+def renderer(byte_tokenizer: Any, renderer_of: Callable[[str, Any], Renderer]) -> Renderer:
+    return renderer_of("compact", byte_tokenizer)
 
 
 def trainer(folder: Path, **options: Any) -> L.Trainer:
@@ -54,7 +54,7 @@ def trainer(folder: Path, **options: Any) -> L.Trainer:
 
 def apart_from_the_cut(metrics: dict[str, float]) -> dict[str, float]:
     """Metrics that must not depend on the cut into micro-batches."""
-    of_the_cut = ("time/", "padding_share", "tokens_per_micro_batch")
+    of_the_cut = ("time/", "padding_fraction", "tokens_per_micro_batch")
     return {k: v for k, v in metrics.items() if not any(part in k for part in of_the_cut)}
 
 
@@ -68,14 +68,14 @@ class ScriptedRollout:
     temperature = 0.7
     max_new_tokens = 12
 
-    def __init__(self, views: Views, texts: Sequence[str]) -> None:
-        self.views, self.texts = views, texts
+    def __init__(self, renderer: Renderer, texts: Sequence[str]) -> None:
+        self.renderer, self.texts = renderer, texts
 
     def sample(
         self, model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], n: int, stop: str
     ) -> list[list[Completion]]:
         assert not model.training and n == len(self.texts) and stop == "</think>"
-        ids = [self.views.encode(text) for text in self.texts]
+        ids = [self.renderer.encode(text) for text in self.texts]
         finish = ["stop" if stop in text else "length" for text in self.texts]
         return [[Completion(i, [], f) for i, f in zip(ids, finish, strict=True)] for _ in prompts]
 
@@ -92,19 +92,19 @@ def paper_reward(temperature: float | None = None) -> Reward:
 
 
 def teacher_rl(
-    views: Views, teacher: LanguageModel, tokens_per_micro_batch: int = 9999,
+    renderer: Renderer, teacher: LanguageModel, tokens_per_micro_batch: int = 9999,
     reward: Any = None, optim: Any = SGD, student: Any = None, rollout: Any = None,
     steps: int = 10, completions: int = len(TEXTS), gradient_checkpointing: bool = False,
     **algorithm: Any,
 ) -> RL:  # fmt: skip
-    rollout = rollout or ScriptedRollout(views, TEXTS)
+    rollout = rollout or ScriptedRollout(renderer, TEXTS)
     reference = freeze(copy.deepcopy(teacher.model))
     scorer = RewardScorer(
-        reward or paper_reward(), student or reference, views,
+        reward or paper_reward(), student or reference, renderer,
         temperature=rollout.temperature, token_budget=tokens_per_micro_batch,
     )  # fmt: skip
     return RL(
-        teacher.model, views, reference, Teaching(views, scorer), rollout,
+        teacher.model, renderer, reference, Teaching(renderer, scorer), rollout,
         Algorithm(**(PAPER | algorithm)), optim, CONSTANT, steps, completions, 1.0,
         tokens_per_micro_batch, samples_per_step=0,
         gradient_checkpointing=gradient_checkpointing,
@@ -118,18 +118,27 @@ def fit_rl(module: RL, steps: int, folder: Path, **options: Any) -> L.Trainer:
 
 
 def fit_sft(
-    views: Views, language_model: LanguageModel, folder: Path, tokens_per_micro_batch: int = 9999,
-    steps: int = 2, optim: Any = SGD, **options: Any,
+    renderer: Renderer, language_model: LanguageModel, folder: Path, tokens_per_micro_batch: int =
+    9999, steps: int = 2, optim: Any = SGD, **options: Any,
 ) -> dict[str, float]:  # fmt: skip
     texts = ["a", "bc", "def ghi", "j", "klmno", "p q r s", "tu", "vwxyz 123"]
     examples = [
         Example(
-            views.teacher_prompt(make_problem("?" * (i % 3 + 1), "2")), views.encode(text), text
+            renderer.teacher_prompt(make_problem("?" * (i % 3 + 1), "2")),
+            renderer.encode(text),
+            text,
         )
         for i, text in enumerate(texts)
     ]
     module = SFT(
-        language_model.model, views, optim, CONSTANT, steps, 1.0, tokens_per_micro_batch, **options
+        language_model.model,
+        renderer,
+        optim,
+        CONSTANT,
+        steps,
+        1.0,
+        tokens_per_micro_batch,
+        **options,
     )
     made = trainer(folder)
     made.fit(module, datamodule=StepDataModule(examples, [], 8, steps, None, 0))
@@ -141,12 +150,15 @@ def fit_sft(
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_sft_1x8_equals_8x1(
-    gradient_checkpointing: bool, views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    gradient_checkpointing: bool,
+    renderer: Renderer,
+    tiny: Callable[..., LanguageModel],
+    tmp_path: Path,
 ) -> None:
     whole, single = tiny(0), tiny(0)
     before = weights(whole.model)
-    one = fit_sft(views, whole, tmp_path)
-    other = fit_sft(views, single, tmp_path, 1, gradient_checkpointing=gradient_checkpointing)
+    one = fit_sft(renderer, whole, tmp_path)
+    other = fit_sft(renderer, single, tmp_path, 1, gradient_checkpointing=gradient_checkpointing)
     assert (weights(whole.model) - before).abs().max() > 1e-3
     torch.testing.assert_close(weights(single.model), weights(whole.model), rtol=0, atol=1e-6)
     assert apart_from_the_cut(other) == pytest.approx(apart_from_the_cut(one), abs=1e-5)
@@ -154,16 +166,16 @@ def test_sft_1x8_equals_8x1(
 
 
 def test_sft_loss_is_the_mean_over_target_tokens(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     made = tiny(0)
     model = copy.deepcopy(made.model)
-    metrics = fit_sft(views, made, tmp_path, steps=1)
+    metrics = fit_sft(renderer, made, tmp_path, steps=1)
     texts = ["a", "bc", "def ghi", "j", "klmno", "p q r s", "tu", "vwxyz 123"]
     total, tokens = 0.0, 0
     for i, text in enumerate(texts):
-        prompt = views.teacher_prompt(make_problem("?" * (i % 3 + 1), "2"))
-        target = views.encode(text)
+        prompt = renderer.teacher_prompt(make_problem("?" * (i % 3 + 1), "2"))
+        target = renderer.encode(text)
         with torch.no_grad():
             log_probs = model(torch.tensor([[*prompt, *target]])).logits[0].log_softmax(-1)
         total -= sum(float(log_probs[len(prompt) - 1 + k, t]) for k, t in enumerate(target))
@@ -172,7 +184,7 @@ def test_sft_loss_is_the_mean_over_target_tokens(
 
 
 def test_sft_validation_is_a_mean_over_all_target_tokens(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     made, asked = tiny(0), []
 
@@ -180,8 +192,10 @@ def test_sft_validation_is_a_mean_over_all_target_tokens(
         asked.append((policy is made.model, policy.training))
         return 0.25
 
-    module = SFT(made.model, views, SGD, CONSTANT, 1, 1.0, 50, answer_accuracy=answer_accuracy)
-    examples = [Example(views.encode("q"), views.encode(t), t) for t in ("abc", "d", "efghij")]
+    module = SFT(made.model, renderer, SGD, CONSTANT, 1, 1.0, 50, answer_accuracy=answer_accuracy)
+    examples = [
+        Example(renderer.encode("q"), renderer.encode(t), t) for t in ("abc", "d", "efghij")
+    ]
     # Batches of two and one: a mean of the batches' means would weigh "efghij" differently.
     datamodule = StepDataModule(examples, examples, 2, 1, None, 0)
     made_trainer = trainer(tmp_path, limit_val_batches=1.0)
@@ -198,20 +212,23 @@ def test_sft_validation_is_a_mean_over_all_target_tokens(
         {},
         {"aggregation": "token_mean", "mask_overlong": True},
         {"aggregation": "max_length", "scale_rewards": False, "beta": 0.0},
-        {"ratio": "sequence", "passes": 2},
-        {"objective": "cispo", "epsilon_low": None, "epsilon_high": 5.0, "passes": 2},
+        {"ratio": "sequence", "num_iterations": 2},
+        {"objective": "cispo", "epsilon_low": None, "epsilon_high": 5.0, "num_iterations": 2},
     ],
     ids=["grpo", "overlong", "dr_grpo", "gspo", "cispo"],
 )
 def test_rl_1x8_equals_8x1(
-    algorithm: dict[str, Any], views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    algorithm: dict[str, Any],
+    renderer: Renderer,
+    tiny: Callable[..., LanguageModel],
+    tmp_path: Path,
 ) -> None:
     student = freeze(tiny(5).model)
     found = []
     for tokens_per_micro_batch in (9999, 60, 1):
         made = tiny(0)
         before = weights(made.model)
-        module = teacher_rl(views, made, tokens_per_micro_batch, student=student, **algorithm)
+        module = teacher_rl(renderer, made, tokens_per_micro_batch, student=student, **algorithm)
         metrics = fit_rl(module, 2, tmp_path).callback_metrics
         after = weights(made.model)
         assert (after - before).abs().max() > 1e-3
@@ -222,26 +239,26 @@ def test_rl_1x8_equals_8x1(
 
 
 def test_the_first_update_is_the_policy_gradient(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     """On the first step ratio = 1 and the reference is the policy: the gradient of the mean over
     completions of (advantage × mean log-prob), computed here from full logits."""
     made, student = tiny(0), freeze(tiny(5).model)
     model = copy.deepcopy(made.model)
-    module = teacher_rl(views, made, student=student)
+    module = teacher_rl(renderer, made, student=student)
     fit_rl(module, 1, tmp_path)
 
-    copied = LanguageModel(copy.deepcopy(model), views.tokenizer)
-    before = teacher_rl(views, copied, student=student)
+    copied = LanguageModel(copy.deepcopy(model), renderer.tokenizer)
+    before = teacher_rl(renderer, copied, student=student)
     # Problems come in the order of the first epoch.
     order = StepDataModule(PROBLEMS, [], 2, 1, None, 0).train_dataloader().batch(0)
     rewards = torch.tensor(before.collect_experience(order).table.rewards).view(2, 4)
     advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
     loss = torch.zeros(())
     for p, problem in enumerate(order):
-        prompt = views.teacher_prompt(problem)
+        prompt = renderer.teacher_prompt(problem)
         for g, text in enumerate(TEXTS):
-            target = views.encode(text)
+            target = renderer.encode(text)
             logits = model(torch.tensor([[*prompt, *target]])).logits[0] / 0.7
             log_probs = logits.log_softmax(-1)
             mean = sum(
@@ -260,11 +277,11 @@ def test_the_first_update_is_the_policy_gradient(
 
 
 def test_train_mode_in_the_step_and_eval_mode_for_every_scorer(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     made, student = tiny(0), freeze(tiny(5).model)
     exact = Reward({"kl": ThoughtKL({"mean": 1.0}, estimator="exact")})  # runs the policy again
-    module = teacher_rl(views, made, student=student, reward=exact, passes=2)
+    module = teacher_rl(renderer, made, student=student, reward=exact, num_iterations=2)
     seen: dict[str, set[tuple[bool, bool]]] = {
         "policy": set(),
         "reference": set(),
@@ -290,22 +307,22 @@ def test_train_mode_in_the_step_and_eval_mode_for_every_scorer(
 
 
 def test_frozen_models_are_no_part_of_the_state(
-    views: Views, tiny: Callable[..., LanguageModel]
+    renderer: Renderer, tiny: Callable[..., LanguageModel]
 ) -> None:
-    module = teacher_rl(views, tiny(0), student=freeze(tiny(5).model))
+    module = teacher_rl(renderer, tiny(0), student=freeze(tiny(5).model))
     names = set(module.state_dict())
     assert names == {f"policy.{name}" for name in module.policy.state_dict()}
     assert len(list(module.parameters())) == len(list(module.policy.parameters()))
 
 
 def test_sft_trains_in_train_mode(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     made, modes = tiny(0), set()
     made.model.model.register_forward_hook(
         lambda model, *_: modes.add((model.training, torch.is_grad_enabled()))
     )
-    fit_sft(views, made, tmp_path)
+    fit_sft(renderer, made, tmp_path)
     assert modes == {(True, True)} and not made.model.training
 
 
@@ -329,25 +346,25 @@ class BrokenReward:
 
 
 def test_a_nan_reward_takes_no_step(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     made = tiny(0)
     before = weights(made.model)
-    module = teacher_rl(views, made, reward=BrokenReward(paper_reward()))
+    module = teacher_rl(renderer, made, reward=BrokenReward(paper_reward()))
     [first, _] = StepDataModule(PROBLEMS, [], 2, 1, None, 0).train_dataloader().batch(0)
     where = r"training step 0, after 0 optimizer steps: reward is nan"
-    with pytest.raises(NotFinite, match=rf"{where} \(problems: {first.id}\)"):
+    with pytest.raises(NotFiniteError, match=rf"{where} \(problems: {first.id}\)"):
         fit_rl(module, 1, tmp_path)
     assert torch.equal(weights(made.model), before)
 
 
 @pytest.mark.parametrize("bad", ["policy", "reference"])
 def test_broken_weights_are_told_with_step_and_problems(
-    bad: str, views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    bad: str, renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     made, student = tiny(0), freeze(tiny(5).model)
     rollout = HFRollout(1.0, max_new_tokens=4) if bad == "policy" else None
-    module = teacher_rl(views, made, student=student, rollout=rollout)
+    module = teacher_rl(renderer, made, student=student, rollout=rollout)
     assert module.reference is not None
     broken = {"policy": made.model, "reference": module.reference}[bad]
     with torch.no_grad():
@@ -356,14 +373,14 @@ def test_broken_weights_are_told_with_step_and_problems(
         "policy": "the model's logits are NaN or infinite",
         "reference": "a log-prob of the reference is nan",
     }[bad]
-    with pytest.raises(NotFinite, match=f"training step 0, after 0 .*: {what}") as error:
+    with pytest.raises(NotFiniteError, match=f"training step 0, after 0 .*: {what}") as error:
         fit_rl(module, 1, tmp_path)
     assert all(problem.id in str(error.value) for problem in PROBLEMS)
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_a_nan_loss_or_gradient_takes_no_step(
-    bad: str, views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    bad: str, renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     made = tiny(0)
     if bad == "loss":
@@ -373,14 +390,20 @@ def test_a_nan_loss_or_gradient_takes_no_step(
         made.model.model.norm.weight.register_hook(lambda grad: grad * float("inf"))
     before = weights(made.model)
     what = "the loss is nan" if bad == "loss" else "the gradient norm is (nan|inf)"
-    with pytest.raises(NotFinite, match=f"training step 0, after 0 optimizer steps: {what}"):
-        fit_sft(views, made, tmp_path, steps=1)
+    with pytest.raises(NotFiniteError, match=f"training step 0, after 0 optimizer steps: {what}"):
+        fit_sft(renderer, made, tmp_path, steps=1)
     torch.testing.assert_close(weights(made.model), before, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("passes", "minibatches"), [(1, 1), (3, 1), (2, 4), (1, 8), (2, 3)])
+@pytest.mark.parametrize(
+    ("num_iterations", "minibatches"), [(1, 1), (3, 1), (2, 4), (1, 8), (2, 3)]
+)
 def test_optimizer_steps_per_rollout(
-    passes: int, minibatches: int, views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    num_iterations: int,
+    minibatches: int,
+    renderer: Renderer,
+    tiny: Callable[..., LanguageModel],
+    tmp_path: Path,
 ) -> None:
     made = tiny(0)
     steps: list[int] = []
@@ -391,7 +414,7 @@ def test_optimizer_steps_per_rollout(
             return super().step(closure)
 
     module = teacher_rl(
-        views, made, optim=functools.partial(Counted, lr=0.01), passes=passes,
+        renderer, made, optim=functools.partial(Counted, lr=0.01), num_iterations=num_iterations,
         minibatches=minibatches,
     )  # fmt: skip
     picked: list[list[int]] = []
@@ -403,54 +426,54 @@ def test_optimizer_steps_per_rollout(
 
     module.update_on = spy  # type: ignore[method-assign]
     made_trainer = fit_rl(module, 2, tmp_path)
-    assert len(steps) == made_trainer.global_step == 2 * passes * minibatches
+    assert len(steps) == made_trainer.global_step == 2 * num_iterations * minibatches
     for start in range(0, len(picked), minibatches):  # each pass sees every completion once
         together = [n for indices in picked[start : start + minibatches] for n in indices]
         assert sorted(together) == list(range(8))
 
 
 def test_autocast_sees_the_weights_as_they_are_after_each_optimizer_step(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     norms: dict[int, float] = {}
-    for passes in (1, 2):
+    for num_iterations in (1, 2):
         optim = functools.partial(torch.optim.SGD, lr=2.0)
         teacher = tiny(0)
         for name, parameter in teacher.model.named_parameters():
             parameter.requires_grad_("proj" in name)  # what autocast casts
-        module = teacher_rl(views, teacher, passes=passes, optim=optim, beta=0.0)
+        module = teacher_rl(renderer, teacher, num_iterations=num_iterations, optim=optim, beta=0.0)
         made = fit_rl(module, 1, tmp_path, precision="bf16-mixed")
-        norms[passes] = float(made.callback_metrics["policy/grad_norm"])
+        norms[num_iterations] = float(made.callback_metrics["policy/grad_norm"])
     # The second pass starts from other weights than the first: its gradient is another one.
     assert norms[1] > 0 and abs(norms[2] / norms[1] - 1) > 0.01
 
 
 def test_more_minibatches_than_completions_are_refused(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"algorithm\.minibatches=9 exceeds the 8 completions"):
-        fit_rl(teacher_rl(views, tiny(0), minibatches=9), 1, tmp_path)
+        fit_rl(teacher_rl(renderer, tiny(0), minibatches=9), 1, tmp_path)
 
 
 def test_settings_that_cannot_work_are_refused(
-    views: Views, tiny: Callable[..., LanguageModel]
+    renderer: Renderer, tiny: Callable[..., LanguageModel]
 ) -> None:
-    with pytest.raises(ValueError, match=r"module\.completions_per_problem=1"):
-        teacher_rl(views, tiny(0), completions=1)
-    scorer = RewardScorer(paper_reward(), tiny(1).model, views, temperature=0.7, token_budget=99)
+    with pytest.raises(ValueError, match=r"module\.group_size=1"):
+        teacher_rl(renderer, tiny(0), completions=1)
+    scorer = RewardScorer(paper_reward(), tiny(1).model, renderer, temperature=0.7, token_budget=99)
     with pytest.raises(ValueError, match=r"algorithm\.beta=0\.04 needs a reference"):
         RL(
-            tiny(0).model, views, None, Teaching(views, scorer), ScriptedRollout(views, TEXTS),
-            Algorithm(**PAPER), SGD, CONSTANT, 1, 4, None, 99,
+            tiny(0).model, renderer, None, Teaching(renderer, scorer), ScriptedRollout(renderer,
+            TEXTS), Algorithm(**PAPER), SGD, CONSTANT, 1, 4, None, 99,
         )  # fmt: skip
 
 
 def test_the_schedule_and_the_clipped_norm(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     made = tiny(0)
     before = weights(made.model)
-    module = teacher_rl(views, made, optim=functools.partial(torch.optim.SGD, lr=0.5))
+    module = teacher_rl(renderer, made, optim=functools.partial(torch.optim.SGD, lr=0.5))
     module.max_grad_norm = 1e-3
     module.schedule = functools.partial(get_scheduler, name="linear", num_warmup_steps=0)
     module.optimizer_steps = 4
@@ -465,13 +488,13 @@ def test_the_schedule_and_the_clipped_norm(
 
 
 def test_both_halves_of_the_log_ratio_are_taken_at_the_rewards_temperature(
-    views: Views, tiny: Callable[..., LanguageModel]
+    renderer: Renderer, tiny: Callable[..., LanguageModel]
 ) -> None:
     # The student is the policy itself, told the same text: only temperatures could differ.
     made = tiny(0)
-    module = teacher_rl(views, made, reward=paper_reward(temperature=1.0))
+    module = teacher_rl(renderer, made, reward=paper_reward(temperature=1.0))
     experience = module.collect_experience(PROBLEMS)
-    for row, log_probs in zip(experience.judged, experience.log_probs, strict=True):
+    for row, log_probs in zip(experience.scored, experience.log_probs, strict=True):
         ids = [*row.explanation.ids]
         [expected] = row_log_probs(
             made.model, [(row.teacher_prompt, ids)], temperature=1.0, pad_id=0, token_budget=99
@@ -486,11 +509,11 @@ def test_both_halves_of_the_log_ratio_are_taken_at_the_rewards_temperature(
 
 
 def test_the_reference_moves_by_hand(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     made = tiny(0)
     module = teacher_rl(
-        views, made, reference_update_every_steps=2, reference_mix_up=0.75, beta=0.1
+        renderer, made, reference_update_every_steps=2, reference_mix_up=0.75, beta=0.1
     )
     assert module.reference is not None and module.task.scorer.student is module.reference
     start = weights(module.reference)
@@ -512,16 +535,16 @@ def test_the_reference_moves_by_hand(
 
 
 def test_a_reference_that_moves_is_in_the_checkpoint(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
-    fixed = teacher_rl(views, tiny(0))
+    fixed = teacher_rl(renderer, tiny(0))
     fit_rl(fixed, 1, tmp_path).save_checkpoint(tmp_path / "fixed.ckpt")
     assert "reference" not in torch.load(tmp_path / "fixed.ckpt", weights_only=True)
 
-    moving = teacher_rl(views, tiny(0), reference_update_every_steps=1)
+    moving = teacher_rl(renderer, tiny(0), reference_update_every_steps=1)
     fit_rl(moving, 1, tmp_path).save_checkpoint(tmp_path / "moving.ckpt")
     checkpoint = torch.load(tmp_path / "moving.ckpt", weights_only=True)
-    restored = teacher_rl(views, tiny(0), reference_update_every_steps=1)
+    restored = teacher_rl(renderer, tiny(0), reference_update_every_steps=1)
     assert not torch.equal(weights(restored.reference), weights(moving.reference))
     restored.on_load_checkpoint(checkpoint)
     assert torch.equal(weights(restored.reference), weights(moving.reference))
@@ -531,10 +554,10 @@ def test_a_reference_that_moves_is_in_the_checkpoint(
 
 
 def test_what_is_logged_and_handed_on(
-    views: Views, tiny: Callable[..., LanguageModel], tmp_path: Path
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
     handed: list[tuple[int, list[dict[str, Any]]]] = []
-    module = teacher_rl(views, tiny(0), student=freeze(tiny(5).model))
+    module = teacher_rl(renderer, tiny(0), student=freeze(tiny(5).model))
     module.samples_per_step = 3
     module.on_samples = lambda step, rows: handed.append((step, rows))
     order = StepDataModule(PROBLEMS, [], 2, 1, None, 0).train_dataloader().batch(0)
@@ -545,14 +568,14 @@ def test_what_is_logged_and_handed_on(
     assert metrics["train/reward"] == pytest.approx(float(rewards.mean()), abs=1e-5)
     spread = float(rewards.view(2, 4).std(1).mean())
     assert metrics["train/reward_std"] == pytest.approx(spread, abs=1e-5)
-    assert metrics["train/end_tag_share"] == 0.75 and metrics["train/overlong_share"] == 0.25
+    assert metrics["train/end_tag_rate"] == 0.75 and metrics["train/overlong_rate"] == 0.25
     # "one" and the tag, five characters and the tag, the tag, twelve characters.
     assert metrics["train/completion_tokens"] == (4 + 6 + 1 + 12) / 4
     kl = sum(expected.terms["kl/mean"]) / 8
     assert metrics["train/reward_terms/kl/mean"] == pytest.approx(kl, abs=1e-5)
     assert metrics["policy/ratio"] == pytest.approx(1.0)
     assert metrics["policy/lr"] == pytest.approx(0.1)
-    assert metrics["policy/zero_advantage_share"] == 0.0
+    assert metrics["policy/zero_advantage_rate"] == 0.0
     assert "validation/reward" in metrics
 
     [(step, rows)] = handed
@@ -568,14 +591,16 @@ def test_what_is_logged_and_handed_on(
 
 
 def test_a_teacher_learns_to_write_what_is_rewarded(
-    nano: Callable[[int], LanguageModel], views_of: Callable[[str, Any], Views], tmp_path: Path
+    nano: Callable[[int], LanguageModel],
+    renderer_of: Callable[[str, Any], Renderer],
+    tmp_path: Path,
 ) -> None:
     made = nano(0)
-    views = views_of("compact", made.tokenizer)
+    renderer = renderer_of("compact", made.tokenizer)
     # Longer is better, up to a limit of tokens; the tag ends an explanation early.
     reward = Reward({"length": Length({"sum": 1.0})}, missing_end_tag_penalty=0.0)
     module = teacher_rl(
-        views, made, reward=reward, rollout=HFRollout(1.0, max_new_tokens=8), completions=16,
+        renderer, made, reward=reward, rollout=HFRollout(1.0, max_new_tokens=8), completions=16,
         optim=functools.partial(torch.optim.AdamW, lr=3e-3), steps=20, beta=0.0,
     )  # fmt: skip
     rewards: list[float] = []
@@ -595,14 +620,16 @@ def test_a_teacher_learns_to_write_what_is_rewarded(
 
 
 def test_rl_with_gradient_checkpointing_takes_the_same_step(
-    nano: Callable[[int], LanguageModel], views_of: Callable[[str, Any], Views], tmp_path: Path
+    nano: Callable[[int], LanguageModel],
+    renderer_of: Callable[[str, Any], Renderer],
+    tmp_path: Path,
 ) -> None:
     problems = [make_problem("3 5", "8"), make_problem("1 1", "2")]
     found = []
     for gradient_checkpointing in (False, True):
         made = nano(0)
         module = teacher_rl(
-            views_of("compact", made.tokenizer), made, completions=4,
+            renderer_of("compact", made.tokenizer), made, completions=4,
             rollout=HFRollout(0.7, max_new_tokens=6),
             gradient_checkpointing=gradient_checkpointing,
         )  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 
 from rlt.rewards.monitors import (
     early_excess,
-    early_share,
+    early_fraction,
     first_position,
     outside,
     range_text,
@@ -36,14 +36,14 @@ def test_first_position(solution: str, text: str, place: float | None) -> None:
 def test_early_share_and_what_chance_gives() -> None:
     leaks = ["is 6 is 6", "is 6 then 6", "is 2 is 2", "is 2 so 2"]
     solutions = ["6", "6", "2", "2"]
-    assert early_share(solutions, leaks) == 1.0
+    assert early_fraction(solutions, leaks) == 1.0
     assert early_excess(solutions, leaks, group=2) == 1.0
     # Both solutions stand early in every text: nothing is told that chance would not.
     both = ["2 6 1 1 1 1 6", "6 2 1 1 1 1 6", "6 2 1 1 1 1 2", "2 6 1 1 1 1 2"]
-    assert early_share(solutions, both) == 1.0
+    assert early_fraction(solutions, both) == 1.0
     assert early_excess(solutions, both, group=2) == 0.0
     late = ["1 1 1 1 1 1 6"] * 2 + ["1 1 1 1 1 1 2"] * 2
-    assert early_share(solutions, late) == 0.0
+    assert early_fraction(solutions, late) == 0.0
 
 
 def test_repetition() -> None:

@@ -1,4 +1,4 @@
-"""Views: spans known by construction, and the end tag found in what a teacher wrote."""
+"""Renderer: spans known by construction, and the end tag found in what a teacher wrote."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from rlt.data.problem import Problem, make_problem
-from rlt.data.renderer import PromptStyle, Views
+from rlt.data.renderer import PromptStyle, Renderer
 from rlt.llm.tokenizers import turn_end_ids, utf8_bytes
 
 STYLES = ("r1", "stratos", "compact")
 TOKENIZERS = ("byte_tokenizer", "smollm2_tokenizer")
-Viewer = Callable[[str, Any], Views]
+Viewer = Callable[[str, Any], Renderer]
 
 # Text as models write it: halves of tags, templates' own names, merges at borders, any unicode.
 PIECES = st.sampled_from([
@@ -44,8 +44,8 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="module", params=STYLES)
-def views(request: pytest.FixtureRequest, tokenizer: Any, views_of: Viewer) -> Views:
-    return views_of(request.param, tokenizer)
+def renderer(request: pytest.FixtureRequest, tokenizer: Any, renderer_of: Viewer) -> Renderer:
+    return renderer_of(request.param, tokenizer)
 
 
 # Each style's text, written out by hand: (thought and solution around their values, opening).
@@ -65,63 +65,63 @@ TEACHER_OPENINGS = {
 CLOSERS = {"r1": "</explanation>", "stratos": "<|end_of_explanation|>", "compact": "</think>"}
 
 
-def assume_known_bytes(views: Views, *texts: str) -> None:
+def assume_known_bytes(renderer: Renderer, *texts: str) -> None:
     """SmolLM2's vocabulary lacks a few bytes (0x04, 0xF1 …), which it drops."""
-    assume(all(views.decode(views.encode(text)) == text for text in texts))
+    assume(all(renderer.decode(renderer.encode(text)) == text for text in texts))
 
 
-def style_of(views: Views) -> str:
-    return {closer: name for name, closer in CLOSERS.items()}[views.stop]
+def style_of(renderer: Renderer) -> str:
+    return {closer: name for name, closer in CLOSERS.items()}[renderer.stop]
 
 
 @FAST
 @given(question=CLEAN, solution=CLEAN, explanation=CLEAN)
 def test_spans_hold_exactly_their_text(
-    views: Views, question: str, solution: str, explanation: str
+    renderer: Renderer, question: str, solution: str, explanation: str
 ) -> None:
-    assume_known_bytes(views, question, solution, explanation)
-    opening, thought, bridge, answer, closing = BLOCKS[style_of(views)]
+    assume_known_bytes(renderer, question, solution, explanation)
+    opening, thought, bridge, answer, closing = BLOCKS[style_of(renderer)]
     thought = thought.replace("{t}", explanation)
     answer = answer.replace("{s}", solution)
     problem = make_problem(question, solution)
-    thought_ids = views.thought(explanation)
-    text = views.student_text(problem, thought_ids)
+    thought_ids = renderer.thought(explanation)
+    text = renderer.student_text(problem, thought_ids)
 
     def decoded(span: tuple[int, int]) -> str:
-        return views.decode(text.continuation[slice(*span)])
+        return renderer.decode(text.continuation[slice(*span)])
 
     assert text.thought_span[0] == 0
     assert text.continuation[slice(*text.thought_span)] == thought_ids
     assert decoded(text.thought_span) == thought
     assert decoded((text.thought_span[1], text.solution_span[0])) == bridge
     assert decoded(text.solution_span) == answer
-    assert text.continuation[-1] == views.tokenizer.eos_token_id
-    assert text.prompt == views.student_prompt(problem)
+    assert text.continuation[-1] == renderer.tokenizer.eos_token_id
+    assert text.prompt == renderer.student_prompt(problem)
 
-    prompt = views.decode(text.prompt)
+    prompt = renderer.decode(text.prompt)
     assert prompt.endswith(opening) and question in prompt
-    whole = views.decode([*text.prompt, *text.continuation])
+    whole = renderer.decode([*text.prompt, *text.continuation])
     assert whole.startswith(prompt + thought + bridge + answer + closing)
 
-    teacher_prompt = views.decode(views.teacher_prompt(problem))
-    assert teacher_prompt.endswith(TEACHER_OPENINGS[style_of(views)].replace("{s}", solution))
+    teacher_prompt = renderer.decode(renderer.teacher_prompt(problem))
+    assert teacher_prompt.endswith(TEACHER_OPENINGS[style_of(renderer)].replace("{s}", solution))
     assert question in teacher_prompt
-    target = views.decode(views.teacher_target(explanation))
-    assert target.startswith(thought + views.stop)
+    target = renderer.decode(renderer.teacher_target(explanation))
+    assert target.startswith(thought + renderer.stop)
 
 
 @FAST
 @given(ids=st.lists(st.integers(0, 255), max_size=20))
-def test_any_thought_ids_are_taken_over_unchanged(views: Views, ids: list[int]) -> None:
-    text = views.student_text(make_problem("q", "s"), ids)
+def test_any_thought_ids_are_taken_over_unchanged(renderer: Renderer, ids: list[int]) -> None:
+    text = renderer.student_text(make_problem("q", "s"), ids)
     assert text.continuation[: len(ids)] == ids and text.thought_span == (0, len(ids))
-    answer = BLOCKS[style_of(views)][3].replace("{s}", "s")
-    assert views.decode(text.continuation[slice(*text.solution_span)]) == answer
+    answer = BLOCKS[style_of(renderer)][3].replace("{s}", "s")
+    assert renderer.decode(text.continuation[slice(*text.solution_span)]) == answer
 
 
-def longest_prefix(views: Views, ids: Sequence[int], text: str) -> int:
+def longest_prefix(renderer: Renderer, ids: Sequence[int], text: str) -> int:
     """By trying every length: the most tokens that decode to a beginning of `text`."""
-    fits = [n for n in range(len(ids) + 1) if text.startswith(views.decode(ids[:n]))]
+    fits = [n for n in range(len(ids) + 1) if text.startswith(renderer.decode(ids[:n]))]
     return max(fits)
 
 
@@ -133,61 +133,61 @@ def longest_prefix(views: Views, ids: Sequence[int], text: str) -> int:
     eos=st.booleans(),
 )
 def test_a_completion_is_cut_at_its_end_tag(
-    views: Views, explanation: str, tail: str, cuts: list[int], eos: bool
+    renderer: Renderer, explanation: str, tail: str, cuts: list[int], eos: bool
 ) -> None:
-    assume_known_bytes(views, explanation, tail)
+    assume_known_bytes(renderer, explanation, tail)
     # Without cuts the tag merges with its neighbours wherever the BPE likes; with cuts around the
     # tag's beginning it is written in other tokens than its own, as a sampled one may be.
-    text = explanation + views.stop + tail
+    text = explanation + renderer.stop + tail
     places = [0, *sorted(max(0, len(explanation) + cut) for cut in cuts), len(text)]
     pieces = [text[start:end] for start, end in itertools.pairwise(places)]
-    ids = [token for piece in pieces for token in views.encode(piece)]
-    ids += [views.tokenizer.eos_token_id] * eos
-    found = views.explanation(ids)
+    ids = [token for piece in pieces for token in renderer.encode(piece)]
+    ids += [renderer.tokenizer.eos_token_id] * eos
+    found = renderer.explanation(ids)
     assert found.end_tag_found
     assert found.text == explanation.strip()
-    assert found.ids == ids[: longest_prefix(views, ids, explanation)]
+    assert found.ids == ids[: longest_prefix(renderer, ids, explanation)]
 
 
 @FAST
 @given(explanation=CLEAN, cut=st.integers(0, 60), eos=st.booleans())
 def test_a_completion_without_its_end_tag_is_kept_whole(
-    views: Views, explanation: str, cut: int, eos: bool
+    renderer: Renderer, explanation: str, cut: int, eos: bool
 ) -> None:
-    ids = views.encode(explanation)[:cut]
-    found = views.explanation(ids + [views.tokenizer.eos_token_id] * eos)
+    ids = renderer.encode(explanation)[:cut]
+    found = renderer.explanation(ids + [renderer.tokenizer.eos_token_id] * eos)
     assert (found.ids, found.end_tag_found) == (ids, False)
-    assert found.text == views.decode(ids).strip()
+    assert found.text == renderer.decode(ids).strip()
 
 
 def test_a_tag_that_merges_with_the_text_before_it(
-    smollm2_tokenizer: Any, views_of: Viewer
+    smollm2_tokenizer: Any, renderer_of: Viewer
 ) -> None:
-    views = views_of("r1", smollm2_tokenizer)
-    ids = views.encode("(<b></explanation>\n")
-    pieces = [views.decode([i]) for i in ids]
+    renderer = renderer_of("r1", smollm2_tokenizer)
+    ids = renderer.encode("(<b></explanation>\n")
+    pieces = [renderer.decode([i]) for i in ids]
     assert pieces == ["(", "<", "b", "></", "explan", "ation", ">", "\n"]
-    found = views.explanation(ids)
+    found = renderer.explanation(ids)
     assert (found.ids, found.text, found.end_tag_found) == (ids[:3], "(<b>", True)
 
 
-def test_half_a_character_before_the_tag(byte_tokenizer: Any, views_of: Viewer) -> None:
-    views = views_of("r1", byte_tokenizer)
-    half = views.encode("aé")[:2]
-    found = views.explanation(half + views.encode("</explanation>"))
+def test_half_a_character_before_the_tag(byte_tokenizer: Any, renderer_of: Viewer) -> None:
+    renderer = renderer_of("r1", byte_tokenizer)
+    half = renderer.encode("aé")[:2]
+    found = renderer.explanation(half + renderer.encode("</explanation>"))
     assert (found.ids, found.text, found.end_tag_found) == (half, "a\ufffd", True)
 
 
-def test_the_first_of_two_tags_counts(byte_tokenizer: Any, views_of: Viewer) -> None:
-    views = views_of("r1", byte_tokenizer)
-    found = views.explanation(views.encode("a</explanation>b</explanation>"))
-    assert (found.ids, found.text) == (views.encode("a"), "a")
-    assert views.explanation(views.encode("</explanation>")).ids == []
-    nothing = views.explanation([])
+def test_the_first_of_two_tags_counts(byte_tokenizer: Any, renderer_of: Viewer) -> None:
+    renderer = renderer_of("r1", byte_tokenizer)
+    found = renderer.explanation(renderer.encode("a</explanation>b</explanation>"))
+    assert (found.ids, found.text) == (renderer.encode("a"), "a")
+    assert renderer.explanation(renderer.encode("</explanation>")).ids == []
+    nothing = renderer.explanation([])
     assert (nothing.ids, nothing.text, nothing.end_tag_found) == ([], "", False)
 
 
-def test_a_tokenizer_that_decodes_unfinished_characters_byte_by_byte(views_of: Viewer) -> None:
+def test_a_tokenizer_that_decodes_unfinished_characters_byte_by_byte(renderer_of: Viewer) -> None:
     # Sentencepiece models fall back to bytes: two thirds of "€" decode to two characters, the whole
     # to one, so that the decoded length goes down again as tokens are added.
     vocabulary = {f"<0x{b:02X}>": b for b in range(256)} | {"<unk>": 256, "</s>": 257}
@@ -197,10 +197,10 @@ def test_a_tokenizer_that_decodes_unfinished_characters_byte_by_byte(views_of: V
         tokenizer_object=backend, eos_token="</s>", unk_token="<unk>",
         chat_template="{{ messages[0]['content'] }}",
     )  # fmt: skip
-    views = views_of("r1", tokenizer)
+    renderer = renderer_of("r1", tokenizer)
     euros = list("€€€".encode())
-    assert len(views.decode(euros[:5])) > len(views.decode(euros[:6]))
-    found = views.explanation(euros + list(b"</explanation>"))
+    assert len(renderer.decode(euros[:5])) > len(renderer.decode(euros[:6]))
+    found = renderer.explanation(euros + list(b"</explanation>"))
     assert (found.ids, found.text) == (euros, "€€€")
 
 
@@ -218,30 +218,30 @@ PROBLEM = Problem("id", "1+1?", "2", system="Row's own.")
     ["{{ raise_exception('no system turns') }}", ""],
     ids=["refused, as Gemma", "left out"],
 )
-def test_a_template_without_system_turns(on_system: str, views_of: Viewer) -> None:
+def test_a_template_without_system_turns(on_system: str, renderer_of: Viewer) -> None:
     tokenizer = with_template(
         "{% for m in messages %}{% if m['role'] == 'system' %}" + on_system + "{% else %}"
         "[{{ m['role'] }}]{{ m['content'] }}{% endif %}{% endfor %}"
     )
-    views = views_of("r1", tokenizer)
-    system = views.style.teacher_system
+    renderer = renderer_of("r1", tokenizer)
+    system = renderer.style.teacher_system
     assert system
-    prompt = views.decode(views.teacher_prompt(PROBLEM))
+    prompt = renderer.decode(renderer.teacher_prompt(PROBLEM))
     assert prompt == (f"[user]{system}\n\n1+1?<solution>\n2\n</solution>\n<explanation>")
 
 
-def test_the_rows_own_system_prompt(byte_tokenizer: Any, views_of: Viewer) -> None:
+def test_the_rows_own_system_prompt(byte_tokenizer: Any, renderer_of: Viewer) -> None:
     for style, taken in (("stratos", True), ("r1", False), ("compact", False)):
-        views = views_of(style, byte_tokenizer)
-        assert ("Row's own." in views.decode(views.student_prompt(PROBLEM))) is taken
-        assert "Row's own." not in views.decode(views.teacher_prompt(PROBLEM))
-    plain = views_of("r1", byte_tokenizer)
+        renderer = renderer_of(style, byte_tokenizer)
+        assert ("Row's own." in renderer.decode(renderer.student_prompt(PROBLEM))) is taken
+        assert "Row's own." not in renderer.decode(renderer.teacher_prompt(PROBLEM))
+    plain = renderer_of("r1", byte_tokenizer)
     assert plain.style.student_system
-    without = views_of("r1", byte_tokenizer).student_prompt(make_problem("1+1?", "2"))
+    without = renderer_of("r1", byte_tokenizer).student_prompt(make_problem("1+1?", "2"))
     assert plain.style.student_system in plain.decode(without)
 
 
-def test_a_template_that_rewrites_assistant_text(views_of: Viewer) -> None:
+def test_a_template_that_rewrites_assistant_text(renderer_of: Viewer) -> None:
     # As Qwen3: thoughts are taken out of assistant turns, and an empty thought is put in.
     tokenizer = with_template(
         "{% for m in messages %}{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n"
@@ -249,10 +249,12 @@ def test_a_template_that_rewrites_assistant_text(views_of: Viewer) -> None:
         "[{{ m['role'] }}]{{ m['content'] }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    views = views_of("r1", tokenizer)
-    text = views.student_text(make_problem("1+1?", "2"), views.thought("two"))
-    assert views.decode(text.prompt).endswith("1+1?[assistant]<think>")
-    assert views.decode(text.continuation) == ("\ntwo\n</think>\n<solution>\n2\n</solution><eos>")
+    renderer = renderer_of("r1", tokenizer)
+    text = renderer.student_text(make_problem("1+1?", "2"), renderer.thought("two"))
+    assert renderer.decode(text.prompt).endswith("1+1?[assistant]<think>")
+    assert renderer.decode(text.continuation) == (
+        "\ntwo\n</think>\n<solution>\n2\n</solution><eos>"
+    )
 
 
 @pytest.mark.parametrize(
@@ -265,16 +267,16 @@ def test_a_template_that_rewrites_assistant_text(views_of: Viewer) -> None:
         ("{{ m['content'][:3] }}[cut]", "<eos>"),
     ],
 )
-def test_how_a_turn_ends(assistant: str, ending: str, views_of: Viewer) -> None:
+def test_how_a_turn_ends(assistant: str, ending: str, renderer_of: Viewer) -> None:
     tokenizer = with_template(
         "{% for m in messages %}{% if m['role'] == 'assistant' %}" + assistant + "{% else %}"
         "{{ m['content'] }}{% endif %}{% endfor %}"
     )
-    views = views_of("compact", tokenizer)
-    assert views.decode(views.teacher_target("x")) == "x</think>" + ending
+    renderer = renderer_of("compact", tokenizer)
+    assert renderer.decode(renderer.teacher_target("x")) == "x</think>" + ending
 
 
-def test_a_turn_that_ends_in_a_token_of_its_own(views_of: Viewer) -> None:
+def test_a_turn_that_ends_in_a_token_of_its_own(renderer_of: Viewer) -> None:
     """As Gemma and Phi: the template closes a turn with a token that is not EOS."""
     tokenizer = with_template(
         "{% for m in messages %}<turn>{{ m['content'] }}<end_of_turn>\n{% endfor %}"
@@ -282,62 +284,62 @@ def test_a_turn_that_ends_in_a_token_of_its_own(views_of: Viewer) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "<end_of_turn>"]})
     end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     assert turn_end_ids(tokenizer) == {tokenizer.eos_token_id, end}
-    views = views_of("compact", tokenizer)
-    assert views.decode(views.teacher_target("x")) == "x</think><end_of_turn>"
-    assert views.explanation([*views.encode("x"), end]).text == "x"
+    renderer = renderer_of("compact", tokenizer)
+    assert renderer.decode(renderer.teacher_target("x")) == "x</think><end_of_turn>"
+    assert renderer.explanation([*renderer.encode("x"), end]).text == "x"
     tokenizer.chat_template = None
     assert turn_end_ids(tokenizer) == {tokenizer.eos_token_id}
 
 
-def test_turn_end_of_a_real_template(smollm2_tokenizer: Any, views_of: Viewer) -> None:
-    views = views_of("r1", smollm2_tokenizer)
-    assert views.decode(views.teacher_target("x")) == "\nx\n</explanation><|im_end|>"
+def test_turn_end_of_a_real_template(smollm2_tokenizer: Any, renderer_of: Viewer) -> None:
+    renderer = renderer_of("r1", smollm2_tokenizer)
+    assert renderer.decode(renderer.teacher_target("x")) == "\nx\n</explanation><|im_end|>"
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused(views_of: Viewer) -> None:
+def test_a_tokenizer_without_a_chat_template_is_refused(renderer_of: Viewer) -> None:
     tokenizer = utf8_bytes()
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match=r"teacher\.chat_template / student\.chat_template"):
-        views_of("r1", tokenizer)
+        renderer_of("r1", tokenizer)
 
 
-def test_braces_are_not_expanded(byte_tokenizer: Any, views_of: Viewer) -> None:
-    views = views_of("r1", byte_tokenizer)
+def test_braces_are_not_expanded(byte_tokenizer: Any, renderer_of: Viewer) -> None:
+    renderer = renderer_of("r1", byte_tokenizer)
     problem = make_problem(
         "{solution} {{ bos_token }} {% x %}", "{explanation} \\g<0> {thought_open}"
     )
-    text = views.student_text(problem, views.thought("{solution}{explanation}"))
-    assert "{solution} {{ bos_token }} {% x %}" in views.decode(text.prompt)
-    assert views.decode(text.continuation[slice(*text.thought_span)]) == (
+    text = renderer.student_text(problem, renderer.thought("{solution}{explanation}"))
+    assert "{solution} {{ bos_token }} {% x %}" in renderer.decode(text.prompt)
+    assert renderer.decode(text.continuation[slice(*text.thought_span)]) == (
         "\n{solution}{explanation}\n"
     )
-    assert views.decode(text.continuation[slice(*text.solution_span)]) == (
+    assert renderer.decode(text.continuation[slice(*text.solution_span)]) == (
         "\n{explanation} \\g<0> {thought_open}\n"
     )
 
 
-def test_settings_saved_with_a_tokenizer_do_not_cut_or_pad(views_of: Viewer) -> None:
+def test_settings_saved_with_a_tokenizer_do_not_cut_or_pad(renderer_of: Viewer) -> None:
     tokenizer = utf8_bytes()
     tokenizer.backend_tokenizer.enable_truncation(4)
     tokenizer.backend_tokenizer.enable_padding(length=8)
-    views = views_of("r1", tokenizer)
-    assert views.count_tokens("abc") == 3 and views.count_tokens("abcdefghij") == 10
+    renderer = renderer_of("r1", tokenizer)
+    assert renderer.count_tokens("abc") == 3 and renderer.count_tokens("abcdefghij") == 10
 
 
-def test_encode_gives_a_list_of_the_callers_own(byte_tokenizer: Any, views_of: Viewer) -> None:
-    views = views_of("r1", byte_tokenizer)
-    views.encode("ab").append(0)
-    assert views.count_tokens("ab") == 2
+def test_encode_gives_a_list_of_the_callers_own(byte_tokenizer: Any, renderer_of: Viewer) -> None:
+    renderer = renderer_of("r1", byte_tokenizer)
+    renderer.encode("ab").append(0)
+    assert renderer.count_tokens("ab") == 2
 
 
-def test_encode_adds_no_special_tokens(smollm2_tokenizer: Any, views_of: Viewer) -> None:
-    views = views_of("r1", smollm2_tokenizer)
+def test_encode_adds_no_special_tokens(smollm2_tokenizer: Any, renderer_of: Viewer) -> None:
+    renderer = renderer_of("r1", smollm2_tokenizer)
     text = "The answer is 42.\n\n"
-    assert views.encode(text) == smollm2_tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert renderer.encode(text) == smollm2_tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_forbidden_strings(byte_tokenizer: Any, views_of: Viewer) -> None:
-    assert views_of("r1", byte_tokenizer).forbidden == [
+def test_forbidden_strings(byte_tokenizer: Any, renderer_of: Viewer) -> None:
+    assert renderer_of("r1", byte_tokenizer).forbidden == [
         "</explanation>", "</solution>", "</think>", "<bos>", "<eos>", "<explanation>", "<pad>",
         "<solution>", "<think>",
     ]  # fmt: skip
@@ -376,15 +378,15 @@ def test_system_prompts_from_files(tmp_path: Path) -> None:
         PromptStyle(**STYLE, student_system_file="nowhere.txt")
 
 
-def test_words_without_a_decoder(word_tokenizer: Any, views_of: Viewer) -> None:
+def test_words_without_a_decoder(word_tokenizer: Any, renderer_of: Viewer) -> None:
     """`model=nano`: decoded words are joined by spaces; cutting at the tag still works."""
-    views = views_of("compact", word_tokenizer)
-    ids = views.encode("3 8 0 7 </think>")
-    found = views.explanation([*ids, *views.encode("1 2")])
+    renderer = renderer_of("compact", word_tokenizer)
+    ids = renderer.encode("3 8 0 7 </think>")
+    found = renderer.explanation([*ids, *renderer.encode("1 2")])
     assert (found.ids, found.text, found.end_tag_found) == (ids[:-1], "3 8 0 7", True)
-    text = views.student_text(make_problem("3 5 2", "0"), found.ids)
-    assert views.decode([*text.prompt, *text.continuation]) == (
+    text = renderer.student_text(make_problem("3 5 2", "0"), found.ids)
+    assert renderer.decode([*text.prompt, *text.continuation]) == (
         "<bos> 3 5 2 ? <think> 3 8 0 7 </think> <answer> 0 </answer> <eos>"
     )
-    teacher = views.teacher_prompt(make_problem("3 5 2", "0"))
-    assert views.decode(teacher) == "<bos> 3 5 2 0 <think>"
+    teacher = renderer.teacher_prompt(make_problem("3 5 2", "0"))
+    assert renderer.decode(teacher) == "<bos> 3 5 2 0 <think>"

@@ -26,7 +26,8 @@ from rlt.report.curves import moving_average
 from rlt.report.folder import Run, read_jsonl
 from rlt.report.results import result_lines
 from rlt.report.run import metrics_table
-from rlt.report.text import duration, fenced, heading, metric_value, number, table
+from rlt.report.text import fenced, heading, metric_value, table
+from rlt.runs.formatting import duration, number
 from tests.metrics_doc import documented, documented_metrics
 from tests.report_runs import (
     make_collect_run,
@@ -102,7 +103,7 @@ def test_numbers_and_units() -> None:
         "3", "0.1235", "12,346", "-1e-07", "1,234,567", "nan",
     ]  # fmt: skip
     assert metric_value("eval/avg@4_low", 0.5) == "50.0 %"
-    assert metric_value("train/end_tag_share", 0.875) == "87.5 %"
+    assert metric_value("train/end_tag_rate", 0.875) == "87.5 %"
     assert metric_value("resources/peak_memory_bytes", 1.5 * 2**30) == "1.50 GiB"
     assert [duration(s) for s in (1.25, 59.99, 65.0, 7384.0)] == [
         "1.2 s", "60.0 s", "1 min 05 s", "2 h 03 min",

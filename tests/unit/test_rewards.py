@@ -12,9 +12,9 @@ from torch import Tensor
 from rlt.config.build import build
 from rlt.config.compose import config_dir
 from rlt.data.problem import Problem, make_problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.evaluation.graders import Verdict, decided
-from rlt.llm.finite_checks import NotFinite
+from rlt.llm.finite_checks import NotFiniteError
 from rlt.llm.logprobs import row_log_probs
 from rlt.llm.models import LanguageModel, freeze
 from rlt.rewards import (
@@ -37,7 +37,7 @@ SCORES = TokenScores(
     teacher_log_probs_T=torch.tensor([-1.0, -1.0, -1.0, -1.0]),
     end_tag_found=True,
     exact_kl_T=torch.tensor([0.5, 0.25, 0.0, 1.0]),
-    correct_share=0.75,
+    correct_rate=0.75,
 )
 SOLUTION = -7 / 3 + 0.01 * -4  # r_SS of the paper on SCORES
 E = math.exp
@@ -88,7 +88,7 @@ def test_every_shipped_reward_by_hand(name: str, composed: Callable[..., DictCon
     assert table.terms["end_tag_penalty"] == [0.0, 1.0]
     of_the_student_alone = {"solution_only", "no_entropy", "length"}
     otherwise = set() if name in of_the_student_alone else {"teacher_log_probs"}
-    special = {"full_kl": {"exact_kl"}, "correctness": {"correct_share"}}
+    special = {"full_kl": {"exact_kl"}, "correctness": {"correct_rate"}}
     assert reward.needs == special.get(name, otherwise)
 
 
@@ -160,7 +160,7 @@ def test_a_term_that_is_not_finite_is_named(bad: float) -> None:
     if bad == float("-inf"):
         broken = changed(teacher_log_probs_T=torch.full((4,), bad))
     table = reward([SCORES, broken])
-    with pytest.raises(NotFinite, match=rf"reward term kl/max is {bad} \(problems: second\)"):
+    with pytest.raises(NotFiniteError, match=rf"reward term kl/max is {bad} \(problems: second\)"):
         table.require_finite(["first", "second"])
 
 
@@ -168,13 +168,13 @@ def test_a_term_without_weight_still_counts_as_one_that_must_be_finite() -> None
     reward = Reward({"r_ss": SolutionLogProb({"mean": 0.0})})
     assert reward([SCORES]).rewards == [0.0]
     table = reward([changed(solution_log_probs_K=torch.tensor([float("nan")]))])
-    with pytest.raises(NotFinite, match="r_ss/mean is nan"):
+    with pytest.raises(NotFiniteError, match="r_ss/mean is nan"):
         table.require_finite(["one"])
 
 
 def test_finite_terms_whose_sum_is_not_are_found_in_the_reward() -> None:
     table = Reward({"length": Length({"sum": 1e30}, weight=1e30)})([SCORES])
-    with pytest.raises(NotFinite, match="reward is inf"):
+    with pytest.raises(NotFiniteError, match="reward is inf"):
         table.require_finite(["one"])
 
 
@@ -208,8 +208,8 @@ PROBLEMS = [make_problem("1+1?", "2"), make_problem("What is 10 - 3?", "7 é")]
 
 
 @pytest.fixture(scope="module")
-def views(byte_tokenizer: Any, views_of: Callable[[str, Any], Views]) -> Views:
-    return views_of("r1", byte_tokenizer)
+def renderer(byte_tokenizer: Any, renderer_of: Callable[[str, Any], Renderer]) -> Renderer:
+    return renderer_of("r1", byte_tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def models(tiny: Callable[..., LanguageModel]) -> dict[str, Any]:
     return {"teacher": freeze(tiny(1).model), "student": freeze(tiny(2).model)}
 
 
-def scored(views: Views, teacher: Any, temperature: float) -> list[ScoredExplanation]:
+def scored(renderer: Renderer, teacher: Any, temperature: float) -> list[ScoredExplanation]:
     rows = []
     for problem, completion in [
         (PROBLEMS[0], "\nOne more.\n</explanation>"),
@@ -225,11 +225,11 @@ def scored(views: Views, teacher: Any, temperature: float) -> list[ScoredExplana
         (PROBLEMS[1], "\nno end"),
         (PROBLEMS[0], "</explanation>"),
     ]:
-        ids, prompt = views.encode(completion), views.teacher_prompt(problem)
+        ids, prompt = renderer.encode(completion), renderer.teacher_prompt(problem)
         log_probs = row_log_probs(
             teacher, [(prompt, ids)], temperature=temperature, pad_id=0, token_budget=9999
         )[0]
-        rows.append(ScoredExplanation(problem, views.explanation(ids), prompt, log_probs))
+        rows.append(ScoredExplanation(problem, renderer.explanation(ids), prompt, log_probs))
     return rows
 
 
@@ -243,22 +243,22 @@ def dense(model: Any, ids: Sequence[int], temperature: float) -> Tensor:
 
 @pytest.mark.parametrize("token_budget", [1, 300, 100_000])
 def test_token_scores_are_those_of_the_written_out_texts(
-    token_budget: int, views: Views, models: dict[str, Any]
+    token_budget: int, renderer: Renderer, models: dict[str, Any]
 ) -> None:
     reward = Reward({"kl": ThoughtKL({"mean": 1.0}, estimator="exact")})
     scorer = RewardScorer(
-        reward, models["student"], views, temperature=0.7, token_budget=token_budget
+        reward, models["student"], renderer, temperature=0.7, token_budget=token_budget
     )
-    rows = scored(views, models["teacher"], 0.7)
+    rows = scored(renderer, models["teacher"], 0.7)
     found = scorer.token_scores(rows, teacher=models["teacher"])
     assert [s.end_tag_found for s in found] == [True, True, False, True]
     for row, scores in zip(rows, found, strict=True):
         # The student's text, put together as bytes: one token a byte, tags of the thought one each.
         thought = row.explanation.ids
-        prompt = views.student_prompt(row.problem)
+        prompt = renderer.student_prompt(row.problem)
         before = [*prompt, *thought]
-        ids = [*before, *views.encode("</think>\n<solution>"),
-               *views.encode(f"\n{row.problem.solution}\n")]  # fmt: skip
+        ids = [*before, *renderer.encode("</think>\n<solution>"),
+               *renderer.encode(f"\n{row.problem.solution}\n")]  # fmt: skip
         K = len(f"\n{row.problem.solution}\n".encode())
         student_TV = dense(models["student"], ids, 0.7)
         expected = [float(student_TV[i - 1, ids[i]]) for i in range(len(ids) - K, len(ids))]
@@ -278,23 +278,23 @@ def test_token_scores_are_those_of_the_written_out_texts(
     assert len(found[3].student_log_probs_T) == 0
 
 
-def test_exact_kl_needs_the_teacher(views: Views, models: dict[str, Any]) -> None:
+def test_exact_kl_needs_the_teacher(renderer: Renderer, models: dict[str, Any]) -> None:
     reward = Reward({"kl": ThoughtKL({"mean": 1.0}, estimator="exact")})
-    scorer = RewardScorer(reward, models["student"], views, temperature=0.7, token_budget=999)
+    scorer = RewardScorer(reward, models["student"], renderer, temperature=0.7, token_budget=999)
     with pytest.raises(ValueError, match="exact"):
-        scorer(scored(views, models["teacher"], 0.7))
+        scorer(scored(renderer, models["teacher"], 0.7))
 
 
 def test_the_rewards_temperature_overrides_the_rollouts(
-    views: Views, models: dict[str, Any]
+    renderer: Renderer, models: dict[str, Any]
 ) -> None:
     terms = {"r_ss": SolutionLogProb({"mean": 1.0})}
-    rows = scored(views, models["teacher"], 1.0)[:1]
+    rows = scored(renderer, models["teacher"], 1.0)[:1]
 
     def score(temperature: float | None, sampling: float) -> float:
         reward = Reward(terms, temperature=temperature)
         scorer = RewardScorer(
-            reward, models["student"], views, temperature=sampling, token_budget=999
+            reward, models["student"], renderer, temperature=sampling, token_budget=999
         )
         return scorer(rows).rewards[0]
 
@@ -308,17 +308,17 @@ class ScriptedRollout:
     temperature = 1.0
     max_new_tokens = 9
 
-    def __init__(self, views: Views, answers: list[str]) -> None:
-        self.views = views
+    def __init__(self, renderer: Renderer, answers: list[str]) -> None:
+        self.renderer = renderer
         self.answers = iter(answers)
         self.calls: list[tuple[list[str], int, str]] = []
 
     def sample(
         self, model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], n: int, stop: str
     ) -> list[list[Completion]]:
-        self.calls.append(([self.views.decode(p) for p in prompts], n, stop))
+        self.calls.append(([self.renderer.decode(p) for p in prompts], n, stop))
         return [
-            [Completion(self.views.encode(next(self.answers)), [], "stop") for _ in range(n)]
+            [Completion(self.renderer.encode(next(self.answers)), [], "stop") for _ in range(n)]
             for _ in prompts
         ]
 
@@ -331,7 +331,7 @@ class SolutionGrader:
 
 
 def test_correctness_samples_answers_after_the_thought(
-    views: Views, models: dict[str, Any]
+    renderer: Renderer, models: dict[str, Any]
 ) -> None:
     answers = [
         "\n2\n</solution>",
@@ -343,13 +343,13 @@ def test_correctness_samples_answers_after_the_thought(
         "é",
         "7",
     ]
-    rollout = ScriptedRollout(views, answers)
+    rollout = ScriptedRollout(renderer, answers)
     reward = Reward({"correct": Correctness({"mean": 2.0}, samples=4, rollout=rollout)})
     scorer = RewardScorer(
-        reward, models["student"], views, temperature=0.7, token_budget=999,
+        reward, models["student"], renderer, temperature=0.7, token_budget=999,
         grader=SolutionGrader(),
     )  # fmt: skip
-    rows = scored(views, models["teacher"], 0.7)[:2]
+    rows = scored(renderer, models["teacher"], 0.7)[:2]
     table = scorer(rows)
     assert table.rewards == [2.0 * 0.5, 2.0 * 0.25]
     assert table.terms["correct/mean"] == [0.5, 0.25]
@@ -359,7 +359,7 @@ def test_correctness_samples_answers_after_the_thought(
     assert prompts[1].endswith("<think>\nSeven is left over, as 7 + 3 = 10.\n</think>\n<solution>")
 
 
-def test_correctness_needs_a_grader(views: Views, models: dict[str, Any]) -> None:
-    reward = Reward({"correct": Correctness({"mean": 1.0}, 1, ScriptedRollout(views, []))})
+def test_correctness_needs_a_grader(renderer: Renderer, models: dict[str, Any]) -> None:
+    reward = Reward({"correct": Correctness({"mean": 1.0}, 1, ScriptedRollout(renderer, []))})
     with pytest.raises(ValueError, match=r"set data\.grader"):
-        RewardScorer(reward, models["student"], views, temperature=1.0, token_budget=9)
+        RewardScorer(reward, models["student"], renderer, temperature=1.0, token_budget=9)

@@ -143,8 +143,8 @@ def pipeline(
     make_run(
         store / "traces", "collect",
         {
-            "collect/reward": reward, "collect/behaviour/step_share": 0.25,
-            "collect/behaviour/leak_share": 0.75,
+            "collect/reward": reward, "collect/behaviour/step_fraction": 0.25,
+            "collect/behaviour/leak_rate": 0.75,
         },
     )  # fmt: skip
     rows = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlt.data.problem import make_problem
-from rlt.data.renderer import Views
+from rlt.data.renderer import Renderer
 from rlt.evaluation.graders import ExactGrader
 from rlt.llm.logprobs import row_log_probs
 from rlt.llm.models import LanguageModel
@@ -18,64 +18,66 @@ PROBLEMS = [make_problem("1 + 1", "2"), make_problem("2 + 3", "5")]
 
 
 @pytest.fixture(scope="module")
-def views(byte_tokenizer: Any, views_of: Callable[[str, Any], Views]) -> Views:
-    return views_of("compact", byte_tokenizer)
+def renderer(byte_tokenizer: Any, renderer_of: Callable[[str, Any], Renderer]) -> Renderer:
+    return renderer_of("compact", byte_tokenizer)
 
 
-def written(views: Views, prompt: list[int], *texts: str) -> list[Any]:
-    return [(prompt, views.encode(text)) for text in texts]
+def written(renderer: Renderer, prompt: list[int], *texts: str) -> list[Any]:
+    return [(prompt, renderer.encode(text)) for text in texts]
 
 
-def test_answers_are_verified_and_missing_ones_penalised(views: Views) -> None:
-    task = Answering(views, ExactGrader(), missing_answer_penalty=0.5)
-    tags = views.style.tags
+def test_answers_are_verified_and_missing_ones_penalised(renderer: Renderer) -> None:
+    task = Answering(renderer, ExactGrader(), missing_answer_penalty=0.5)
+    tags = renderer.style.tags
     assert task.stop == tags["solution_close"]
-    assert task.prompt(PROBLEMS[0]) == views.student_prompt(PROBLEMS[0])
+    assert task.prompt(PROBLEMS[0]) == renderer.student_prompt(PROBLEMS[0])
     opened = tags["thought_close"] + tags["solution_open"]
     texts = [f"so{opened}2{task.stop}", f"{opened}3", "nothing", opened]
-    rows = written(views, task.prompt(PROBLEMS[0]), *texts)
-    judged, table = task.judge(None, [PROBLEMS[0]] * 4, rows, [], 1.0)
+    rows = written(renderer, task.prompt(PROBLEMS[0]), *texts)
+    scored, table = task.score(None, [PROBLEMS[0]] * 4, rows, [], 1.0)
     assert table.rewards == [1.0, 0.0, -0.5, -0.5]
     assert table.terms["answer/correct"] == [1.0, 0.0, 0.0, 0.0]
     assert table.terms["answer/missing_penalty"] == [0.0, 0.0, 0.5, 0.5]
-    assert [one.closed for one in judged] == [True, True, False, False]
-    assert judged[2].text == "nothing"
-    assert [one.thought for one in judged] == ["so", "", "nothing", ""]
-    assert task.monitor(judged, 4) == {} == task.details(judged[0], table, 0, torch.ones(9))
+    assert [one.closed for one in scored] == [True, True, False, False]
+    assert scored[2].text == "nothing"
+    assert [one.thought for one in scored] == ["so", "", "nothing", ""]
+    assert task.monitor(scored, 4) == {} == task.details(scored[0], table, 0, torch.ones(9))
 
 
-def test_student_rl_needs_a_grader(views: Views) -> None:
+def test_student_rl_needs_a_grader(renderer: Renderer) -> None:
     with pytest.raises(ValueError, match=r"set data\.grader \(it is null\)"):
-        Answering(views, None)
+        Answering(renderer, None)
     with pytest.raises(ValueError, match="missing_answer_penalty=-1 must not be negative"):
-        Answering(views, ExactGrader(), -1)
+        Answering(renderer, ExactGrader(), -1)
 
 
 def test_gains_are_those_of_log_probs_written_out(
-    views: Views, tiny: Callable[..., LanguageModel]
+    renderer: Renderer, tiny: Callable[..., LanguageModel]
 ) -> None:
     student = tiny(3).model
     scorer = RewardScorer(
-        Reward({"r_ss": SolutionLogProb({"mean": 1.0})}), student, views,
+        Reward({"r_ss": SolutionLogProb({"mean": 1.0})}), student, renderer,
         temperature=0.7, token_budget=9999,
     )  # fmt: skip
-    task = Teaching(views, scorer)
+    task = Teaching(renderer, scorer)
     texts = ["is 2</think>", "is 9</think>", "a 5</think>", "so</think>"]
     owners = [PROBLEMS[0], PROBLEMS[0], PROBLEMS[1], PROBLEMS[1]]
-    rows = [(views.teacher_prompt(p), views.encode(t)) for p, t in zip(owners, texts, strict=True)]
+    rows = [
+        (renderer.teacher_prompt(p), renderer.encode(t)) for p, t in zip(owners, texts, strict=True)
+    ]
     log_probs = [torch.zeros(len(ids)) for _, ids in rows]
-    judged, table = task.judge(None, owners, rows, log_probs, 0.7)
-    found = task.monitor(judged, 2)
+    scored, table = task.score(None, owners, rows, log_probs, 0.7)
+    found = task.monitor(scored, 2)
 
     def mean_of(problem: Any, thought: list[int]) -> float:
-        text = views.student_text(problem, thought)
+        text = renderer.student_text(problem, thought)
         [values] = row_log_probs(
             student, [(text.prompt, text.continuation)], temperature=0.7, pad_id=0,
             token_budget=9999,
         )  # fmt: skip
         return float(values[slice(*text.solution_span)].mean())
 
-    thoughts = [judged[0].explanation.ids, judged[2].explanation.ids]
+    thoughts = [scored[0].explanation.ids, scored[2].explanation.ids]
     own = sum(mean_of(p, t) for p, t in zip(PROBLEMS, thoughts, strict=True)) / 2
     empty = sum(mean_of(p, []) for p in PROBLEMS) / 2
     swapped = sum(mean_of(p, t) for p, t in zip(PROBLEMS, thoughts[::-1], strict=True)) / 2
@@ -84,10 +86,10 @@ def test_gains_are_those_of_log_probs_written_out(
     # "is 2" tells it at 3/4, "a 5" at 2/3: neither early, and no other's solution either.
     assert found["solution_early_excess"] == 0.0
     assert table.rewards[0] == pytest.approx(mean_of(PROBLEMS[0], thoughts[0]), abs=1e-4)
-    assert set(task.monitor(judged[:2], 2)) == {"gain_over_empty"}  # one problem alone
+    assert set(task.monitor(scored[:2], 2)) == {"gain_over_empty"}  # one problem alone
     assert [
         token
-        for token, _ in task.details(judged[0], table, 0, torch.ones(9))["attribution"][
+        for token, _ in task.details(scored[0], table, 0, torch.ones(9))["attribution"][
             "explanation"
         ]
     ]

@@ -8,8 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from rlt.data.renderer import PromptStyle, Views
-from rlt.data.sources.digit_chain import vocabulary
+from rlt.data.renderer import PromptStyle, Renderer
+from rlt.llm.digit_words import vocabulary
 from rlt.llm.tokenizers import TAGS, digit_words, utf8_bytes, words
 
 BYTES = utf8_bytes()
@@ -54,10 +54,10 @@ def test_words_are_tokens() -> None:
 
 
 def test_an_unknown_word_is_refused() -> None:
-    views = Views(COMPACT, digit_words())
-    assert views.encode("3 5 <think>") == [vocabulary().index(w) for w in ("3", "5", "<think>")]
+    renderer = Renderer(COMPACT, digit_words())
+    assert renderer.encode("3 5 <think>") == [vocabulary().index(w) for w in ("3", "5", "<think>")]
     with pytest.raises(ValueError, match=r"'3 plus 5' holds a word .*model@teacher=micro"):
-        views.encode("3 plus 5")
+        renderer.encode("3 plus 5")
 
 
 def test_vocabularies_that_cannot_work_are_refused() -> None:

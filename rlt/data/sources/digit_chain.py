@@ -27,21 +27,9 @@ from typing import Any
 from rlt.config.suggestions import did_you_mean
 from rlt.data.problem import content_hash
 from rlt.data.rows import RawRow
+from rlt.llm.digit_words import DIGITS, FILLER, LEAK_WORD, MODULUS, SIGNS, VAGUE_WORDS
 
-MODULUS = 10
-FILLER = "."
-LEAK_WORD = "is"
-VAGUE_WORDS = ("well", "so", "hmm", "now", "then", "maybe", "okay", "right")
 VAGUE_LENGTHS = (5, 9)  # fewest and most words
-SIGNS = {"add": "+", "subtract": "-"}
-DIGITS = tuple(str(digit) for digit in range(MODULUS))
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<think>", "</think>", "<answer>", "</answer>")
-
-
-def vocabulary(signs: bool = False) -> list[str]:
-    """All 28 tokens: padding first, then the other special ones, digits and words; then signs."""
-    tokens = [*SPECIAL_TOKENS, FILLER, "?", *DIGITS, LEAK_WORD, *VAGUE_WORDS]
-    return [*tokens, *SIGNS.values()] if signs else tokens
 
 
 def running_results(digits: Sequence[int], operation: str = "add") -> list[int]:

@@ -24,7 +24,7 @@ from rlt.data.rows import (
     UNDECODABLE,
     WRONG_TYPE,
     RawRow,
-    RowFault,
+    RowError,
     check_columns,
     excerpt,
     map_columns,
@@ -146,14 +146,14 @@ def read_jsonl(path: Path) -> Iterator[RawRow]:
             try:
                 values = json.loads(line.decode("utf-8-sig"))
             except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-                fault = RowFault(UNDECODABLE, f"{error}: {excerpt(line)}")
+                fault = RowError(UNDECODABLE, f"{error}: {excerpt(line)}")
                 yield RawRow(str(path), number, {}, fault)
                 continue
             if isinstance(values, dict):
                 yield RawRow(str(path), number, values)
             else:
                 what = f"the line holds a {type(values).__name__}, not an object"
-                fault = RowFault(WRONG_TYPE, f"{what}: {excerpt(values)}")
+                fault = RowError(WRONG_TYPE, f"{what}: {excerpt(values)}")
                 yield RawRow(str(path), number, {}, fault)
 
 
@@ -175,7 +175,7 @@ def read_csv(path: Path) -> Iterator[RawRow]:
             except StopIteration:
                 return
             except csv.Error as error:
-                fault = RowFault(UNDECODABLE, str(error))
+                fault = RowError(UNDECODABLE, str(error))
                 yield RawRow(str(path), number, {}, fault, reader.line_num)
                 continue
             if not cells:  # a blank line
@@ -183,7 +183,7 @@ def read_csv(path: Path) -> Iterator[RawRow]:
                 continue
             if len(cells) != len(header):
                 detail = f"{len(cells)} cells under {len(header)} column names: {excerpt(cells)}"
-                fault = RowFault(WRONG_TYPE, detail)
+                fault = RowError(WRONG_TYPE, detail)
                 yield RawRow(str(path), number, {}, fault, reader.line_num)
                 continue
             values = {name: cell or None for name, cell in zip(header, cells, strict=True)}

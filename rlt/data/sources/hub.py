@@ -16,7 +16,7 @@ from rlt.data.problem import content_hash
 from rlt.data.rows import (
     MISSING_TAGS,
     RawRow,
-    RowFault,
+    RowError,
     check_columns,
     excerpt,
     map_columns,
@@ -76,7 +76,7 @@ class HubDataset:
             return raw
         worked, mark, answer = text.rpartition(self.solution_mark)
         if not mark:
-            fault = RowFault(MISSING_TAGS, f"no {self.solution_mark!r} in {excerpt(text)}")
+            fault = RowError(MISSING_TAGS, f"no {self.solution_mark!r} in {excerpt(text)}")
             return RawRow(raw.file, raw.row, {}, fault)
         values = {**raw.values, "solution": answer.strip(), "explanation": worked.strip()}
         return RawRow(raw.file, raw.row, values)

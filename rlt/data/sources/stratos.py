@@ -16,7 +16,7 @@ from rlt.data.rows import (
     TAG_IN_TEXT,
     WRONG_TYPE,
     RawRow,
-    RowFault,
+    RowError,
     excerpt,
 )
 from rlt.data.sources.files import expand_files, fingerprint_files, read_files
@@ -64,7 +64,7 @@ class StratosConversations:
                 continue
             try:
                 yield RawRow(raw.file, raw.row, parse_conversation(raw.values))
-            except RowFault as fault:
+            except RowError as fault:
                 yield RawRow(raw.file, raw.row, {}, fault)
 
     def _raw_rows(self) -> Iterator[RawRow]:
@@ -85,23 +85,23 @@ class StratosConversations:
 
 
 def parse_conversation(values: Any) -> dict[str, Any]:
-    """Fields of one row; raises `RowFault` if it is not one question and one tagged answer."""
+    """Fields of one row; raises `RowError` if it is not one question and one tagged answer."""
     if "conversations" not in values:
-        raise RowFault(MISSING_COLUMN, f"no 'conversations' among: {', '.join(values)}")
+        raise RowError(MISSING_COLUMN, f"no 'conversations' among: {', '.join(values)}")
     turns = values["conversations"]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         what = f"conversations is not a list of {{from, value}}: {excerpt(turns)}"
-        raise RowFault(WRONG_TYPE, what)
+        raise RowError(WRONG_TYPE, what)
     speakers = [turn.get("from") for turn in turns]
     if speakers not in (["user", "assistant"], ["human", "gpt"]):
         what = f"conversations has the turns {speakers}, not ['user', 'assistant']"
-        raise RowFault(WRONG_TYPE, what)
+        raise RowError(WRONG_TYPE, what)
     question, answer = (turn.get("value") for turn in turns)
     if not isinstance(answer, str):
-        raise RowFault(WRONG_TYPE, f"the assistant's turn is not text: {excerpt(answer)}")
+        raise RowError(WRONG_TYPE, f"the assistant's turn is not text: {excerpt(answer)}")
     match = ANSWER_FORM.fullmatch(answer)
     if match is None:
-        raise RowFault(
+        raise RowError(
             MISSING_TAGS,
             "the assistant's turn is not <|begin_of_thought|>…<|end_of_thought|> "
             f"<|begin_of_solution|>…<|end_of_solution|>: {excerpt(answer)}",
@@ -109,7 +109,7 @@ def parse_conversation(values: Any) -> dict[str, Any]:
     for block in ("thought", "solution"):
         for tag in TAGS:
             if tag in match[block]:
-                raise RowFault(TAG_IN_TEXT, f"the {block} block holds {tag!r}")
+                raise RowError(TAG_IN_TEXT, f"the {block} block holds {tag!r}")
     return {
         "question": question,
         "solution": match["solution"].strip(),

@@ -24,14 +24,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from rlt.config.suggestions import did_you_mean
-from rlt.sweeps.jobs import JobFailed
+from rlt.runs.jobs import JobFailedError
 
 log = logging.getLogger(__name__)
 
 _SAMPLERS = ("TPESampler", "RandomSampler", "GPSampler")
 
 
-class NoSuchMetric(ValueError):
+class NoSuchMetricError(ValueError):
     """A job has finished, without the metric that the study is about."""
 
 
@@ -158,7 +158,7 @@ class OptunaSweeper(Sweeper):
             raise errors[0]
         if failed:
             told = f"{len(failed)} of {len(study.trials)} trials failed before this start"
-            raise JobFailed(told, str(folder), str(folder))
+            raise JobFailedError(told, str(folder), str(folder))
         return None
 
     def _next_trials(self, study: Any, space: dict[str, Any]) -> list[int]:
@@ -196,7 +196,7 @@ class OptunaSweeper(Sweeper):
         """Tell the study what came out of a trial.
 
         Raises:
-            NoSuchMetric: nor has any other trial had it. It may be misspelt: nothing is lost.
+            NoSuchMetricError: nor has any other trial had it. It may be misspelt: nothing is lost.
         """
         from optuna.trial import TrialState
 
@@ -206,7 +206,7 @@ class OptunaSweeper(Sweeper):
             log.info("trial %d: %s = %.6g", number, self.metric, value)
         except Exception as error:  # whatever a job may raise
             known = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-            if isinstance(error, NoSuchMetric) and not known:
+            if isinstance(error, NoSuchMetricError) and not known:
                 raise
             self._fail(study, number, error, errors)
 
@@ -262,14 +262,14 @@ class OptunaSweeper(Sweeper):
 
         Raises:
             Exception: what a job has raised.
-            NoSuchMetric: a job has no such metric.
+            NoSuchMetricError: a job has no such metric.
             ValueError: it is no number.
         """
         values = []
         for job in list(returns):
             metrics: dict[str, float] = job.return_value
             if self.metric not in metrics:
-                raise NoSuchMetric(
+                raise NoSuchMetricError(
                     f"hydra.sweeper.metric={self.metric}: the job has no such metric"
                     f"{did_you_mean(self.metric, metrics)}"
                 )

@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rlt.report.folder import Run
-from rlt.runs.equality import (
+from rlt.report.equality import (
     ABSENT,
     Changes,
     ResultComparison,
@@ -19,6 +18,7 @@ from rlt.runs.equality import (
     compare_results,
     untimed,
 )
+from rlt.report.folder import Run
 from rlt.runs.identity import config_changes, flatten
 
 _SHOWN = 20  # of the places in which results differ: the first tell why
@@ -40,7 +40,7 @@ def require_run(folder: Path) -> Run:
     return Run(folder)
 
 
-def fact_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Changes:
+def metadata_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Changes:
     """Code, packages, hardware and inputs in which two manifests differ, `-` where there is none.
 
     Commits whose code computes the same are the same.
@@ -65,11 +65,11 @@ def show_difference(a: Path, b: Path) -> int:
     console.print(f"a: {a}\nb: {b}", markup=False, soft_wrap=True)
     configs = (OmegaConf.load(folder / "config.yaml") for folder in (a, b))
     config = config_changes(*configs)
-    facts = fact_changes(run_a.manifest, run_b.manifest)
+    metadata = metadata_changes(run_a.manifest, run_b.manifest)
     metrics = changes_between(*(untimed(run.metrics) for run in (run_a, run_b)))
     results = compare_results(a, b)
     _print_table(console, "config", ("key", "a", "b"), ((k, *v) for k, v in config.items()))
-    _print_table(console, "ran on", ("fact", "a", "b"), ((k, *v) for k, v in facts.items()))
+    _print_table(console, "ran on", ("fact", "a", "b"), ((k, *v) for k, v in metadata.items()))
     _print_table(
         console,
         "metrics",
@@ -77,7 +77,7 @@ def show_difference(a: Path, b: Path) -> int:
         ((name, *pair, _delta(*pair)) for name, pair in metrics.items()),
     )
     print_comparison(console, results, ("a", "b"))
-    return int(bool(config or facts or results.differences))
+    return int(bool(config or metadata or results.differences))
 
 
 def print_comparison(console: Console, results: ResultComparison, names: tuple[str, str]) -> None:
@@ -90,11 +90,11 @@ def print_comparison(console: Console, results: ResultComparison, names: tuple[s
 
 
 def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    facts = {name: manifest[name] for name in _FACTS if name in manifest}
+    metadata = {name: manifest[name] for name in _FACTS if name in manifest}
     inputs = {key: _parsed(value) for key, value in (manifest.get("inputs") or {}).items()}
     if inputs:
-        facts["inputs"] = inputs
-    return flatten(facts)
+        metadata["inputs"] = inputs
+    return flatten(metadata)
 
 
 def _parsed(fingerprint: str) -> Any:

@@ -65,7 +65,7 @@ class PipelineStep:
     """Where a step's result lies, and which of its config keys name an earlier step's."""
 
     folder: Path
-    needs: tuple[str, ...]
+    inputs: tuple[str, ...]
 
 
 def compare_results(a: Path, b: Path) -> ResultComparison:
@@ -100,7 +100,7 @@ def pipeline_steps(folder: Path) -> dict[str, PipelineStep]:
     for entry in read_json_list(file) if file.is_file() else []:
         link = folder / "steps" / entry["name"]
         made = link if link.is_dir() else Path(entry["dir"])
-        steps[entry["name"]] = PipelineStep(made, tuple(entry["needs"]))
+        steps[entry["name"]] = PipelineStep(made, tuple(entry["inputs"]))
     return steps
 
 

@@ -25,7 +25,7 @@ from rlt.runs.signals import INTERRUPTED, TERMINATED, Terminated, exit_status
 JOBS_FILE = "jobs.jsonl"
 
 
-class JobFailed(Exception):
+class JobFailedError(Exception):
     """A job ended without a result. Arguments: the reason, the job's folder, the sweep's folder."""
 
     def __str__(self) -> str:
@@ -33,27 +33,27 @@ class JobFailed(Exception):
 
 
 def run_job(
-    cfg: DictConfig, run_dir: Path, sweep_dir: Path, facts: dict[str, Any]
+    cfg: DictConfig, run_dir: Path, sweep_dir: Path, metadata: dict[str, Any]
 ) -> dict[str, float]:
     """Run one job in a fresh process and write its end to `<sweep_dir>/jobs.jsonl`.
 
     Args:
-        facts: what the job's manifest is told; its `overrides` name the job.
+        metadata: what the job's manifest is told; its `overrides` name the job.
 
     Returns:
         The job's final metrics.
 
     Raises:
-        JobFailed: it failed, or was killed.
+        JobFailedError: it failed, or was killed.
         KeyboardInterrupt: this process was interrupted or terminated, and has passed that on.
     """
-    row: dict[str, Any] = {"overrides": facts["overrides"], "dir": str(run_dir)}
+    row: dict[str, Any] = {"overrides": metadata["overrides"], "dir": str(run_dir)}
     _write_row(sweep_dir, row | {"status": "running"})
     started = time.time()
     with tempfile.TemporaryDirectory(prefix="rlt-job-") as folder:
         config = Path(folder) / "config.yaml"
         OmegaConf.save(cfg, config)
-        write_json(config.with_name("facts.json"), facts)
+        write_json(config.with_name("metadata.json"), metadata)
         stop: KeyboardInterrupt | None = None
         code: int | None
         try:
@@ -76,7 +76,7 @@ def run_job(
     if stop is not None:
         raise stop
     if reason:
-        raise JobFailed(reason, str(run_dir), str(sweep_dir))
+        raise JobFailedError(reason, str(run_dir), str(sweep_dir))
     assert metrics is not None
     return dict(metrics)
 

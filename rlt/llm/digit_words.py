@@ -1,0 +1,15 @@
+"""The words of the digit chains (`data=digit_chain`), which are the tokens of the nano models."""
+
+MODULUS = 10
+FILLER = "."
+LEAK_WORD = "is"
+VAGUE_WORDS = ("well", "so", "hmm", "now", "then", "maybe", "okay", "right")
+SIGNS = {"add": "+", "subtract": "-"}
+DIGITS = tuple(str(digit) for digit in range(MODULUS))
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<think>", "</think>", "<answer>", "</answer>")
+
+
+def vocabulary(signs: bool = False) -> list[str]:
+    """All 28 tokens: padding first, then the other special ones, digits and words; then signs."""
+    tokens = [*SPECIAL_TOKENS, FILLER, "?", *DIGITS, LEAK_WORD, *VAGUE_WORDS]
+    return [*tokens, *SIGNS.values()] if signs else tokens
