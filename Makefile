@@ -5,7 +5,7 @@
 # make clean        remove caches and build products; make distclean: .venv too (never outputs/)
 #
 # PYTHON=python3.12 picks the interpreter; ARGS=... is passed on to rlt or pytest, for example
-#   make quickstart ARGS="seed=1"        make test ARGS="tests/unit -x"
+#   make quickstart ARGS="seed=1"        make test ARGS="tests/training -x"
 
 PYTHON ?= python3
 VENV   ?= .venv

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.report_runs import write_events
+from tests.report.report_runs import write_events
 from tests.stages.cli import here, interrupt, read, read_lines, results, rlt, stage, weights
 from tests.stages.conftest import pipeline_from
 

@@ -17,7 +17,7 @@ from rlt.llm.models import LanguageModel, freeze
 from rlt.llm.token_budget import OutOfMemoryError, TokenBudget, is_out_of_memory
 from rlt.rewards import Reward, RewardScorer, ScoredExplanation, ThoughtKL
 from rlt.sampling import Completion, HFRollout
-from tests.unit.test_modules import (
+from tests.training.test_modules import (
     apart_from_the_cut,
     fit_rl,
     fit_sft,

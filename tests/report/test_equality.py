@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from rlt.report.difference import metadata_changes
 from rlt.report.equality import compare_results
-from tests.report_runs import Rows, make_run, write_events, write_lines
+from tests.report.report_runs import Rows, make_run, write_events, write_lines
 
 SCALARS: Rows = {
     "train/loss": [(0, 3.0), (1, 2.0), (2, 1.0)],

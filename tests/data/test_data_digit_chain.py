@@ -14,9 +14,9 @@ from rlt.data.sources.digit_chain import (
     behaviour_of,
     read_question,
     running_results,
-    vocabulary,
     write_question,
 )
+from rlt.llm.digit_words import vocabulary
 
 QUESTION, SOLUTION = "3 5 2 7 4 6 9", "6"  # 3, 8, 10, 17, 21, 27, 36
 EVEN = {"step": 1.0, "leak": 1.0, "vague": 1.0, "slip": 1.0, "direct": 1.0}

@@ -20,7 +20,7 @@ from rlt.evaluation.graders import (
     Verdict,
 )
 from rlt.evaluation.sandbox import Sandbox, VerifierError, VerifierTimeoutError
-from tests.labelled_answers import RIGHT, WRONG
+from tests.evaluation.labelled_answers import RIGHT, WRONG
 
 TOWER = "9^{9^{9^{9^9}}}"  # one multiplication that no signal interrupts
 

@@ -19,7 +19,7 @@ from rlt.llm.logprobs import continuation_hidden, row_log_probs
 from rlt.llm.models import LanguageModel
 from rlt.sampling import Completion, HFRollout, known_log_probs
 from rlt.sampling.shared_prefix import BufferedLayer, RunningRows
-from tests.unit.test_logprobs import CONFIGS, make
+from tests.llm.test_logprobs import CONFIGS, make
 
 NEVER = "\x00\x01\x02"  # a stop string that does not come up
 

@@ -16,8 +16,8 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from rlt.report.jobs import find_jobs, short_names
 from rlt.report.study import Measure, read_study
 from rlt.report.study_page import print_study, write_study_report
-from tests.report_runs import make_run, write_lines
-from tests.unit.test_report import check_markdown
+from tests.report.report_runs import make_run, write_lines
+from tests.report.test_report import check_markdown
 
 REWARD = Measure("validation/reward", "maximize")
 LOSS = Measure("validation/loss", "minimize")

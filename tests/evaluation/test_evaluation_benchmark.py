@@ -23,7 +23,7 @@ from rlt.evaluation.graders import ExactGrader, MathGrader, MultipleChoiceGrader
 from rlt.evaluation.sources import Gpqa
 
 ROOT = Path(__file__).parents[2]
-LOCAL = ROOT / "tests/data/benchmarks"
+LOCAL = ROOT / "tests/evaluation/benchmarks"
 TAGS = ("<answer>", "</answer>")
 HUB = {
     "gsm8k": ("openai/gsm8k", "main", "test"),

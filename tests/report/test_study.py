@@ -15,8 +15,8 @@ from rlt.report.html import write_html
 from rlt.report.jobs import find_jobs
 from rlt.report.study import arms_of, failures, read_study
 from rlt.report.study_page import print_study, sentence, write_study_report
-from tests.report_runs import make_evaluate_run, make_run, write_lines
-from tests.unit.test_report import check_markdown
+from tests.report.report_runs import make_evaluate_run, make_run, write_lines
+from tests.report.test_report import check_markdown
 
 
 def job(folder: Path, right: list[list[bool]], seed: int, *overrides: str, **manifest: Any) -> Path:

@@ -29,7 +29,7 @@ from rlt.report.run import metrics_table
 from rlt.report.text import fenced, heading, metric_value, table
 from rlt.runs.formatting import duration, number
 from tests.metrics_doc import documented, documented_metrics
-from tests.report_runs import (
+from tests.report.report_runs import (
     make_collect_run,
     make_evaluate_run,
     make_pipeline,
