@@ -24,7 +24,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlt import __version__
 from rlt.cli.run_commands import verb_of
-from rlt.config import schema
 from rlt.config.compose import (
     FULL_ERROR,
     IN_FULL,
@@ -47,20 +46,17 @@ def run(cfg: DictConfig, run_dir: Path, metadata: dict[str, Any] | None = None) 
     Args:
         metadata: how the run was asked for, for its manifest.
     """
-    from rlt.config.allowed_targets import raise_if_any
-    from rlt.config.check import check_schema_keys, check_targets
-
-    raise_if_any(check_schema_keys(cfg, schema.of(cfg.stage)) + check_targets(cfg))
     from rlt.cli.quiet_libraries import quiet
+    from rlt.config.build import build_stage
     from rlt.preflight.plan import print_plan
-    from rlt.stages import run_stage
+    from rlt.stages.run import run_stage
 
+    stage = build_stage(cfg)
     quiet()
-
     if cfg.check:
-        print_plan(cfg, run_dir)
+        print_plan(cfg, stage, run_dir)
         return {}
-    return run_stage(cfg, run_dir, metadata=metadata)
+    return run_stage(cfg, run_dir, metadata=metadata, stage=stage)
 
 
 def _asked(cfg: DictConfig) -> dict[str, Any]:

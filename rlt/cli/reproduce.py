@@ -21,7 +21,7 @@ from rlt.report.folder import Run
 from rlt.runs.environment import environment
 from rlt.runs.identity import config_key
 from rlt.runs.jobs import run_config
-from rlt.stages.projection import code_digest, input_fingerprints
+from rlt.stages.steps import code_digest, input_fingerprints
 
 
 def reproduce(folder: Path, into: Path | None = None) -> int:

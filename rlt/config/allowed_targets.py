@@ -41,8 +41,8 @@ def _below(name: str, modules: tuple[str, ...]) -> bool:
 _PROGRAM = tuple(
     f"rlt.{module}"
     for module in (
-        *("cli", "config", "plugins", "preflight", "report", "runs", "stages", "sweeps"),
-        *("evaluation.worker", "evaluation.sandbox"),
+        *("cli", "config", "plugins", "preflight", "report", "runs", "sweeps"),
+        *("evaluation.worker", "evaluation.sandbox", "stages.run", "stages.steps"),
     )
 )
 
@@ -84,14 +84,23 @@ ALLOW_VARIABLE = (
 
 
 class ConfigError(ValueError):
-    """What is wrong with a config, all of it."""
+    """What is wrong with a config, all of it.
+
+    Attributes:
+        errors: one sentence each.
+    """
+
+    def __init__(self, errors: list[str]) -> None:
+        self.errors = errors
+        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        lines = [f"  {number}. {error}" for number, error in enumerate(errors, start=1)]
+        super().__init__("\n".join([f"the config has {count}:", *lines]))
 
 
 def raise_if_any(errors: list[str]) -> None:
+    """Raises ConfigError if there are any errors."""
     if errors:
-        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-        lines = [f"  {number}. {error}" for number, error in enumerate(errors, start=1)]
-        raise ConfigError("\n".join([f"the config has {count}:", *lines]))
+        raise ConfigError(errors)
 
 
 @functools.cache
@@ -105,8 +114,10 @@ def allowed_by_user() -> tuple[Allowed, ...]:
     for name in filter(None, names):
         if not all(part.isidentifier() for part in name.removesuffix(".*").split(".")):
             raise ConfigError(
-                f"{ALLOW_VARIABLE}={name}: must be dotted names with commas between them, such as "
-                "my_package.* or my_package.module.Class"
+                [
+                    f"{ALLOW_VARIABLE}={name}: must be dotted names with commas between them, such as "
+                    "my_package.* or my_package.module.Class"
+                ]
             )
     return tuple(
         Allowed(

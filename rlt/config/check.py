@@ -12,8 +12,7 @@ import here.
 import inspect
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import is_dataclass
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, grammar_parser
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +22,8 @@ from rlt.config.allowed_targets import ALLOWED, Allowed, allowed_by_user, resolv
 from rlt.config.suggestions import did_you_mean, nearest
 
 PARTS = ("callbacks", "terms")  # mappings of names to parts that are built, or null
+# Keys of every run, whatever its stage (conf/config.yaml): where it goes, and what is done with it.
+RUN_KEYS = ("stage", "output_dir", "note", "check", "probe", "accept_changes")
 WHOLE_RUN_GROUPS = ("experiment", "sweep", "debug")  # chosen like keys of the root, but none
 # What the program passes itself, by the last key of the part: a value beside it would be ignored.
 PASSED = {
@@ -43,7 +44,7 @@ HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 def check_targets(cfg: DictConfig) -> list[str]:
     """Every `_target_` of `cfg` allowed and importable, its keys known, and nothing left at ???."""
-    errors: list[str] = []
+    errors: list[str] = check_run(cfg) if "stage" in cfg else []
     allowed = (*ALLOWED, *allowed_by_user())
     for path, value in walk(cfg, "", errors):
         errors += check_resolvers(value, path)
@@ -75,32 +76,26 @@ def check_resolved(node: DictConfig, path: str) -> list[str]:
     return errors
 
 
-def check_schema_keys(cfg: DictConfig, schema: type[Any], path: str = "") -> list[str]:
-    """Keys that only `+key=value` can have added, past the dataclasses of the schema."""
-    types = get_type_hints(schema)
-    known = sorted(types)
-    meant = known if path else [*known, *WHOLE_RUN_GROUPS]
-    errors = [
-        f"{join(path, key)}: no such key{did_you_mean(key, meant)}; valid: {', '.join(known)}"
-        for key in map(str, cfg)
-        if key not in known
-    ]
-    if not path and cfg.get("probe") and not cfg.get("check"):
+def check_run(cfg: DictConfig) -> list[str]:
+    """Keys of a whole run's config: those of every run, and those that its stage takes.
+
+    The stage is the config's own `_target_`, so its keys are checked as those of any other part;
+    here it is the top level, where a group may be misspelt, too.
+    """
+    errors = []
+    for key in ("check", "probe"):
+        if not isinstance(cfg.get(key, False), bool):
+            errors.append(f"{key}={cfg[key]!r}: must be true or false")
+    if "_target_" not in cfg:
+        errors.append(
+            "this config names no stage: its key _target_ is missing. Choose one by stage=…"
+        )
+    if cfg.get("probe") and not cfg.get("check"):
         errors.append("probe=true: it is a part of a check; add check=true, or leave it out")
-    if not path and cfg.get("accept_changes") and cfg.get("datamodule") is None:
+    if cfg.get("accept_changes") and cfg.get("datamodule") is None:
         errors.append(
             "accept_changes: only training goes on with another config; choose another output_dir"
         )
-    for key, kind in types.items():
-        child = cfg.get(key) if key in cfg and not OmegaConf.is_missing(cfg, key) else None
-        if isinstance(child, DictConfig):
-            below = [(join(path, key), child)]
-            if get_origin(kind) is dict:
-                kind = get_args(kind)[1]
-                below = [(f"{join(path, key)}.{name}", child[name]) for name in map(str, child)]
-            if is_dataclass(kind):
-                for where, node in below:
-                    errors += check_schema_keys(node, cast("type[Any]", kind), where)
     return errors
 
 
@@ -186,6 +181,8 @@ def check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> lis
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         and parameter.name not in passed
     ]
+    if path == "":
+        return [*errors, *_root_key_errors(node, keys, accepted, found)]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     if getattr(getattr(found, "__init__", None), "__module__", None) == "typing":
         takes_any = False  # a protocol's, which takes all and heeds none
@@ -200,6 +197,25 @@ def check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> lis
                 f"{did_you_mean(str(key), accepted)}; accepted: {', '.join(accepted) or 'none'}"
             )
     return errors
+
+
+def _root_key_errors(
+    node: DictConfig, keys: list[Any], accepted: list[str], stage: Any
+) -> list[str]:
+    """Keys of a whole run's config that neither every run nor its stage has."""
+    known = [*accepted, *RUN_KEYS]
+    if getattr(stage, "takes_stages", False):  # a pipeline, with each stage's own part
+        keys = [
+            key
+            for key in keys
+            if not (isinstance(node._get_node(key), DictConfig) and "_target_" in node[key])
+        ]
+    meant = [*known, *WHOLE_RUN_GROUPS]
+    return [
+        f"{key}: no such key{did_you_mean(str(key), meant)}; valid: {', '.join(sorted(known))}"
+        for key in keys
+        if key not in known
+    ]
 
 
 def check_resolvers(node: Any, path: str) -> list[str]:

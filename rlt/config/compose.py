@@ -28,7 +28,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlt import PACKAGE_DIR
-from rlt.config import schema
 
 # Errors that say what to change; their message is enough, unless HYDRA_FULL_ERROR=1.
 USER_ERRORS = (
@@ -74,7 +73,6 @@ def _config_groups() -> str:
 def register() -> None:
     # Hydra looks for plugins in the namespace package hydra_plugins alone; ours adds to it.
     sys.path.append(str(PACKAGE_DIR / "plugins"))
-    schema.register()
     OmegaConf.register_new_resolver(
         "run_dir", lambda chosen, default: chosen or default, replace=True
     )
@@ -151,7 +149,7 @@ def _all_errors(
     loader: ConfigLoaderImpl, name: str, overrides: list[str], arguments: list[str]
 ) -> list[str]:
     """Everything that is wrong with overrides that do not compose, and with what is left."""
-    from rlt.config.check import check_schema_keys, check_targets
+    from rlt.config.check import check_targets
     from rlt.config.hydra_guard import check_hydra_node
     from rlt.config.override_errors import composition_errors
 
@@ -162,7 +160,7 @@ def _all_errors(
     errors += check_hydra_node(cfg.hydra)
     with open_dict(cfg):
         del cfg["hydra"]
-    return errors + check_schema_keys(cfg, schema.of(cfg.stage)) + check_targets(cfg)
+    return errors + check_targets(cfg)
 
 
 def loader_for(options: Namespace) -> ConfigLoaderImpl:
@@ -249,7 +247,7 @@ def _groups(arguments: list[str]) -> Iterator[str]:
     for default in found.defaults:
         group = (default.config_path or "").rpartition("/")[0]
         mounted_by = (default.parent or "").partition("/")[0]
-        if mounted_by in ("stage", "recipe") and group not in ("schema", "recipe"):
+        if mounted_by in ("stage", "recipe") and group != "recipe":
             package = default.package or ""
             groups.add(group if package in ("", group) else f"{group}@{package}")
     yield from sorted(groups)

@@ -107,6 +107,28 @@ class StepDataModule(L.LightningDataModule):
         self.seed = seed
         self.validation_batch_size = validation_batch_size or batch_size
 
+    @staticmethod
+    def settings_errors(
+        batch_size: int,
+        steps: int | None,
+        epochs: float | None,
+        validation_batch_size: int | None = None,
+    ) -> list[str]:
+        """What is wrong with settings, before there is anything to train on."""
+        counts = {
+            "batch_size": batch_size, "steps": steps, "epochs": epochs,
+            "validation_batch_size": validation_batch_size,
+        }  # fmt: skip
+        errors = [
+            f"{name}={value}: must be a whole number of at least 1"
+            for name, value in counts.items()
+            if value is not None
+            and (isinstance(value, bool) or not isinstance(value, int) or value < 1)
+        ]
+        if (steps is None) == (epochs is None):
+            errors.append(f"steps={steps} and epochs={epochs}: set one, and the other null")
+        return errors
+
     def train_dataloader(self) -> StepBatches:
         return StepBatches(self.train, self.batch_size, self.steps, self.seed)
 

@@ -3,31 +3,76 @@
 import ctypes
 import os
 import platform
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from omegaconf import DictConfig
+
+from rlt.config.allowed_targets import raise_if_any
+from rlt.config.fields import at_least, field_errors
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
-def device_of(cfg: DictConfig) -> torch.device:
-    """The device that stages without a Trainer run on."""
-    accelerator = cfg.hardware.accelerator
-    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda")
-    return torch.device("mps" if accelerator == "mps" else "cpu")
+@dataclass(kw_only=True)
+class Hardware:
+    """What the machine can hold, and how Lightning drives it (`conf/hardware/`).
 
+    Args:
+        tokens_per_micro_batch: padded tokens of one forward and backward pass.
+        generation_token_budget: padded tokens of one batch of sampling.
+        threads: of torch on a CPU; None: torch's own choice.
+        The others are Lightning's, or transformers', arguments of the same name.
 
-def prepare(cfg: DictConfig) -> None:
-    """Set torch's threads and, where models run on the CPU, what makes them faster there."""
-    if cfg.hardware.threads is not None:
-        torch.set_num_threads(cfg.hardware.threads)
-    if device_of(cfg).type == "cpu":
-        keep_freed_memory()
-        # Query heads that share a key head use it as it is, where transformers would copy it for
-        # each of them as soon as a row is padded. Only torch's CPU kernels take both.
-        os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    accelerator: str
+    devices: Any
+    num_nodes: int = at_least(1)
+    strategy: Any
+    precision: Literal[
+        "32-true", "32", "bf16-mixed", "bf16-true", "bf16", "64-true", "64",
+        "16-mixed", "16-true", "16",
+    ]  # fmt: skip
+    dtype: Literal["float32", "bfloat16", "float16", "auto"]
+    attention: str
+    tokens_per_micro_batch: int = at_least(1)
+    generation_token_budget: int = at_least(1)
+    gradient_checkpointing: bool
+    threads: int | None = at_least(1)
+
+    def __post_init__(self) -> None:
+        self.precision = str(self.precision)  # type: ignore[assignment]
+        raise_if_any([f"hardware.{error}" for error in field_errors(Hardware, vars(self))])
+
+    @property
+    def device(self) -> torch.device:
+        """The device that stages without a Trainer run on."""
+        gpu = self.accelerator in ("gpu", "cuda")
+        if gpu or (self.accelerator == "auto" and torch.cuda.is_available()):
+            return torch.device("cuda")
+        return torch.device("mps" if self.accelerator == "mps" else "cpu")
+
+    def require_device(self) -> None:
+        """Raises ValueError when a GPU is asked for and there is none."""
+        if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise ValueError(
+                f"hardware.accelerator={self.accelerator}: torch {torch.__version__} sees no CUDA "
+                "device; choose hardware=cpu, or install torch's CUDA build and its driver"
+            )
+
+    def prepare(self) -> None:
+        """Set torch's threads and, where models run on the CPU, what makes them faster there."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+            # Query heads that share a key head use it as it is, where transformers would copy it
+            # for each of them as soon as a row is padded. Only torch's CPU kernels take both.
+            os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
 
 
 def keep_freed_memory() -> bool:

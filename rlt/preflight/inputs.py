@@ -15,26 +15,22 @@ from huggingface_hub.errors import (
 )
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.config.build import build
-from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
 from rlt.preflight.memory_estimate import Shape, shape_of
-from rlt.stages.common import FIRST_LOOK, source_of
-from rlt.stages.evaluate import check_contamination
-from rlt.stages.score import explained
+from rlt.stages.stage import Inputs, ModelStage
 
 log = logging.getLogger(__name__)
 
 Seen = dict[str, Any]  # what other steps have read already: problems, tokenizers
 
 
-def shape_for(cfg: DictConfig, role: str, made_here: Mapping[str, str], seen: Seen) -> Shape | None:
+def shape_for(stage: ModelStage, role: str, seen: Seen) -> Shape | None:
     """Sizes of a role's model; of one that an earlier step makes, those of what it starts from."""
-    source = source_of(cfg, role) if f"{role}_path" not in made_here else build(cfg[role])
+    source = stage.source(role)
     key = f"shape of {source}"
     if key not in seen:
         try:
-            seen[key] = shape_of(source)
+            seen[key] = shape_of(source)  # type: ignore[arg-type]
         except OSError as error:
             log.debug("%s: %s", role, error)
             seen[key] = None
@@ -42,11 +38,8 @@ def shape_for(cfg: DictConfig, role: str, made_here: Mapping[str, str], seen: Se
     return shape
 
 
-def has_grader(cfg: DictConfig) -> bool:
-    return cfg.data is not None and cfg.data.grader is not None
-
-
 def model_name(cfg: DictConfig, role: str, made_here: Mapping[str, str]) -> str:
+    """What a plan calls a role's model."""
     if f"{role}_path" in made_here:
         return f"from {made_here[f'{role}_path']}"
     node = cfg[role]
@@ -55,16 +48,16 @@ def model_name(cfg: DictConfig, role: str, made_here: Mapping[str, str]) -> str:
 
 
 def renderer_for(
-    cfg: DictConfig, role: str, style: Any, made_here: Mapping[str, str], seen: Seen
-) -> tuple[Any, str]:
-    """Renderer with the role's tokenizer, or None and why there is none to look at."""
-    source = source_of(cfg, role) if f"{role}_path" not in made_here else build(cfg[role])
+    cfg: DictConfig, stage: ModelStage, role: str, made_here: Mapping[str, str], seen: Seen
+) -> tuple[Renderer | None, str]:
+    """A renderer with the role's tokenizer, or None and why there is none to look at."""
+    source: Any = stage.source(role)
     node = OmegaConf.to_yaml(cfg[role], resolve=True)
     key = f"{node} at {cfg.get(f'{role}_path') if f'{role}_path' not in made_here else None}"
     try:
         if key not in seen:
             seen[key] = source.tokenizer()
-        return Renderer(style, seen[key]), ""
+        return Renderer(stage.prompt, seen[key]), ""
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not getattr(source, "path", "").count("/") == 1:
             raise
@@ -88,44 +81,22 @@ def hub_refusal(error: BaseException | None) -> str | None:
     return None
 
 
-def read_problems(
-    cfg: DictConfig, renderer: Any, seen: Seen
-) -> tuple[list[Problem] | None, list[Problem], str]:
-    """Training problems (or questions), those held out, and a line about what was read."""
-    wanted = cfg.benchmark if cfg.stage == "evaluate" else cfg.data
-    node = OmegaConf.to_yaml(wanted, resolve=True) if wanted is not None else str(cfg.traces)
-    node += OmegaConf.to_yaml(cfg.get("trained_on") or {}, resolve=True)
-    if node not in seen:
-        seen[node] = _read(cfg, renderer)
-    problems, held_out, counted = seen[node]
-    return problems, held_out, counted
-
-
-def _read(cfg: DictConfig, renderer: Any) -> tuple[list[Problem] | None, list[Problem], str]:
-    forbidden = renderer.forbidden if renderer is not None else build(cfg.prompt).forbidden
-    count = renderer.count_tokens if renderer is not None else len
-    try:
-        if cfg.stage == "evaluate":
-            benchmark = build(cfg.benchmark)
-            questions = benchmark.load(build(cfg.prompt).forbidden, count)
-            if renderer is not None:
-                check_contamination(cfg, renderer, questions)
-            return questions, [], f"benchmark {benchmark.name}: {len(questions)} questions"
-        data = explained(cfg) if cfg.stage == "score" else build(cfg.data)
-        split = data.load(forbidden, count)
-        for problem in split.train[:FIRST_LOOK] if renderer is not None else ():
-            renderer.teacher_prompt(problem)  # a tokenizer that cannot read them is told here
-    except ValueError as error:
-        if not isinstance(error.__cause__, ConnectionError):
-            raise
-        name = f"benchmark {cfg.benchmark.name}" if cfg.stage == "evaluate" else "data"
-        return None, [], f"{name}: hub not reached, not checked"
-    bad = sum(split.report["bad"].values())
-    return (
-        split.train,
-        split.validation,
-        (
-            f"data: {len(split.train)} training, {len(split.validation)} held out"
-            + (f", {bad} broken rows skipped" if bad else "")
-        ),
+def read_inputs(
+    cfg: DictConfig, stage: ModelStage, renderer: Renderer | None, seen: Seen
+) -> Inputs:
+    """What the stage reads, or that it lies on a hub which was not reached."""
+    nodes = [cfg.get(name) for name in ("benchmark", "data", "traces", "trained_on")]
+    key = "\n".join(
+        OmegaConf.to_yaml(node, resolve=True) if OmegaConf.is_config(node) else str(node)
+        for node in nodes
     )
+    key += f"{stage.reads} {getattr(stage, 'explanations', None)} {type(stage).read.__qualname__}"
+    if key not in seen:
+        try:
+            seen[key] = stage.read(renderer)
+        except ValueError as error:
+            if not isinstance(error.__cause__, ConnectionError):
+                raise
+            seen[key] = Inputs(None, [], f"{stage.reads}: hub not reached, not checked")
+    inputs: Inputs = seen[key]
+    return inputs

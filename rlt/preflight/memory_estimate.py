@@ -21,28 +21,20 @@ copy of the weights in bfloat16 besides.
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM
 
-from rlt.config.build import build_partial
-from rlt.llm.device import device_of
+from rlt.llm.device import Hardware
 from rlt.llm.logprobs import _MAX_LOGITS
 from rlt.llm.models import ModelSource, context_of
-
-TRAINED = {  # stage → role that it trains
-    "pretrain": "student",
-    "teacher_sft": "teacher",
-    "teacher_rl": "teacher",
-    "distill": "student",
-    "student_rl": "student",
-}
+from rlt.stages.stage import ModelStage
+from rlt.stages.training import TrainingStage
 
 
 @dataclass(frozen=True)
@@ -118,7 +110,7 @@ def shape_of(source: ModelSource) -> Shape:
 
 
 def peak_bytes(
-    cfg: DictConfig, shapes: Mapping[str, Shape], longest: int, prompt: int, needs_reference: bool
+    stage: ModelStage, shapes: Mapping[str, Shape], longest: int, prompt: int
 ) -> dict[str, int]:
     """Phase → bytes at its peak; see the formula above.
 
@@ -126,55 +118,64 @@ def peak_bytes(
         shapes: of `teacher` and `student`, those that the stage loads.
         longest: tokens of the longest row, prompt and all that may follow.
         prompt: tokens of the longest prompt.
-        needs_reference: whether the update reads a reference model (RL).
     """
-    hardware = cfg.hardware
-    activation = 2 if "bf16" in str(hardware.precision) else 4
-    start = held_bytes() if device_of(cfg).type == "cpu" else 0
-    trained = TRAINED.get(cfg.stage)
+    hardware = stage.hardware
+    activation = 2 if "bf16" in hardware.precision else 4
+    start = held_bytes() if hardware.device.type == "cpu" else 0
     start += sum(shape.weights for shape in shapes.values())
-    if needs_reference or cfg.get("reward_student") == "reference":
-        assert trained is not None
-        start += shapes[trained].weights
+    if stage.holds_reference:
+        assert stage.trains is not None
+        start += shapes[stage.trains].weights
     micro = max(hardware.tokens_per_micro_batch, longest)
     phases = {}
-    if trained is not None:
-        policy = shapes[trained]
-        start += policy.weights + round(policy.weights * optimizer_values(cfg))
-        start += 2 * policy.parameters if "bf16-mixed" in str(hardware.precision) else 0
-        rows = cfg.datamodule.batch_size * cfg.module.get("group_size", 1)
-        tokens = min(micro, rows * longest)
+    if isinstance(stage, TrainingStage):
+        assert stage.trains is not None
+        policy = shapes[stage.trains]
+        start += policy.weights + round(policy.weights * optimizer_values(stage.optim))
+        start += 2 * policy.parameters if "bf16-mixed" in hardware.precision else 0
+        tokens = min(micro, stage.rows_per_step * longest)
         layer = 6 * policy.hidden + 4 * policy.queries + 2 * policy.keys + 4 * policy.intermediate
         per_token = policy.layers * layer
         if hardware.gradient_checkpointing:
             per_token = policy.layers * policy.hidden + layer
         logits = 3 * _logits(policy, tokens)
         phases["update"] = start + tokens * per_token * activation + logits
-    if cfg.stage in ("teacher_rl", "collect", "score"):
-        judge = shapes.get("student", shapes.get("teacher"))
-        assert judge is not None
-        phases["reward"] = start + _forward(judge, micro, activation)
-    if cfg.get("rollout") is not None:
-        writer = shapes["teacher" if cfg.stage in ("teacher_rl", "collect") else "student"]
-        rows, shared = _generated(cfg)
-        rows = min(rows, max(1, cfg.rollout.token_budget // (prompt + cfg.rollout.max_new_tokens)))
-        places = rows * cfg.rollout.max_new_tokens + math.ceil(rows / shared) * prompt
+    if stage.scores_by is not None:
+        phases["reward"] = start + _forward(shapes[stage.scores_by], micro, activation)
+    rollout: Any = getattr(stage, "rollout", None)
+    if rollout is not None and stage.completions is not None:
+        assert stage.writer is not None
+        writer = shapes[stage.writer]
+        rows, shared = stage.completions
+        rows = min(rows, max(1, rollout.token_budget.tokens // (prompt + rollout.max_new_tokens)))
+        places = rows * rollout.max_new_tokens + math.ceil(rows / shared) * prompt
         cache = 2 * writer.layers * writer.keys * writer.bytes_each * places
         first = _forward(writer, math.ceil(rows / shared) * prompt, activation)
         phases["rollout"] = start + max(cache, first) + 28 * rows * writer.vocabulary
     return phases
 
 
-def _generated(cfg: DictConfig) -> tuple[int, int]:
-    """Completions that a stage asks for at once, and how many of them share a prompt."""
-    if cfg.stage in ("teacher_rl", "student_rl"):
-        each = cfg.module.group_size
-        return cfg.datamodule.batch_size * each, each
-    if cfg.stage == "collect":
-        return cfg.problems_per_batch * cfg.best_of, cfg.best_of
-    if cfg.stage == "evaluate":
-        return cfg.questions_per_batch * cfg.samples, cfg.samples
-    return max(1, cfg.validation_answers), 1  # distill, at validation
+def memory_in_words(
+    stage: ModelStage, shapes: Mapping[str, Shape], lengths: Lengths
+) -> tuple[str, list[str]]:
+    """The estimated peak in words, and a warning if the machine has less."""
+    rollout: Any = getattr(stage, "rollout", None)
+    new_tokens = rollout.max_new_tokens if rollout is not None else 0
+    prompt = max(lengths.prompts, default=0)
+    phases = peak_bytes(stage, shapes, lengths.longest + new_tokens, prompt)
+    phase = max(phases, key=lambda name: phases[name])
+    words = "memory (estimated): " + ", ".join(f"{k} {gigabytes(v)}" for k, v in phases.items())
+    there = machine_bytes(stage.hardware)
+    if there is None:
+        return f"{words}; no such device here", []
+    if phases[phase] <= there:
+        return f"{words}, of {gigabytes(there)}", []
+    return f"{words}, of {gigabytes(there)}", [
+        f"the {phase} needs about {gigabytes(phases[phase])} and this machine has "
+        f"{gigabytes(there)}: lower hardware.tokens_per_micro_batch or "
+        "hardware.generation_token_budget, set hardware.gradient_checkpointing=true, or choose a "
+        "smaller model"
+    ]
 
 
 def _forward(shape: Shape, tokens: int, activation: int) -> int:
@@ -187,11 +188,11 @@ def _logits(shape: Shape, tokens: int) -> int:
     return 4 * min(_MAX_LOGITS, tokens * shape.vocabulary)
 
 
-def optimizer_values(cfg: DictConfig) -> float:
-    """Values that the config's optimizer keeps for each parameter, seen on a small matrix."""
+def optimizer_values(optim: Callable[..., torch.optim.Optimizer]) -> float:
+    """Values that an optimizer keeps for each parameter, seen on a small matrix."""
     weight = torch.nn.Parameter(torch.zeros(256, 256))
     weight.grad = torch.zeros_like(weight)
-    optimizer = build_partial(cfg.optim)([weight])
+    optimizer = optim([weight])
     optimizer.step()
     kept = optimizer.state[weight].values()
     return sum(v.numel() for v in kept if isinstance(v, torch.Tensor)) / weight.numel()
@@ -204,9 +205,9 @@ def held_bytes() -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 
-def machine_bytes(cfg: DictConfig) -> int | None:
-    """Memory of the device that the config asks for; None where it is not at hand."""
-    device = device_of(cfg)
+def machine_bytes(hardware: Hardware) -> int | None:
+    """Memory of the device that is asked for; None where it is not at hand."""
+    device = hardware.device
     if device.type == "cuda":
         if not torch.cuda.is_available():
             return None

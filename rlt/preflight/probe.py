@@ -24,22 +24,21 @@ import lightning as L
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlt import PACKAGE_DIR
-from rlt.preflight.memory_estimate import TRAINED, gigabytes
+from rlt.preflight.memory_estimate import gigabytes
 from rlt.rewards.preflight import WHOLE
 from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.files import read_json, write_json
+from rlt.stages import training
 from rlt.stages.preflight import PREFLIGHT_FILE
+from rlt.stages.rl import RLStage
+from rlt.stages.run import run_stage
+from rlt.stages.stage import ModelStage, Stage
+from rlt.stages.training import TrainingStage
 
 _AT_MOST = 20  # steps or batches
 _ENOUGH = 5.0  # seconds, once there are two
 _SHORT = 1.0  # seconds: a part of an RL step that takes less is tried larger
 _GROWTH = 8
-# Key that limits what a stage without a Trainer reads → key of its batch size.
-_LIMITS = {
-    "collect": ("max_problems", "problems_per_batch"),
-    "evaluate": ("benchmark.max_questions", "questions_per_batch"),
-    "score": ("data.max_train", "rows_per_batch"),
-}
 _FILE = "probe.json"
 
 
@@ -97,7 +96,7 @@ class _BatchClock(logging.Handler):
             self.clock.add(float(str(record.args[1])))
 
 
-def measure(cfg: DictConfig, made_here: Collection[str], steps: int | None) -> str:
+def measure(cfg: DictConfig, stage: Stage, made_here: Collection[str], steps: int | None) -> str:
     """Run the first steps of a stage; returns their time and memory, in words.
 
     Args:
@@ -106,13 +105,14 @@ def measure(cfg: DictConfig, made_here: Collection[str], steps: int | None) -> s
     """
     if "traces" in made_here:
         return "not measured: its traces are yet to be made"
-    if cfg.stage == "compare":
+    if not isinstance(stage, ModelStage):
         return "nothing to measure"
+    trains = isinstance(stage, TrainingStage)
     problems = 1
     areas: list[dict[str, Any]] = []
     while True:
         with tempfile.TemporaryDirectory(prefix="rlt-probe-") as folder:
-            shortened, share = shorten(cfg, made_here, problems)
+            shortened, share = shorten(cfg, stage, made_here, problems)
             if areas:  # told by the first try
                 OmegaConf.update(shortened, "preflight", None)
             found = _measured(shortened, Path(folder))
@@ -131,7 +131,7 @@ def measure(cfg: DictConfig, made_here: Collection[str], steps: int | None) -> s
         if row["term"] == WHOLE
     )
     return (
-        f"measured: {seconds:.2g} seconds a {'step' if cfg.stage in TRAINED else 'batch'}{part}"
+        f"measured: {seconds:.2g} seconds a {'step' if trains else 'batch'}{part}"
         f"{phases}{total}; peak {gigabytes(found['peak'])}"
         + (f"\n  reward preflight, area under the ROC curve: {told}" if told else "")
     )
@@ -156,7 +156,9 @@ def _measured(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return dict(read_json(folder / _FILE))
 
 
-def shorten(cfg: DictConfig, made_here: Collection[str], problems: int) -> tuple[DictConfig, float]:
+def shorten(
+    cfg: DictConfig, stage: ModelStage, made_here: Collection[str], problems: int
+) -> tuple[DictConfig, float]:
     """The config of a stage's first steps, and what share of a real step each is.
 
     Args:
@@ -172,9 +174,9 @@ def shorten(cfg: DictConfig, made_here: Collection[str], problems: int) -> tuple
             short[key] = None
         if "preflight" in short and made_here:  # another model stands in for the reward's student
             short.preflight = None
-        if cfg.stage in TRAINED:
-            if "group_size" in cfg.module:
-                needed = math.ceil(cfg.algorithm.minibatches / cfg.module.group_size)
+        if isinstance(stage, TrainingStage):
+            if isinstance(stage, RLStage):
+                needed = math.ceil(stage.algorithm.minibatches / stage.group_size)
                 problems = min(max(needed, problems), cfg.datamodule.batch_size)
                 short.datamodule.batch_size = problems
                 share = short.datamodule.batch_size / cfg.datamodule.batch_size
@@ -182,8 +184,8 @@ def shorten(cfg: DictConfig, made_here: Collection[str], problems: int) -> tuple
             short.data.validation_fraction, short.data.max_validation = 0, None
             short.callbacks = {}  # but the clock, which no config may name
             short.trainer.enable_progress_bar = False
-        else:
-            key, batch = _LIMITS[cfg.stage]
+        elif stage.limit is not None:
+            key, batch = stage.limit
             if OmegaConf.select(short, key.partition(".")[0] if "." in key else "stage"):
                 limit = OmegaConf.select(short, key)
                 most = _AT_MOST * cfg[batch]
@@ -195,14 +197,12 @@ def _run(folder: Path) -> None:
     """In the process of the probe: the stage as it is, until it has been seen enough of."""
     import torch
 
-    from rlt.stages import common, run_stage
-
     cfg: Any = OmegaConf.load(folder / "config.yaml")
     clock = _Clock()
     logger = logging.getLogger("rlt.stages.common")
     logger.addHandler(_BatchClock(clock))
     logger.setLevel(logging.DEBUG)
-    common.ADDED_CALLBACKS.append(StepClock(clock))
+    training.ADDED_CALLBACKS.append(StepClock(clock))
     with contextlib.suppress(_ProbeDoneError):  # or there was less than that
         run_stage(cfg, folder / "run")
     if not clock.seen:

@@ -26,13 +26,12 @@ __all__ = [
 ]
 
 _STEPS_FILE = "steps.json"  # what tells a pipeline's run folder from a stage's
-_COMPARE = "compare"
 
 
 def write_result(run_dir: Path) -> Path:
     """Write report.md of a finished run, whichever kind it is, and the card of its model."""
     write_model_card(run_dir)
-    if Run(run_dir).stage == _COMPARE:
+    if getattr(Run(run_dir).stage_class, "writes_own_report", False):
         return run_dir / REPORT_FILE  # written by the stage, which has read what it compares
     is_pipeline = (run_dir / _STEPS_FILE).is_file()
     return write_pipeline_report(run_dir) if is_pipeline else write_report(run_dir)
@@ -45,7 +44,7 @@ def print_result(run_dir: Path, brief: bool = False) -> None:
         brief: the result in words alone, as for a step of a pipeline.
     """
     steps = run_dir / _STEPS_FILE
-    if Run(run_dir).stage == _COMPARE:
+    if getattr(Run(run_dir).stage_class, "writes_own_report", False):
         print_study(run_dir)
     elif steps.is_file():
         print_table(read_json_list(steps), run_dir)

@@ -10,16 +10,6 @@ from rlt.report.text import fenced, heading, inline_code
 from rlt.runs.formatting import number
 
 CARD = "README.md"
-_WHAT = {
-    "pretrain": "A base model, pretrained from scratch on short texts of one task.",
-    "teacher_sft": "A teacher after its warm-up: it is shown a question and its solution, and "
-    "writes an explanation.",
-    "teacher_rl": "A Reinforcement-Learned Teacher (arXiv 2506.08388): it is shown a question and "
-    "its solution, and writes the explanation that best teaches a student.",
-    "distill": "A student, fine-tuned on explanations: it is asked a question, thinks, answers.",
-    "student_rl": "A student after RL with verified answers as reward.",
-}
-_ROLE = {"teacher_sft": "teacher", "teacher_rl": "teacher"}
 
 
 def write_model_card(run_dir: Path) -> Path | None:
@@ -41,7 +31,7 @@ def write_model_card(run_dir: Path) -> Path | None:
     parts = [
         "---\n" + "\n".join(front) + "\n---",
         f"# {heading(run.stage)} · rlt",
-        _WHAT.get(run.stage, "A model made by rlt."),
+        _first_sentence(run),
         "\n".join(metadata),
         heading(run.note),
         "## Use\n\n" + fenced(_USE),
@@ -56,6 +46,11 @@ def write_model_card(run_dir: Path) -> Path | None:
     return file
 
 
+def _first_sentence(run: Run) -> str:
+    stage = run.stage_class
+    return getattr(stage, "card", None) or "A model made by rlt."
+
+
 _USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/model")
@@ -63,7 +58,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/model")"""
 
 
 def _base_model(run: Run) -> str | None:
-    role = _ROLE.get(run.stage, "student")
+    role = getattr(run.stage_class, "trains", None) or "student"
     node = run.config.get(role)
     return str(node["path"]) if isinstance(node, dict) and node.get("path") else None
 

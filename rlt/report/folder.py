@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rlt.config.allowed_targets import resolve_target
 from rlt.evaluation.benchmark import AnswerRecord
 from rlt.report.events import Scalars, read_scalars
 
@@ -59,6 +60,14 @@ class Run:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         return read_json_object(self.folder / "manifest.json")
+
+    @cached_property
+    def stage_class(self) -> Any:
+        """The class of the run's stage, which describes it; None where it is not to be found."""
+        try:
+            return resolve_target(str(self.config.get("_target_")))
+        except ValueError:
+            return None
 
     @cached_property
     def metrics(self) -> dict[str, float]:

@@ -20,7 +20,6 @@ from rlt.report.folder import Run, read_json_list
 from rlt.runs.jobs import read_jobs
 
 NOT_STARTED = "not started"
-_COMPARE = "compare"
 # Overrides in which the jobs of one arm may differ: the seed, and where results are put.
 _NOT_SWEPT = ("seed", "sweep", "output_dir", "cache_dir")
 
@@ -115,7 +114,7 @@ def _jobs_below(sweep: Path) -> list[Job]:
     begun = sorted(child.name for child in sweep.iterdir() if (child / "manifest.json").is_file())
     names = dict.fromkeys([*begun, *told])
     jobs = [Job(Run(sweep / name), told.get(name, {})) for name in names]
-    jobs = [job for job in jobs if job.run.stage != _COMPARE]
+    jobs = [job for job in jobs if not getattr(job.run.stage_class, "writes_own_report", False)]
     planned = _planned(sweep)
     swept = _varying(planned)
     for overrides in planned:

@@ -12,19 +12,11 @@ from rlt.runs.formatting import number, percent, signed
 
 
 def result_lines(run: Run) -> list[str]:
-    """Sentences on a run; the first one stands for it in a pipeline's report."""
-    of_stage: dict[str, Callable[[Run], list[str]]] = {
-        "teacher_rl": _rl,
-        "student_rl": _rl,
-        "pretrain": _sft,
-        "teacher_sft": _sft,
-        "distill": _sft,
-        "collect": _collect,
-        "score": _score,
-        "evaluate": _evaluate,
-    }
-    describe = of_stage.get(run.stage)
-    lines = describe(run) if describe else []
+    """Sentences on a run, as its stage tells them; the first one stands for it in a pipeline's
+    report.
+    """
+    stage = run.stage_class
+    lines = stage.result(run) if stage is not None else []
     return lines or ["This run wrote no metrics that say how it went."]
 
 
@@ -69,7 +61,12 @@ def _training_line(run: Run, name: str, what: str) -> list[str]:
     ]
 
 
-def _rl(run: Run) -> list[str]:
+def rl_result(run: Run, closed: str) -> list[str]:
+    """The result of RL.
+
+    Args:
+        closed: what completions with an end tag are called.
+    """
     metrics, lines, interval = run.metrics, [], None
     after, before = metrics.get("validation/reward"), metrics.get("start/validation/reward")
     if after is not None and before is not None:
@@ -87,7 +84,6 @@ def _rl(run: Run) -> list[str]:
         if changes:
             lines.append(f"By term, unweighted: {'; '.join(changes)}.")
     lines += _training_line(run, "train/reward", "reward")
-    closed = "closed explanations" if run.stage == "teacher_rl" else "completions with an answer"
     shape = [
         f"{what} {_change(metrics, f'validation/{name}', show)}"
         for name, what, show in (
@@ -122,7 +118,8 @@ def _held_out_change(run: Run) -> Interval | None:
     return paired_difference_interval([last[p] for p in both], [first[p] for p in both])
 
 
-def _sft(run: Run) -> list[str]:
+def sft_result(run: Run) -> list[str]:
+    """The result of fine-tuning."""
     metrics, lines = run.metrics, []
     parts = []
     if "validation/loss" in metrics:
@@ -134,7 +131,8 @@ def _sft(run: Run) -> list[str]:
     return lines + _training_line(run, "train/loss", "loss in nats per target token")
 
 
-def _collect(run: Run) -> list[str]:
+def collect_result(run: Run) -> list[str]:
+    """The result of collecting traces."""
     metrics, traces = run.metrics, run.traces
     rewards = [float(row["reward"]) for row in traces if row.get("reward") is not None]
     best_of, rank = run.config.get("best_of") or 1, run.config.get("rank") or 1
@@ -169,7 +167,8 @@ def _collect(run: Run) -> list[str]:
     return lines
 
 
-def _score(run: Run) -> list[str]:
+def score_result(run: Run) -> list[str]:
+    """The result of scoring explanations."""
     metrics = run.metrics
     if "score/reward" not in metrics:
         return []
@@ -199,7 +198,8 @@ def mean_terms(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: fmean(values) for name, values in columns.items()}
 
 
-def _evaluate(run: Run) -> list[str]:
+def evaluate_result(run: Run) -> list[str]:
+    """The result of an evaluation."""
     metrics, k = run.metrics, accuracy_k(run.metrics)
     if k is None:
         return []

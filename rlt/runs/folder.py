@@ -61,6 +61,10 @@ class RunFolder:
         inputs: config key of a path → fingerprint of what lies there.
         metadata: what else the manifest says of how the run was asked for (command, overrides, …).
 
+        walked_again: a finished run is run again, and may be so with another config: a pipeline's
+            steps know best what is still good, and what is compared may have grown.
+        rewritten: another config may take its place: nothing but a page is lost.
+
     Attributes:
         status: `new`, `resumed` (it was begun and not finished) or `finished`.
 
@@ -79,9 +83,13 @@ class RunFolder:
         key: str,
         inputs: Mapping[str, str] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        walked_again: bool = False,
+        rewritten: bool = False,
     ) -> None:
         self.folder = folder
         self.key = key
+        self.walked_again = walked_again
+        self.rewritten = rewritten
         self.manifest: dict[str, Any] = {}
         if not (folder / "manifest.json").is_file() and (strangers := self._made()):
             raise ValueError(
@@ -126,14 +134,12 @@ class RunFolder:
         changes: dict[str, Any] = {}
         if self.manifest["key"] != self.key:
             # What was compared may be compared otherwise: nothing but the page is lost.
-            if self._made_nothing() or cfg.stage == "compare" == self.manifest.get("stage"):
+            if self._made_nothing() or self.rewritten:
                 self.manifest = {}
                 return "new"
             changes = self._changes(cfg, inputs)
         finished = self.manifest.get("status") == "finished"
-        # A pipeline is walked through again: its steps know best what is still good. What is
-        # compared may have grown.
-        if finished and cfg.stage not in ("pipeline", "compare"):
+        if finished and not self.walked_again:
             if not any(_below(key, _LENGTH) for key in changes):
                 return "finished"
             for key in _LENGTH:

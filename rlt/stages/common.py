@@ -1,4 +1,4 @@
-"""What several stages share: loading models and data, and one training run."""
+"""What several stages share: loading models and data, and work in batches that can be resumed."""
 
 import json
 import logging
@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,45 +17,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from rlt.config.build import build, build_partial
 from rlt.data.dataset import DataSplit, ProblemData
 from rlt.data.renderer import Renderer
-from rlt.llm.models import LanguageModel, context_tokens, save_model, source_at
-from rlt.runs.environment import peak_memory_bytes
-from rlt.runs.files import read_json, write_json
-from rlt.runs.folder import RunFolder
-from rlt.runs.signals import Terminated
-from rlt.training import Example
-from rlt.training.policy import PolicyModule
+from rlt.llm.models import LanguageModel, ModelSource
+from rlt.stages.stage import FIRST_LOOK
 
 log = logging.getLogger(__name__)
 
-# What code adds to the callbacks of the config, in a process of its own.
-ADDED_CALLBACKS: list[L.Callback] = []
-FIRST_LOOK = 64  # problems tokenised before any weights are loaded
 
-
-def source_of(cfg: DictConfig, role: str) -> Any:
-    """The model source of `teacher` or `student`, at the path the config gives, if any.
-
-    Raises:
-        FileNotFoundError: the path is no folder (it is never taken for a hub id).
-    """
-    path = cfg.get(f"{role}_path")
-    if path is not None and not Path(path).is_dir():
-        raise FileNotFoundError(f"{role}_path={path}: no such folder; give <run>/model")
-    return source_at(build(cfg[role]), path)
-
-
-def load_model(cfg: DictConfig, role: str) -> LanguageModel:
-    source = source_of(cfg, role)
+def load(role: str, source: ModelSource) -> LanguageModel:
+    """The model of a role, and a line that says so."""
     log.info("loading the %s: %s", role, getattr(source, "path", type(source).__name__))
     return source.load()
-
-
-def load_renderer(cfg: DictConfig, role: str) -> Renderer:
-    """Prompt style and tokenizer; reads no weights."""
-    return Renderer(build(cfg.prompt), source_of(cfg, role).tokenizer())
 
 
 def load_data(data: ProblemData, renderer: Renderer) -> DataSplit:
@@ -98,111 +68,8 @@ def require_same_tokenizer(teacher: Any, student: Any) -> None:
         )
 
 
-def fit_sft(
-    cfg: DictConfig,
-    run: RunFolder,
-    role: str,
-    renderer: Renderer,
-    train_examples: list[Example],
-    validation_examples: list[Example],
-    answer_accuracy: Callable[[Any], float] | None = None,
-) -> dict[str, float]:
-    """Fine-tune the model of a role on examples and save it."""
-    datamodule = build(
-        cfg.datamodule, train=train_examples, validation=validation_examples, seed=cfg.seed
-    )
-    language_model = load_model(cfg, role)
-    check_lengths(train_examples + validation_examples, context_tokens(language_model.model))
-    module = build(
-        cfg.module,
-        policy=language_model.model,
-        renderer=renderer,
-        optim=build_partial(cfg.optim),
-        schedule=build_partial(cfg.schedule),
-        optimizer_steps=datamodule.steps,
-        gradient_checkpointing=cfg.hardware.gradient_checkpointing,
-        answer_accuracy=answer_accuracy,
-    )
-    return train(cfg, run, module, datamodule, make_logger(cfg, run.folder))
-
-
-def check_lengths(examples: Sequence[Example], context: int) -> None:
-    """Raises ValueError when an example is longer than the model's context."""
-    longest = max(len(e.prompt) + len(e.target) for e in examples)
-    if longest > context:
-        raise ValueError(
-            f"the longest example has {longest} tokens, the model's context holds "
-            f"{context}; lower data.max_tokens"
-        )
-
-
-def train(
-    cfg: DictConfig, run: RunFolder, module: PolicyModule, datamodule: Any, logger: Any
-) -> dict[str, float]:
-    """Validate, fit (from the newest whole checkpoint if there is one), validate, save the model.
-
-    Returns:
-        Final metrics: the validation before training under `start/`, the last training values, and
-        the validation after it.
-    """
-    from rlt.training.callbacks import Checkpoint
-    from rlt.training.checkpoints import CHECKPOINTS, newest_whole
-
-    folder = run.folder
-    callbacks = [build(node) for node in (cfg.callbacks or {}).values() if node]
-    callbacks += ADDED_CALLBACKS
-    interval = min(cfg.trainer.val_check_interval, datamodule.steps)
-    node = cfg.trainer.copy()
-    node.val_check_interval = interval
-    if not datamodule.validation:
-        node.limit_val_batches = 0  # Lightning warns of a loader without batches
-    trainer = build(node, default_root_dir=str(folder), logger=logger or False, callbacks=callbacks)
-    if trainer.world_size > 1:
-        raise ValueError(
-            f"hardware.devices={cfg.hardware.devices}, num_nodes={cfg.hardware.num_nodes}: "
-            "training on several devices is not supported yet, as nothing divides a batch among "
-            "them; choose a hardware profile of one device"
-        )
-    checkpoint = newest_whole(folder / CHECKPOINTS)
-    start_file = folder / "start.json"
-
-    def validate() -> dict[str, float]:
-        found = trainer.validate(module, datamodule=datamodule, verbose=False, weights_only=True)
-        return dict(found[0])
-
-    held_out = len(datamodule.validation) > 0
-    if held_out and not start_file.is_file():
-        write_json(start_file, validate())
-    if checkpoint is not None:
-        log.info("resuming from %s", checkpoint.name)
-    try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-    except SIGTERMException as stop:
-        # Python discards an exception that a signal handler raises while C code calls back;
-        # Lightning has noted the signal all the same.
-        raise Terminated from stop
-    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    if held_out:
-        if datamodule.steps % interval or not any(k.startswith("validation/") for k in metrics):
-            metrics |= validate()  # else the last step has just been validated
-        metrics |= {f"start/{k}": v for k, v in read_json(start_file).items()}
-    # Resumed after the very last step, nothing was trained on: the checkpoint has its values.
-    restored = next((c.metrics for c in callbacks if isinstance(c, Checkpoint)), {})
-    metrics = restored | metrics
-    metrics["resources/peak_memory_bytes"] = float(peak_memory_bytes())
-    save_model(module.policy, module.renderer.tokenizer, folder / "model")
-    run.record(tags=module.renderer.style.tags)
-    return metrics
-
-
-def make_logger(cfg: DictConfig, folder: Path) -> Any:
-    """The config's Lightning logger, writing into a run folder; None if there is none."""
-    return build(cfg.logger, save_dir=str(folder)) if cfg.logger else None
-
-
-def log_scalars(cfg: DictConfig, folder: Path, metrics: dict[str, float]) -> None:
-    """Final metrics of a stage without a Trainer, as events."""
-    logger = make_logger(cfg, folder)
+def log_scalars(logger: Any, metrics: dict[str, float]) -> None:
+    """Final metrics of a stage without a Trainer, as events; nothing without a logger."""
     if logger is not None:
         logger.log_metrics({k: v for k, v in metrics.items() if "resources" not in k}, step=0)
         logger.finalize("success")

@@ -8,64 +8,123 @@ Steps that two pipelines have in common (a base model, a warm-up) are therefore 
 import logging
 import os
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from filelock import FileLock
 from omegaconf import DictConfig
 
+from rlt.config.allowed_targets import ConfigError, raise_if_any
+from rlt.config.build import build_stage
 from rlt.config.suggestions import did_you_mean
-from rlt.preflight.plan import check_plan
 from rlt.runs.files import write_json
 from rlt.runs.folder import RunFolder
-from rlt.stages.projection import step_config, step_key
+from rlt.stages.run import run_stage
+from rlt.stages.stage import RUN_FILES, Stage
+from rlt.stages.steps import Step, read_steps, step_config, step_configs, step_key
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
-    from rlt.stages import run_stage
+@dataclass(kw_only=True)
+class Pipeline(Stage):
+    """Runs stages one after another, each on what the ones before it made.
 
-    check_plan(cfg)
-    folders: dict[str, Path] = {}
-    keys: dict[str, str] = {}
-    done: list[dict[str, Any]] = []
-    metrics: dict[str, float] = {}
-    for number, (name, step) in enumerate(cfg.steps.items(), start=1):
-        stage_cfg = step_config(cfg, name, folders)
-        keys[name] = step_key(stage_cfg, step, keys)
-        folder = folders[name] = (Path(cfg.cache_dir) / step.stage / keys[name]).absolute()
-        stage_cfg.output_dir = str(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
-        with FileLock(f"{folder}.lock"):
-            reused = (folder / "metrics.json").is_file()
-            log.info(
-                "\n── step %d of %d: %s (stage %s)%s", number, len(cfg.steps), name, step.stage,
-                ", reused" if reused else "",
-            )  # fmt: skip
-            result = run_stage(stage_cfg, folder, keys[name])
-        _link(run.folder / "steps" / name, folder)
-        done.append(
-            {
-                "name": name,
-                "stage": step.stage,
-                "inputs": dict(step.inputs),
-                "label": step.label or name,
-                "dir": str(folder),
-                "key": keys[name],
-                "reused": reused,
-                "seconds": time.perf_counter() - started,
-                "metrics": result,
-            }
-        )
-        write_json(run.folder / "steps.json", done)
-        metrics |= {f"{name}/{key}": value for key, value in result.items()}
-        check_gate(name, step, result)
-    return metrics
+    The config holds every shared group once, and each stage's own part under the stage's name; any
+    further key with a stage's `_target_` is such a part. `Pipeline.from_config` builds every step's
+    stage, so that all that is wrong with any of them is told before the first one runs.
+    """
+
+    hardware: Any
+    logger: Any
+    teacher: Any
+    teacher_path: str | None
+    student: Any
+    student_path: str | None
+    data: Any
+    prompt: Any
+    reward: Any
+    credit: Any
+    algorithm: Any
+    benchmark: Any
+    steps: Any
+    cache_dir: str
+
+    leaves: ClassVar[tuple[str, ...]] = (*RUN_FILES, "steps/")
+    walked_again: ClassVar[bool] = True
+    takes_stages: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.config: DictConfig = DictConfig({})
+        self.plan: dict[str, Step] = {}
+        self.stages: dict[str, Stage] = {}
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> "Pipeline":
+        """A pipeline with every step's stage built.
+
+        Raises:
+            ConfigError: everything that is wrong with any step.
+        """
+        made = cls(**{one.name: cfg.get(one.name) for one in fields(cls)})
+        made.config, made.plan = cfg, read_steps(cfg)
+        errors = []
+        for name, step_cfg in step_configs(cfg).items():
+            try:
+                made.stages[name] = build_stage(step_cfg, made.plan[name].inputs)
+            except ConfigError as error:
+                errors += [f"step {name}: {one}" for one in error.errors]
+            except (ValueError, OSError) as error:
+                errors.append(f"step {name}: {error}")
+        raise_if_any(errors)
+        return made
+
+    def run(self, run: RunFolder) -> dict[str, float]:
+        folders: dict[str, Path] = {}
+        keys: dict[str, str] = {}
+        done: list[dict[str, Any]] = []
+        metrics: dict[str, float] = {}
+        for number, (name, step) in enumerate(self.plan.items(), start=1):
+            stage_cfg = step_config(self.config, name, step, folders)
+            keys[name] = step_key(stage_cfg, step, keys)
+            folder = folders[name] = (Path(self.cache_dir) / step.stage / keys[name]).absolute()
+            stage_cfg.output_dir = str(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            started = time.perf_counter()
+            with FileLock(f"{folder}.lock"):
+                reused = (folder / "metrics.json").is_file()
+                log.info(
+                    "\n── step %d of %d: %s (stage %s)%s", number, len(self.plan), name, step.stage,
+                    ", reused" if reused else "",
+                )  # fmt: skip
+                stage = self.stages[name]
+                for key in step.inputs:
+                    setattr(stage, key, stage_cfg[key])
+                result = run_stage(stage_cfg, folder, keys[name], stage=stage)
+            _link(run.folder / "steps" / name, folder)
+            done.append(
+                {
+                    "name": name,
+                    "stage": step.stage,
+                    "inputs": dict(step.inputs),
+                    "label": step.label or name,
+                    "dir": str(folder),
+                    "key": keys[name],
+                    "reused": reused,
+                    "seconds": time.perf_counter() - started,
+                    "metrics": result,
+                }
+            )
+            write_json(run.folder / "steps.json", done)
+            metrics |= {f"{name}/{key}": value for key, value in result.items()}
+            check_gate(name, step, result)
+        return metrics
 
 
-def check_gate(name: str, step: DictConfig, metrics: dict[str, float]) -> None:
+def check_gate(name: str, step: Step, metrics: Mapping[str, float]) -> None:
     """Raises ValueError when a step fell short of what later ones are worth running for."""
     for metric, least in step.gate.items():
         if metric not in metrics:

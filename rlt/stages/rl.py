@@ -1,19 +1,25 @@
-"""What teacher RL and student RL share: weights told by role, and the module put together."""
+"""What teacher RL and student RL share: the RL module put together, weights told by role."""
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from omegaconf import DictConfig
 from torch import nn
 
-from rlt.config.build import build, build_partial
+from rlt.config.allowed_targets import raise_if_any
+from rlt.data.batches import StepDataModule
 from rlt.data.dataset import ProblemData
+from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
 from rlt.llm.models import LanguageModel, fingerprint
 from rlt.report import HELD_OUT_FILE, SampleWriter, StepRows
+from rlt.report.results import rl_result
 from rlt.runs.folder import RunFolder
-from rlt.stages.common import make_logger, train
+from rlt.sampling import Rollout
+from rlt.stages.stage import RUN_FILES, Inputs, Role
+from rlt.stages.training import TrainingStage
+from rlt.training import RL
 from rlt.training.algorithms import Algorithm
 from rlt.training.credit import Credit
 from rlt.training.tasks import Task
@@ -21,39 +27,97 @@ from rlt.training.tasks import Task
 log = logging.getLogger(__name__)
 
 
-def fit_rl(
-    cfg: DictConfig,
-    run: RunFolder,
-    renderer: Renderer,
-    language_model: LanguageModel,
-    reference: nn.Module | None,
-    task: Task,
-    rollout: Any,
-    algorithm: Algorithm,
-    data: ProblemData,
-    datamodule: Any,
-    credit: Credit | None = None,
-) -> dict[str, float]:
-    """Train a policy on the rewards of its task and save it."""
-    logger = make_logger(cfg, run.folder)
-    module = build(
-        cfg.module,
-        policy=language_model.model,
-        renderer=renderer,
-        reference=reference,
-        task=task,
-        rollout=rollout,
-        algorithm=algorithm,
-        credit=credit,
-        optim=build_partial(cfg.optim),
-        schedule=build_partial(cfg.schedule),
-        optimizer_steps=datamodule.steps * algorithm.optimizer_steps_per_rollout,
-        gradient_checkpointing=cfg.hardware.gradient_checkpointing,
-        behaviour=data.behaviour,
-        on_samples=SampleWriter(run.folder, logger),
-        on_held_out=StepRows(run.folder / HELD_OUT_FILE),
-    )
-    return train(cfg, run, module, datamodule, logger)
+@dataclass(kw_only=True)
+class RLStage(TrainingStage):
+    """A stage that trains a policy on the rewards of its own completions."""
+
+    data: ProblemData
+    algorithm: Algorithm
+    rollout: Rollout
+    module: Callable[..., RL]
+
+    leaves: ClassVar[tuple[str, ...]] = (
+        *RUN_FILES, "model/", "checkpoints/", "samples.jsonl", "held_out_rewards.jsonl",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        completions = self.rows_per_step
+        if self.algorithm.minibatches > completions:
+            raise_if_any(
+                [
+                    f"algorithm.minibatches={self.algorithm.minibatches} exceeds the {completions} "
+                    "completions of a step; lower it, or raise datamodule.batch_size"
+                ]
+            )
+
+    @property
+    def group_size(self) -> int:
+        """Completions of each problem."""
+        return int(self.module.keywords["group_size"])  # type: ignore[attr-defined]
+
+    def fit(
+        self,
+        run: RunFolder,
+        renderer: Renderer,
+        language_model: LanguageModel,
+        reference: nn.Module | None,
+        task: Task,
+        datamodule: StepDataModule,
+        credit: Credit | None = None,
+    ) -> dict[str, float]:
+        """Train a policy on the rewards of its task and save it."""
+        logger = self.make_logger(run.folder)
+        module = self.module(
+            policy=language_model.model,
+            renderer=renderer,
+            reference=reference,
+            task=task,
+            rollout=self.rollout,
+            algorithm=self.algorithm,
+            credit=credit,
+            optim=self.optim,
+            schedule=self.schedule,
+            optimizer_steps=datamodule.steps * self.algorithm.optimizer_steps_per_rollout,
+            gradient_checkpointing=self.hardware.gradient_checkpointing,
+            behaviour=self.data.behaviour,
+            on_samples=SampleWriter(run.folder, logger),
+            on_held_out=StepRows(run.folder / HELD_OUT_FILE),
+        )
+        return self.train(run, module, datamodule, logger)
+
+    # --- what a plan asks ------------------------------------------------------------------------
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size * self.group_size
+
+    @property
+    def completions(self) -> tuple[int, int]:
+        return self.rows_per_step, self.group_size
+
+    @property
+    def holds_reference(self) -> bool:
+        return self.algorithm.needs_reference
+
+    def does(self, inputs: Inputs) -> list[str]:
+        steps = self.steps(inputs)
+        per_rollout = self.algorithm.optimizer_steps_per_rollout
+        total = "?" if steps is None else str(steps * per_rollout)
+        return [
+            *super().does(inputs),
+            f"{self.rows_per_step} completions a step, {total} optimizer steps in all",
+            sampling_in_words(self.rollout),
+        ]
+
+    @staticmethod
+    def result(run: Any) -> list[str]:
+        return rl_result(run, "completions with an answer")
+
+
+def sampling_in_words(rollout: Any) -> str:
+    """A plan's line on how completions are sampled."""
+    return f"T = {rollout.temperature}, at most {rollout.max_new_tokens} new tokens"
 
 
 def record_weights(run: RunFolder, models: Mapping[str, nn.Module | None]) -> None:
@@ -86,3 +150,22 @@ def bytes_by_role(models: Mapping[str, nn.Module | None]) -> dict[str, int]:
         for name, model in named.items()
         if model is not None
     }
+
+
+def require_room(
+    context: int, problems: Sequence[Problem], prompt_tokens: Callable[[Problem], int],
+    new_tokens: int, what: str, role: Role,
+) -> None:  # fmt: skip
+    """Raises ValueError when a prompt and what may follow outgrow a role's context, in tokens.
+
+    Args:
+        what: is written: an explanation, or an answer.
+    """
+    for problem in problems:
+        needed = prompt_tokens(problem) + new_tokens
+        if needed > context:
+            raise ValueError(
+                f"problem {problem.id} with an {what} of {new_tokens} tokens needs {needed} "
+                f"tokens, the {role}'s context holds {context}; lower rollout.max_new_tokens or "
+                "data.max_tokens"
+            )

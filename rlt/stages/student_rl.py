@@ -5,52 +5,57 @@ that a teacher has taught (its "cold start").
 """
 
 import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
-from omegaconf import DictConfig
-
-from rlt.config.build import build
-from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
-from rlt.llm.models import context_tokens, freeze
+from rlt.llm.models import ModelSource, context_tokens, freeze
 from rlt.runs.folder import RunFolder
-from rlt.stages.common import load_data, load_model, load_renderer
-from rlt.stages.rl import fit_rl, record_weights
+from rlt.stages.common import load_data
+from rlt.stages.rl import RLStage, record_weights, require_room
+from rlt.stages.stage import Role
 from rlt.training import Answering
-from rlt.training.algorithms import Algorithm
 
 
-def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
-    renderer = load_renderer(cfg, "student")
-    algorithm: Algorithm = build(cfg.algorithm)
-    data: ProblemData = build(cfg.data)
-    task = Answering(renderer, data.grader, cfg.missing_answer_penalty)
-    split = load_data(data, renderer)
-    run.record(data=split.report)
-    rollout = build(cfg.rollout)
-    datamodule = build(
-        cfg.datamodule, train=split.train, validation=split.validation, seed=cfg.seed
-    )
-    student = load_model(cfg, "student")
-    problems = split.train + split.validation
-    check_context(context_tokens(student.model), renderer, problems, rollout.max_new_tokens)
-    reference = freeze(copy.deepcopy(student.model)) if algorithm.needs_reference else None
-    record_weights(run, {"student": student.model, "reference": reference})
-    with data.grader:
-        return fit_rl(
-            cfg, run, renderer, student, reference, task, rollout, algorithm, data, datamodule
-        )
+@dataclass(kw_only=True)
+class StudentRL(RLStage):
+    """RL of a student, rewarded by the data's grader."""
 
+    student: ModelSource
+    student_path: str | None
+    missing_answer_penalty: float
 
-def check_context(
-    context: int, renderer: Renderer, problems: list[Problem], new_tokens: int
-) -> None:
-    """Raises ValueError when prompt and answer may outgrow the student's context."""
-    for problem in problems:
-        needed = len(renderer.student_prompt(problem)) + new_tokens
-        if needed > context:
-            raise ValueError(
-                f"problem {problem.id} with an answer of {new_tokens} tokens needs "
-                f"{needed} tokens, the student's context holds {context}; "
-                "lower rollout.max_new_tokens or data.max_tokens"
-            )
+    trains: ClassVar[Role | None] = "student"
+    writer: ClassVar[Role | None] = "student"
+    card: ClassVar[str | None] = "A student after RL with verified answers as reward."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.grader is None:
+            raise ValueError("student RL verifies answers: set data.grader (it is null)")
+
+    def run(self, run: RunFolder) -> dict[str, float]:
+        renderer = self.load_renderer()
+        task = Answering(renderer, self.data.grader, self.missing_answer_penalty)
+        split = load_data(self.data, renderer)
+        run.record(data=split.report)
+        datamodule = self.batches_of(split.train, split.validation)
+        student = self.load_model("student")
+        contexts = {"student": context_tokens(student.model)}
+        self.check_lengths(contexts, split.train + split.validation, renderer)
+        needs_reference = self.algorithm.needs_reference
+        reference = freeze(copy.deepcopy(student.model)) if needs_reference else None
+        record_weights(run, {"student": student.model, "reference": reference})
+        with self.data.grader:
+            return self.fit(run, renderer, student, reference, task, datamodule)
+
+    def check_lengths(
+        self, contexts: Mapping[str, int], problems: Sequence[Problem], renderer: Renderer
+    ) -> None:
+        if contexts:
+            require_room(
+                contexts["student"], problems, lambda p: len(renderer.student_prompt(p)),
+                self.rollout.max_new_tokens, "answer", "student",
+            )  # fmt: skip

@@ -6,173 +6,194 @@ code has it) or `model@student`. Weights that are the same are in memory once.
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
-from rlt.config.build import build
-from rlt.data.dataset import ProblemData
+from rlt.config.allowed_targets import raise_if_any
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
-from rlt.llm.device import device_of
-from rlt.llm.models import LanguageModel, context_tokens, fingerprint, freeze
+from rlt.llm.models import LanguageModel, ModelSource, context_tokens, fingerprint, freeze
+from rlt.report.results import rl_result
 from rlt.rewards import Reward, RewardScorer
 from rlt.rewards.preflight import Area, Preflight
 from rlt.runs.files import read_json
 from rlt.runs.folder import RunFolder
-from rlt.stages.common import (
-    load_data,
-    load_model,
-    load_renderer,
-    require_same_tokenizer,
-    source_of,
-)
+from rlt.stages.common import load_data, require_same_tokenizer
 from rlt.stages.preflight import PREFLIGHT_FILE, metrics_of, preflight_areas, tell_areas
-from rlt.stages.rl import fit_rl, record_weights
+from rlt.stages.rl import RLStage, record_weights, require_room
+from rlt.stages.stage import Role
 from rlt.training import Teaching
-from rlt.training.algorithms import Algorithm
 from rlt.training.credit import Credit
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
-    renderer = load_renderer(cfg, "teacher")
-    check_student_choice(cfg)
-    if cfg.reward_student == "student":
-        require_same_tokenizer(renderer.tokenizer, source_of(cfg, "student").tokenizer())
-    algorithm: Algorithm = build(cfg.algorithm)
-    reward: Reward = build(cfg.reward)
-    credit: Credit = build(cfg.credit)
-    check_credit(credit, reward)
-    data: ProblemData = build(cfg.data)
-    split = load_data(data, renderer)
-    run.record(data=split.report)
-    rollout = build(cfg.rollout)
-    datamodule = build(
-        cfg.datamodule, train=split.train, validation=split.validation, seed=cfg.seed
+@dataclass(kw_only=True)
+class TeacherRL(RLStage):
+    """RL of a teacher, rewarded by what its explanations do for a student."""
+
+    teacher: ModelSource
+    teacher_path: str | None
+    student: ModelSource | None
+    student_path: str | None
+    reward: Reward
+    credit: Credit
+    reward_student: Literal["reference", "student"]
+    preflight: Preflight | None
+
+    trains: ClassVar[Role | None] = "teacher"
+    writer: ClassVar[Role | None] = "teacher"
+    renders_for: ClassVar[Role] = "teacher"
+    leaves: ClassVar[tuple[str, ...]] = (*RLStage.leaves, "preflight.json")
+    card: ClassVar[str | None] = (
+        "A Reinforcement-Learned Teacher (arXiv 2506.08388): it is shown a question and its "
+        "solution, and writes the explanation that best teaches a student."
     )
-    teacher = load_model(cfg, "teacher")
-    reference, student = frozen_models(cfg, teacher, algorithm)
-    problems = split.train + split.validation
-    contexts = {"teacher": context_tokens(teacher.model), "student": context_tokens(student)}
-    check_context(contexts, renderer, problems, rollout.max_new_tokens)
-    record_weights(run, {"teacher": teacher.model, "reference": reference, "student": student})
-    scorer = RewardScorer(
-        reward,
-        student,
-        renderer,
-        temperature=rollout.temperature or 1.0,
-        token_budget=cfg.hardware.tokens_per_micro_batch,
-        grader=data.grader,
-        keep_hidden=credit.exact,
-    )
-    told = preflight(cfg, run, split.train, data, scorer)
-    task = Teaching(renderer, scorer)
-    metrics = fit_rl(
-        cfg, run, renderer, teacher, reference, task, rollout, algorithm, data, datamodule, credit
-    )
-    return told | metrics
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        errors = self._student_errors() + credit_errors(self.credit, self.reward)
+        if self.reward.correctness is not None and self.data.grader is None:
+            errors.append("this reward verifies answers: set data.grader (it is null)")
+        raise_if_any(errors)
+
+    @classmethod
+    def settle(cls, step: Any) -> None:
+        """Take the pipeline's student out of a step's config that does not use it."""
+        if step.reward_student == "reference":
+            step.student = step.student_path = None
+
+    def _student_errors(self) -> list[str]:
+        """Where `reward_student` and `model@student` contradict each other."""
+        if self.reward_student == "student":
+            missing = self.student is None
+            return ["reward_student=student needs a student: set model@student=…"] * missing
+        if self.student is not None:
+            return [
+                "model@student is set, but reward_student=reference does not use it; set "
+                "reward_student=student, or leave model@student out"
+            ]
+        if self.student_path is not None:
+            return [
+                f"student_path={self.student_path} is not used with reward_student=reference; set "
+                "reward_student=student and model@student, or leave it out"
+            ]
+        return []
+
+    def run(self, run: RunFolder) -> dict[str, float]:
+        renderer = self.load_renderer()
+        if (student_source := self.source("student")) is not None:
+            require_same_tokenizer(renderer.tokenizer, student_source.tokenizer())
+        split = load_data(self.data, renderer)
+        run.record(data=split.report)
+        datamodule = self.batches_of(split.train, split.validation)
+        teacher = self.load_model("teacher")
+        reference, student = self.frozen_models(teacher)
+        contexts = {"teacher": context_tokens(teacher.model), "student": context_tokens(student)}
+        self.check_lengths(contexts, split.train + split.validation, renderer)
+        record_weights(run, {"teacher": teacher.model, "reference": reference, "student": student})
+        scorer = RewardScorer(
+            self.reward,
+            student,
+            renderer,
+            temperature=self.rollout.temperature or 1.0,
+            token_budget=self.hardware.tokens_per_micro_batch,
+            grader=self.data.grader,
+            keep_hidden=self.credit.exact,
+        )
+        areas = self.run_preflight(run, split.train, scorer)
+        task = Teaching(renderer, scorer)
+        return areas | self.fit(run, renderer, teacher, reference, task, datamodule, self.credit)
+
+    def frozen_models(self, teacher: LanguageModel) -> tuple[nn.Module | None, nn.Module]:
+        """(reference or None, student of the reward), sharing one object where they may."""
+        reference = freeze(copy.deepcopy(teacher.model)) if self.holds_reference else None
+        if self.reward_student == "reference":
+            assert reference is not None
+            return reference, reference
+        student = freeze(self.load_model("student").model)
+        moves = self.algorithm.reference_update_every_steps is not None
+        if reference is not None and not moves and fingerprint(student) == fingerprint(reference):
+            log.info("student and reference have the same weights: kept in memory once")
+            return reference, reference
+        return reference, student
+
+    def run_preflight(
+        self, run: RunFolder, problems: list[Problem], scorer: RewardScorer
+    ) -> dict[str, float]:
+        """Tell, before the first step, how well the reward tells good explanations from bad.
+
+        The data's own explanations are scored beside damaged copies of them. A run that goes on has
+        been told already. Random numbers are left as they were.
+        """
+        file = run.folder / PREFLIGHT_FILE
+        if file.is_file():
+            return metrics_of([Area.read(row) for row in read_json(file)])
+        explained = any(problem.explanation is not None for problem in problems)
+        if self.preflight is None or not explained:
+            return {}
+        scorer.student.to(self.hardware.device)
+        with torch.random.fork_rng():
+            areas = preflight_areas(self.preflight, problems, self.data, scorer, self.seed)
+        return tell_areas(areas, self.preflight, run.folder)
+
+    # --- what a plan asks ------------------------------------------------------------------------
+
+    @property
+    def scores_by(self) -> str | None:
+        return "student" if self.student is not None else "teacher"
+
+    @property
+    def holds_reference(self) -> bool:
+        return super().holds_reference or self.reward_student == "reference"
+
+    def rows(
+        self, problems: Sequence[Problem], renderer: Renderer
+    ) -> list[tuple[list[int], list[int]]]:
+        return [(renderer.teacher_prompt(problem), []) for problem in problems]
+
+    def check_lengths(
+        self, contexts: Mapping[str, int], problems: Sequence[Problem], renderer: Renderer
+    ) -> None:
+        if not contexts:
+            return
+
+        def student_tokens(problem: Problem) -> int:
+            text = renderer.student_text(problem, [])
+            return len(text.prompt) + len(text.continuation)
+
+        teacher = contexts["teacher"]
+        new_tokens = self.rollout.max_new_tokens
+        require_room(
+            teacher, problems, lambda p: len(renderer.teacher_prompt(p)), new_tokens,
+            "explanation", "teacher",
+        )  # fmt: skip
+        student = contexts.get("student", teacher)
+        require_room(student, problems, student_tokens, new_tokens, "explanation", "student")
+
+    @staticmethod
+    def result(run: Any) -> list[str]:
+        return rl_result(run, "closed explanations")
 
 
-def preflight(
-    cfg: DictConfig,
-    run: RunFolder,
-    problems: list[Problem],
-    data: ProblemData,
-    scorer: RewardScorer,
-) -> dict[str, float]:
-    """Tell, before the first step, how well the reward tells good explanations from bad.
-
-    The data's own explanations are scored beside damaged copies of them. A run that goes on has
-    been told already. Random numbers are left as they were.
-    """
-    file = run.folder / PREFLIGHT_FILE
-    if file.is_file():
-        return metrics_of([Area.read(row) for row in read_json(file)])
-    explained = any(problem.explanation is not None for problem in problems)
-    if cfg.preflight is None or not explained:
-        return {}
-    settings: Preflight = build(cfg.preflight)
-    scorer.student.to(device_of(cfg))
-    with torch.random.fork_rng():
-        found = preflight_areas(settings, problems, data, scorer, cfg.seed)
-    return tell_areas(found, settings, run.folder)
-
-
-def check_credit(credit: Credit, reward: Reward) -> None:
-    """Raises ValueError when tokens are to be paid for by a reward that has no share for them."""
+def credit_errors(credit: Credit, reward: Reward) -> list[str]:
+    """Where tokens are to be paid for by a reward that has no share for them."""
     by_k1 = reward.is_dense_by_k1_alone and reward.temperature is None
     if credit.exact and reward.credits_tokens and not by_k1:
-        raise ValueError(
+        return [
             "credit.exact=true takes the place of the sampled log-ratio: it needs a reward whose "
             "only mean over the explanation is thought_kl's with the estimator k1, without "
             "transform, clip and sum, and reward.temperature=null; choose reward=rlt, or "
             "credit.exact=false"
-        )
+        ]
     if credit.needs_token_rewards and not reward.credits_tokens:
-        raise ValueError(
+        return [
             "credit=token shares out the part of the reward that is a mean or a sum over the "
             f"explanation's tokens, and this reward has none ({', '.join(reward.terms)}): choose "
             "a reward with thought_kl, such as reward=rlt, or credit=completion"
-        )
-
-
-def check_student_choice(cfg: DictConfig) -> None:
-    """Raises ValueError when `reward_student` and `model@student` contradict each other."""
-    if cfg.reward_student not in ("reference", "student"):
-        raise ValueError(f"reward_student={cfg.reward_student!r}: choose reference or student")
-    if cfg.reward_student == "student" and cfg.student is None:
-        raise ValueError("reward_student=student needs a student: set model@student=…")
-    if cfg.reward_student == "reference" and cfg.student is not None:
-        raise ValueError(
-            "model@student is set, but reward_student=reference does not use it; set "
-            "reward_student=student, or leave model@student out"
-        )
-    if cfg.reward_student == "reference" and cfg.student_path is not None:
-        raise ValueError(
-            f"student_path={cfg.student_path} is not used with reward_student=reference; set "
-            "reward_student=student and model@student, or leave it out"
-        )
-
-
-def check_context(
-    contexts: Mapping[str, int], renderer: Renderer, problems: list[Problem], new_tokens: int
-) -> None:
-    """Raises ValueError when prompt and explanation may outgrow a model's context.
-
-    Args:
-        contexts: of `teacher` and `student`, in tokens.
-    """
-    for role, context in contexts.items():
-        for problem in problems:
-            if role == "teacher":
-                needed = len(renderer.teacher_prompt(problem)) + new_tokens
-            else:
-                text = renderer.student_text(problem, [])
-                needed = len(text.prompt) + len(text.continuation) + new_tokens
-            if needed > context:
-                raise ValueError(
-                    f"problem {problem.id} with an explanation of {new_tokens} tokens needs "
-                    f"{needed} tokens, the {role}'s context holds {context}; lower "
-                    "rollout.max_new_tokens or data.max_tokens"
-                )
-
-
-def frozen_models(
-    cfg: DictConfig, teacher: LanguageModel, algorithm: Algorithm
-) -> tuple[nn.Module | None, nn.Module]:
-    """(reference or None, student of the reward), sharing one object where they may."""
-    wants_reference = algorithm.needs_reference or cfg.reward_student == "reference"
-    reference = freeze(copy.deepcopy(teacher.model)) if wants_reference else None
-    if cfg.reward_student == "reference":
-        assert reference is not None
-        return reference, reference
-    student = freeze(load_model(cfg, "student").model)
-    moves = algorithm.reference_update_every_steps is not None
-    if reference is not None and not moves and fingerprint(student) == fingerprint(reference):
-        log.info("student and reference have the same weights: kept in memory once")
-        return reference, reference
-    return reference, student
+        ]
+    return []

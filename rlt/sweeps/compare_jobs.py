@@ -48,23 +48,24 @@ class CompareJobs(Callback):
 
     def write(self, config: DictConfig) -> None:
         """Compare the jobs that have finished so far."""
-        from rlt.config.schema import Compare
-        from rlt.stages import run_stage
+        from rlt.stages.run import run_stage
 
         folder = Path(str(config.hydra.sweep.dir))
         if config.check or not folder.is_dir():
             return
         try:
-            cfg = OmegaConf.structured(
-                Compare(
-                    stage="compare",
-                    runs=[str(folder)],
-                    reference=self._reference(folder),
-                    evaluations=self.evaluations,
-                    metric=self.metric,
-                    direction=self.direction,
-                    title=self.title,
-                )
+            cfg = OmegaConf.create(
+                {
+                    "_target_": "rlt.stages.compare.Compare",
+                    "stage": "compare",
+                    "seed": 0,
+                    "runs": [str(folder)],
+                    "reference": self._reference(folder),
+                    "evaluations": self.evaluations,
+                    "metric": self.metric,
+                    "direction": self.direction,
+                    "title": self.title,
+                }
             )
             run_stage(cfg, folder / "compare")
         except (ValueError, FileNotFoundError) as error:

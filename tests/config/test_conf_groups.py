@@ -14,7 +14,7 @@ from rlt.config.check import check_schema_keys, check_targets
 from rlt.config.compose import config_dir
 from rlt.config.hydra_guard import check_hydra_node
 from rlt.config.schema import STAGES
-from rlt.stages.projection import check_all
+from rlt.stages.steps import check_all
 from rlt.stages.values import check_values
 
 CONF = config_dir()

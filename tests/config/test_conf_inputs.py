@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rlt.cli import main
 from rlt.config import compose
 from rlt.preflight.inputs import hub_refusal
-from rlt.stages.projection import input_fingerprints
+from rlt.stages.steps import input_fingerprints
 
 Composed = Callable[..., DictConfig]
 

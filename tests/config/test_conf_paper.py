@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from rlt.stages.projection import check_all
+from rlt.stages.steps import check_all
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from rlt.llm.models import fingerprint
 from rlt.report import read_scalars
 from rlt.runs.identity import config_key
 from rlt.stages.collect import ranked
-from rlt.stages.projection import input_fingerprints
+from rlt.stages.steps import input_fingerprints
 from tests.metrics_doc import documented
 from tests.stages.cli import read, read_lines, results, rlt, stage
 

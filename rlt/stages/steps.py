@@ -1,89 +1,137 @@
 """From one pipeline config to the config of each of its steps, and to the keys of their results.
 
-A step's config is the shared groups its stage uses, with the stage's recipe laid over them, then
-the step's own `overrides`, then the paths of its `inputs`. It is an ordinary stage config.
+A step's config is the shared groups that its stage uses, with the stage's own part of the pipeline
+config laid over them, then the step's own `overrides`, then the paths of its `inputs`. It is an
+ordinary stage config.
 """
 
 import functools
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rlt import PACKAGE_DIR
-from rlt.config.allowed_targets import raise_if_any
-from rlt.config.build import build
-from rlt.config.check import check_targets
-from rlt.config.schema import STAGES, STEP_STAGES
-from rlt.config.suggestions import nearest
+from rlt.config.allowed_targets import raise_if_any, resolve_target
+from rlt.config.build import build, is_stage, stage_class
+from rlt.config.check import RUN_KEYS, check_targets
+from rlt.config.suggestions import did_you_mean, nearest
 from rlt.data.problem import content_hash
 from rlt.data.traces import find_traces
 from rlt.runs.identity import config_key
 
 # What a stage leaves for later ones: config key of the later stage → artefact in the run folder.
 ARTEFACTS = {"teacher_path": "model", "student_path": "model", "traces": "traces"}
-_MAKERS = {
-    "model": ("pretrain", "teacher_sft", "teacher_rl", "distill", "student_rl"),
-    "traces": ("collect",),
-}
 
 
-def check_steps(cfg: DictConfig) -> None:
-    """Raises ValueError when a step names no stage, a later step, or the wrong kind of artefact."""
+@dataclass(frozen=True)
+class Step:
+    """One stage run inside a pipeline.
+
+    Attributes:
+        stage: the key under which the pipeline config holds that stage's own part.
+        inputs: config key that takes a path → the earlier step whose artefact it is.
+        overrides: config key of the stage (dotted) → value, for this step alone.
+        gate: final metric → its smallest value, below which the pipeline stops here.
+        label: name in tables and plots; the step's own name if None.
+    """
+
+    stage: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, float] = field(default_factory=dict)
+    label: str | None = None
+
+
+def read_steps(cfg: DictConfig) -> dict[str, Step]:
+    """The steps of a pipeline config, in order.
+
+    Raises:
+        ValueError: a step names no stage, a later step, the wrong kind of artefact, or has an
+            unknown key.
+    """
     if not cfg.steps:
         raise ValueError("steps is empty: a pipeline runs at least one step")
-    earlier: list[str] = []
-    for name, step in cfg.steps.items():
-        if step.stage not in STEP_STAGES:
-            raise ValueError(f"steps.{name}.stage={step.stage}: choose {', '.join(STEP_STAGES)}")
+    known = [one.name for one in fields(Step)]
+    steps: dict[str, Step] = {}
+    for name, node in cfg.steps.items():
+        content: Any = OmegaConf.to_container(node, resolve=True) if node is not None else {}
+        for key in content:
+            if key not in known:
+                raise ValueError(
+                    f"steps.{name}.{key}: a step has no such key{did_you_mean(key, known)}; valid: "
+                    f"{', '.join(known)}"
+                )
+        step = Step(**{"stage": "", **{k: v for k, v in content.items() if v is not None}})
+        stages = stages_of(cfg)
+        if step.stage not in stages:
+            raise ValueError(
+                f"steps.{name}.stage={step.stage}: choose {', '.join(stages)}"
+                f"{did_you_mean(step.stage, stages)}"
+            )
         for key, other in step.inputs.items():
-            if key not in ARTEFACTS:
-                raise ValueError(
-                    f"steps.{name}.inputs.{key}: a step can need {', '.join(ARTEFACTS)}"
-                )
-            if other not in earlier:
-                hint = nearest(other, earlier)
-                raise ValueError(
-                    f"steps.{name}.inputs.{key}={other}: no step before {name} has that name"
-                    + (f"; did you mean {' or '.join(hint)}?" if hint else "")
-                )
-            if cfg.steps[other].stage not in _MAKERS[ARTEFACTS[key]]:
-                raise ValueError(
-                    f"steps.{name}.inputs.{key}={other}: stage {cfg.steps[other].stage} makes no "
-                    f"{ARTEFACTS[key]}"
-                )
-        earlier.append(str(name))
+            _check_input(str(name), key, other, step, steps, cfg)
+        steps[str(name)] = step
+    return steps
 
 
-def step_config(cfg: DictConfig, name: str, folders: Mapping[str, Path]) -> DictConfig:
+def stages_of(cfg: DictConfig) -> list[str]:
+    """The stages that a pipeline config holds a part of, each of which a step can be."""
+    return [
+        str(key)
+        for key in cfg
+        if isinstance(cfg.get(key), DictConfig)
+        and "_target_" in cfg[key]
+        and is_stage(resolve_target(cfg[key]["_target_"]))
+    ]
+
+
+def _check_input(
+    name: str, key: str, other: str, step: Step, earlier: Mapping[str, Step], cfg: DictConfig
+) -> None:
+    where = f"steps.{name}.inputs.{key}"
+    if key not in ARTEFACTS:
+        raise ValueError(f"{where}: a step can need {', '.join(ARTEFACTS)}")
+    if other not in earlier:
+        hint = nearest(other, list(earlier))
+        raise ValueError(
+            f"{where}={other}: no step before {name} has that name"
+            + (f"; did you mean {' or '.join(hint)}?" if hint else "")
+        )
+    if key not in [one.name for one in fields(stage_class(cfg[step.stage]))]:
+        raise ValueError(f"{where}: stage {step.stage} has no such key")
+    maker = earlier[other].stage
+    if stage_class(cfg[maker]).makes != ARTEFACTS[key]:
+        raise ValueError(f"{where}={other}: stage {maker} makes no {ARTEFACTS[key]}")
+
+
+def step_config(cfg: DictConfig, name: str, step: Step, folders: Mapping[str, Path]) -> DictConfig:
     """The stage config of one step.
 
     Args:
         folders: run folders of the steps before it.
 
     Raises:
-        ValueError: `set` names a key that the stage does not have.
+        ValueError: `overrides` names a key that the stage does not have.
     """
-    step = cfg.steps[name]
-    schema = STAGES[step.stage]
-    names = {f.name for f in fields(schema)}
+    owner = stage_class(cfg[step.stage])
+    names = {one.name for one in fields(owner)} | set(RUN_KEYS)
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
     content = {key: value for key, value in raw.items() if key in names}
     content |= raw[step.stage]
-    content["stage"] = step.stage
-    projected = OmegaConf.merge(OmegaConf.structured(schema), content)
-    assert isinstance(projected, DictConfig)
+    content |= {"stage": step.stage}
+    for one in fields(owner):
+        content.setdefault(one.name, None)
+    projected = OmegaConf.create(content)
     OmegaConf.set_struct(projected, True)
-    if step.stage == "evaluate":
-        projected.trained_on = cfg.data
-        if cfg.data.get("parts") is not None:  # other steps may have trained on the other parts
-            OmegaConf.update(projected, "trained_on.parts", None)
-            OmegaConf.update(projected, "trained_on.part", None)
-    for key, value in raw["steps"][name]["overrides"].items():
+    with open_dict(projected):
+        if hasattr(owner, "as_step"):
+            owner.as_step(projected, cfg)
+    for key, value in raw["steps"][name].get("overrides", {}).items():
         try:
             OmegaConf.update(projected, key, value, merge=True)
         except (OmegaConfBaseException, AttributeError) as error:
@@ -91,26 +139,24 @@ def step_config(cfg: DictConfig, name: str, folders: Mapping[str, Path]) -> Dict
                 f"steps.{name}.overrides.{key}={value}: {str(error).splitlines()[0]}"
             ) from error
     for key, other in step.inputs.items():
-        if key not in names:
-            raise ValueError(f"steps.{name}.inputs.{key}: stage {step.stage} has no such key")
         projected[key] = str(folders[other] / ARTEFACTS[key])
-    if step.stage == "teacher_rl" and projected.reward_student == "reference":
-        projected.student = projected.student_path = None
+    if hasattr(owner, "settle"):
+        owner.settle(projected)
     projected.output_dir = None
     return projected
 
 
-def check_all(cfg: DictConfig) -> dict[str, DictConfig]:
+def step_configs(cfg: DictConfig) -> dict[str, DictConfig]:
     """Every step's config, checked before the first step runs; paths are those of the run to be."""
-    check_steps(cfg)
-    folders = {name: Path(cfg.cache_dir) / name for name in cfg.steps}
-    configs = {str(name): step_config(cfg, str(name), folders) for name in cfg.steps}
+    steps = read_steps(cfg)
+    folders = {name: Path(cfg.cache_dir) / name for name in steps}
+    configs = {name: step_config(cfg, name, step, folders) for name, step in steps.items()}
     errors = [f"step {name}: {e}" for name, c in configs.items() for e in check_targets(c)]
     raise_if_any(errors)
     return configs
 
 
-def step_key(cfg: DictConfig, step: DictConfig, keys: Mapping[str, str]) -> str:
+def step_key(cfg: DictConfig, step: Step, keys: Mapping[str, str]) -> str:
     """Key of a step's result: its config, what it reads, and the code that makes it.
 
     Args:

@@ -1,0 +1,77 @@
+"""Types and bounds of dataclass fields, declared where the field is and checked in one place.
+
+A stage, or a part of one, that is a dataclass writes `best_of: int = at_least(1)` or
+`format: Literal["jsonl", "parquet"]`; `field_errors` compares the values with that.
+"""
+
+import collections.abc
+import types
+from dataclasses import MISSING, field, fields
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from rlt.config.suggestions import did_you_mean
+
+_LEAST = "least"
+
+
+def at_least(least: int, default: Any = MISSING) -> Any:
+    """A dataclass field: a whole number of at least `least`, or None if its type says so."""
+    return field(default=default, metadata={_LEAST: least})
+
+
+@cache
+def field_types(owner: type) -> dict[str, Any]:
+    """Field name → its type, with string annotations resolved."""
+    return get_type_hints(owner)
+
+
+def field_errors(owner: type, values: collections.abc.Mapping[str, Any]) -> list[str]:
+    """What is wrong with values for fields of a dataclass, one line each: key, value, constraint.
+
+    Fields without a value are left out, and so are those whose type is no plain value.
+    """
+    errors = []
+    for one in fields(owner):
+        if one.name not in values:
+            continue
+        value, hint = values[one.name], field_types(owner)[one.name]
+        least = one.metadata.get(_LEAST)
+        if value is None and _takes(hint, None):
+            continue
+        if least is not None:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                errors.append(f"{one.name}={value}: must be a whole number of at least {least}")
+        elif get_origin(hint) is Literal:
+            choices = [str(choice) for choice in get_args(hint)]
+            if value not in get_args(hint):
+                hint_text = did_you_mean(str(value), choices)
+                errors.append(f"{one.name}={value}: choose {', '.join(choices)}{hint_text}")
+        elif _is_plain(hint) and not _takes(hint, value):
+            errors.append(f"{one.name}={value!r}: must be {_in_words(hint)}")
+    return errors
+
+
+_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_plain(hint: Any) -> bool:
+    return all(one in _PLAIN or one is type(None) for one in _alternatives(hint))
+
+
+def _takes(hint: Any, value: Any) -> bool:
+    """Whether a value is of a plain type; a whole number is a number, too."""
+    for one in _alternatives(hint):
+        if one in (Any, object) or type(value) is one:
+            return True
+        if one is float and type(value) is int:
+            return True
+    return False
+
+
+def _in_words(hint: Any) -> str:
+    return " or ".join(_PLAIN.get(one, "null") for one in _alternatives(hint))

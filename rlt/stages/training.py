@@ -1,0 +1,227 @@
+"""What the stages that train share: Lightning's Trainer around a module, checkpoints, the model."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from rlt.config.allowed_targets import raise_if_any
+from rlt.data.batches import StepDataModule, total_steps
+from rlt.data.problem import Problem
+from rlt.data.renderer import Renderer
+from rlt.llm.models import context_tokens, save_model
+from rlt.report.results import sft_result
+from rlt.runs.environment import peak_memory_bytes
+from rlt.runs.files import read_json, write_json
+from rlt.runs.folder import RunFolder
+from rlt.runs.signals import Terminated
+from rlt.stages.stage import RUN_FILES, Inputs, ModelStage
+from rlt.training import SFT, Example
+from rlt.training.callbacks import Checkpoint
+from rlt.training.checkpoints import CHECKPOINTS, newest_whole
+from rlt.training.policy import PolicyModule
+
+log = logging.getLogger(__name__)
+
+# What code adds to the callbacks of the config, in a process of its own.
+ADDED_CALLBACKS: list[L.Callback] = []
+
+
+@dataclass(kw_only=True)
+class TrainingStage(ModelStage):
+    """A stage that trains a model with Lightning and saves it."""
+
+    module: Callable[..., PolicyModule]
+    datamodule: Callable[..., StepDataModule]
+    optim: Callable[..., torch.optim.Optimizer]
+    schedule: Callable[..., Any]
+    trainer: Callable[..., L.Trainer]
+    callbacks: Mapping[str, L.Callback] | None
+
+    makes: ClassVar[str | None] = "model"
+    leaves: ClassVar[tuple[str, ...]] = (*RUN_FILES, "model/", "checkpoints/")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        raise_if_any(self.optimizer_errors())
+
+    def optimizer_errors(self) -> list[str]:
+        """What optimizer and schedule refuse, seen on a small matrix."""
+        errors = []
+        weights = [torch.nn.Parameter(torch.zeros(2, 2))]
+        try:
+            optimizer = self.optim(weights)
+        except (ValueError, TypeError) as error:
+            errors.append(f"optim: {error}")
+        else:
+            try:
+                self.schedule(optimizer=optimizer, num_training_steps=100)
+            except (ValueError, TypeError) as error:
+                errors.append(f"schedule: {error}")
+        if self.hardware.precision.startswith("16"):
+            errors.append(
+                f"hardware.precision={self.hardware.precision}: float16 needs loss scaling, which "
+                "training does not do; choose bf16-mixed, bf16-true or 32-true"
+            )
+        return errors
+
+    def batches_of(self, train: Sequence[Any], validation: Sequence[Any]) -> StepDataModule:
+        """The config's batches of training and validation items."""
+        return self.datamodule(train=train, validation=validation, seed=self.seed)
+
+    def train(
+        self, run: RunFolder, module: PolicyModule, datamodule: StepDataModule, logger: Any
+    ) -> dict[str, float]:
+        """Validate, fit (from the newest whole checkpoint, if any), validate, save the model.
+
+        Returns:
+            Final metrics: the validation before training under `start/`, the last training values,
+            and the validation after it.
+        """
+        folder = run.folder
+        callbacks = [*(self.callbacks or {}).values(), *ADDED_CALLBACKS]
+        settings: dict[str, Any] = self.trainer.keywords  # type: ignore[attr-defined]
+        interval = min(settings["val_check_interval"], datamodule.steps)
+        changes: dict[str, Any] = {"val_check_interval": interval}
+        if not datamodule.validation:
+            changes["limit_val_batches"] = 0  # Lightning warns of a loader without batches
+        trainer = self.trainer(
+            default_root_dir=str(folder), logger=logger or False, callbacks=callbacks, **changes
+        )
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"hardware.devices={self.hardware.devices}, num_nodes={self.hardware.num_nodes}: "
+                "training on several devices is not supported yet, as nothing divides a batch "
+                "among them; choose a hardware profile of one device"
+            )
+        checkpoint = newest_whole(folder / CHECKPOINTS)
+        start_file = folder / "start.json"
+
+        def validate() -> dict[str, float]:
+            (found,) = trainer.validate(
+                module, datamodule=datamodule, verbose=False, weights_only=True
+            )
+            return dict(found)
+
+        held_out = len(datamodule.validation) > 0
+        if held_out and not start_file.is_file():
+            write_json(start_file, validate())
+        if checkpoint is not None:
+            log.info("resuming from %s", checkpoint.name)
+        try:
+            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        except SIGTERMException as stop:
+            # Python discards an exception that a signal handler raises while C code calls back;
+            # Lightning has noted the signal all the same.
+            raise Terminated from stop
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        if held_out:
+            if datamodule.steps % interval or not any(k.startswith("validation/") for k in metrics):
+                metrics |= validate()  # else the last step has just been validated
+            metrics |= {f"start/{k}": v for k, v in read_json(start_file).items()}
+        # Resumed after the very last step, nothing was trained on: the checkpoint has its values.
+        restored = next((c.metrics for c in callbacks if isinstance(c, Checkpoint)), {})
+        metrics = restored | metrics
+        metrics["resources/peak_memory_bytes"] = float(peak_memory_bytes())
+        save_model(module.policy, module.renderer.tokenizer, folder / "model")
+        run.record(tags=module.renderer.style.tags)
+        return metrics
+
+    # --- what a plan asks ------------------------------------------------------------------------
+
+    def _known_steps(self, train: int | None) -> int | None:
+        known: dict[str, Any] = self.datamodule.keywords  # type: ignore[attr-defined]
+        if known["steps"] is None and train is None:
+            return None
+        return total_steps(train or 1, known["batch_size"], known["steps"], known["epochs"])
+
+    def steps(self, inputs: Inputs) -> int | None:
+        return self._known_steps(None if inputs.problems is None else len(inputs.problems))
+
+    @property
+    def batch_size(self) -> int:
+        """Items of a step."""
+        return int(self.datamodule.keywords["batch_size"])  # type: ignore[attr-defined]
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size
+
+    def does(self, inputs: Inputs) -> list[str]:
+        steps = self.steps(inputs)
+        rate = self.optim.keywords.get("lr")  # type: ignore[attr-defined]
+        return [f"{'?' if steps is None else steps} steps of {self.batch_size}, lr {rate}"]
+
+    def warnings(self, inputs: Inputs) -> list[str]:
+        train = None if inputs.problems is None else len(inputs.problems)
+        if train is None or self.batch_size <= train:
+            return []
+        return [
+            f"datamodule.batch_size={self.batch_size} is more than the {train} training problems: "
+            "a step trains on some of them twice"
+        ]
+
+
+@dataclass(kw_only=True)
+class SFTStage(TrainingStage):
+    """A stage that fine-tunes a model on examples."""
+
+    module: Callable[..., SFT]
+
+    def fit(
+        self,
+        run: RunFolder,
+        renderer: Renderer,
+        train: list[Example],
+        validation: list[Example],
+        answer_accuracy: Callable[[Any], float] | None = None,
+    ) -> dict[str, float]:
+        """Fine-tune the model of the trained role on examples and save it."""
+        assert self.trains is not None
+        datamodule = self.batches_of(train, validation)
+        language_model = self.load_model(self.trains)
+        require_fit(train + validation, context_tokens(language_model.model))
+        module = self.module(
+            policy=language_model.model,
+            renderer=renderer,
+            optim=self.optim,
+            schedule=self.schedule,
+            optimizer_steps=datamodule.steps,
+            gradient_checkpointing=self.hardware.gradient_checkpointing,
+            answer_accuracy=answer_accuracy,
+        )
+        return self.train(run, module, datamodule, self.make_logger(run.folder))
+
+    def examples(self, problems: Sequence[Problem], renderer: Renderer) -> list[Example]:
+        """What the model is trained on."""
+        raise NotImplementedError
+
+    def rows(
+        self, problems: Sequence[Problem], renderer: Renderer
+    ) -> list[tuple[list[int], list[int]]]:
+        return [(one.prompt, one.target) for one in self.examples(problems, renderer)]
+
+    def check_lengths(
+        self, contexts: Mapping[str, int], problems: Sequence[Problem], renderer: Renderer
+    ) -> None:
+        examples = self.examples(problems, renderer)
+        if examples and contexts:
+            require_fit(examples, next(iter(contexts.values())))
+
+    @staticmethod
+    def result(run: Any) -> list[str]:
+        return sft_result(run)
+
+
+def require_fit(examples: Sequence[Example], context: int) -> None:
+    """Raises ValueError when an example is longer than the model's context, in tokens."""
+    longest = max(len(e.prompt) + len(e.target) for e in examples)
+    if longest > context:
+        raise ValueError(
+            f"the longest example has {longest} tokens, the model's context holds "
+            f"{context}; lower data.max_tokens"
+        )
