@@ -40,7 +40,6 @@ from benchmarks.work import (
 )
 from rlt.config.build import build
 from rlt.data.renderer import Renderer
-from rlt.llm.device import prepare
 from rlt.llm.digit_words import vocabulary
 from rlt.llm.models import RandomLlama
 from rlt.llm.tokenizers import words
@@ -80,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.model not in ("random", "nano"):
         made.error(f"--model={args.model}: choose random or nano, sizes are this benchmark's own")
     cfg = compose_stage("teacher_rl", "nano", [*args.overrides, "optim.lr=0", "prompt=compact"])
-    prepare(cfg)
+    build(cfg.hardware).prepare()
     machine = machine_facts(device_for(cfg), getattr(torch, cfg.hardware.dtype))
     rate, rows = machine["matmul_flops_per_second"], []
     base, changes = (TINY, TINY_CHANGES) if args.model == "nano" else (BASE, CHANGES)

@@ -20,17 +20,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from benchmarks.common import wait
-from rlt.config.build import build, build_partial
+from rlt.config.build import build, build_partial, build_stage
 from rlt.config.compose import config_dir
 from rlt.data.batches import StepDataModule
 from rlt.data.problem import Problem, make_problem
 from rlt.data.renderer import Renderer
 from rlt.llm.batching import Row
-from rlt.llm.device import device_of, prepare
 from rlt.llm.models import LanguageModel
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
 from rlt.sampling import Completion
-from rlt.stages.teacher_rl import frozen_models
+from rlt.stages.teacher_rl import TeacherRL
 from rlt.training import RL, SFT, Teaching
 from rlt.training.experience import Experience
 
@@ -65,7 +64,7 @@ def device_for(cfg: DictConfig) -> torch.device:
     Raises:
         SystemExit: it is a GPU and there is none.
     """
-    device = device_of(cfg)
+    device = build(cfg.hardware).device
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no CUDA device here: run this command on a machine that has one")
     return device
@@ -81,7 +80,7 @@ def load(stage: str, model: str, overrides: Sequence[str] = (), prepared: bool =
     cfg = compose_stage(stage, model, overrides)
     device = device_for(cfg)
     if prepared:
-        prepare(cfg)
+        build(cfg.hardware).prepare()
     elif cfg.hardware.threads:
         torch.set_num_threads(cfg.hardware.threads)
     torch.manual_seed(0)
@@ -180,8 +179,9 @@ def endless(tokenizer: Any) -> Iterator[int]:
 def teacher_rl(work: Work, steps: int) -> RL:
     """The module of `stage=teacher_rl`, put together as the stage does."""
     cfg, model = work.cfg, LanguageModel(work.model, work.tokenizer)
-    algorithm, rollout = build(cfg.algorithm), build(cfg.rollout)
-    reference, student = frozen_models(cfg, model, algorithm)
+    stage: TeacherRL = build_stage(cfg)
+    algorithm, rollout = stage.algorithm, stage.rollout
+    reference, student = stage.frozen_models(model)
     scorer = RewardScorer(
         build(cfg.reward), student, work.renderer, temperature=rollout.temperature or 1.0,
         token_budget=cfg.hardware.tokens_per_micro_batch,

@@ -115,7 +115,7 @@ def allowed_by_user() -> tuple[Allowed, ...]:
         if not all(part.isidentifier() for part in name.removesuffix(".*").split(".")):
             raise ConfigError(
                 [
-                    f"{ALLOW_VARIABLE}={name}: must be dotted names with commas between them, such as "
+                    f"{ALLOW_VARIABLE}={name}: must be dotted names with commas between, such as "
                     "my_package.* or my_package.module.Class"
                 ]
             )

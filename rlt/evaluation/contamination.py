@@ -63,7 +63,7 @@ class Contamination:
                 shown = "; ".join(repr(p.question[:80]) for p in problems[:_SHOWN])
                 raise ValueError(
                     f"{len(problems)} of {len(questions)} questions ({100 * share:.1f} %) overlap "
-                    f"with the training problems ({name}), more than contamination.max_{name}_fraction"
+                    f"with the training problems ({name}), above contamination.max_{name}_fraction"
                     f"={limit}: {shown}. Ask other questions, train on others, or raise the limit"
                 )
         return {

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from rlt.stages.steps import check_all
+from rlt.stages.steps import step_configs
 
 
 @pytest.fixture(scope="module")
 def steps(composed: Callable[..., DictConfig]) -> dict[str, DictConfig]:
-    return check_all(composed("experiment=paper_7b"))
+    return step_configs(composed("experiment=paper_7b"))
 
 
 def test_warm_up(steps: dict[str, DictConfig]) -> None:

@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 
 from rlt.cli import main
 from rlt.config.allowed_targets import ConfigError
-from rlt.config.build import build
+from rlt.config.build import build, build_partial, build_stage
 from rlt.llm.models import Packaged
-from rlt.preflight import probe, size
+from rlt.preflight import probe
 from rlt.preflight.memory_estimate import optimizer_values, peak_bytes, shape_of
 from rlt.runs.identity import config_key
 
@@ -20,8 +20,9 @@ SMALL = ("data.source.count=32", "data.max_validation=4")
 
 
 def phases(cfg: DictConfig, longest: int = 100) -> dict[str, int]:
-    shapes = {role: shape_of(build(cfg[role])) for role in ("teacher", "student") if cfg.get(role)}
-    return peak_bytes(cfg, shapes, longest, 20, needs_reference=True)
+    stage = build_stage(cfg)
+    shapes = {role: shape_of(stage.source(role)) for role in stage.roles}
+    return peak_bytes(stage, shapes, longest, 20)
 
 
 def test_a_shape_is_that_of_the_loaded_model(composed: Composed, nano: Any) -> None:
@@ -36,7 +37,7 @@ def test_a_shape_is_that_of_the_loaded_model(composed: Composed, nano: Any) -> N
 @pytest.mark.parametrize(("optim", "values"), [("adamw", 2), ("sgd", 1), ("adafactor", 0)])
 def test_values_that_an_optimizer_keeps(composed: Composed, optim: str, values: int) -> None:
     cfg = composed("stage=teacher_rl", f"optim={optim}")
-    assert optimizer_values(cfg) == pytest.approx(values, abs=0.02)
+    assert optimizer_values(build_partial(cfg.optim)) == pytest.approx(values, abs=0.02)
 
 
 def test_each_part_of_the_memory(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +67,7 @@ def test_a_warning_where_the_machine_is_too_small(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(size, "machine_bytes", lambda cfg: 10**6)
+    monkeypatch.setattr("rlt.preflight.memory_estimate.machine_bytes", lambda hardware: 10**6)
     main.run(composed("stage=teacher_rl", *SMALL, "check=true"), tmp_path)
     printed = capsys.readouterr().out
     assert "warning: teacher_rl: the rollout needs about" in printed

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from rlt.llm.device import device_of, keep_freed_memory, prepare
+from rlt.llm.device import Hardware, keep_freed_memory
 
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _HUGE_PAGES = _THP.is_file() and "[always]" in _THP.read_text()
@@ -19,7 +18,7 @@ _GLIBC = platform.libc_ver()[0] == "glibc"
 # Pages that are mapped anew while a tensor of 64 MiB is made and freed forty times.
 _FAULTS = """
 import resource, sys, torch
-from rlt.llm.device import keep_freed_memory
+from rlt.llm.device import Hardware, keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 torch.ones(2**24)
@@ -49,8 +48,12 @@ def test_whoever_has_set_malloc_up_is_left_alone(monkeypatch: pytest.MonkeyPatch
     assert not keep_freed_memory()
 
 
-def config(accelerator: str, threads: int | None = None) -> object:
-    return OmegaConf.create({"hardware": {"accelerator": accelerator, "threads": threads}})
+def hardware(accelerator: str, threads: int | None = None) -> Hardware:
+    return Hardware(
+        accelerator=accelerator, devices=1, num_nodes=1, strategy="auto", precision="32-true",
+        dtype="float32", attention="sdpa", tokens_per_micro_batch=1, generation_token_budget=1,
+        gradient_checkpointing=False, threads=threads,
+    )  # fmt: skip
 
 
 def test_the_cpu_alone_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,22 +61,22 @@ def test_the_cpu_alone_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlt.llm.device.keep_freed_memory", lambda: kept.append(True))
     monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "")
     monkeypatch.delenv("TRANSFORMERS_SDPA_FORCE_GQA")
-    prepare(config("gpu"))
+    hardware("gpu").prepare()
     assert not kept and "TRANSFORMERS_SDPA_FORCE_GQA" not in os.environ
-    prepare(config("cpu"))
+    hardware("cpu").prepare()
     assert kept and os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] == "1"
     monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "0")  # set by the user
-    prepare(config("cpu"))
+    hardware("cpu").prepare()
     assert os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] == "0"
 
 
 def test_threads_and_device() -> None:
     before = torch.get_num_threads()
     try:
-        prepare(config("cpu", threads=before + 1))
+        hardware("cpu", threads=before + 1).prepare()
         assert torch.get_num_threads() == before + 1
-        prepare(config("cpu"))
+        hardware("cpu").prepare()
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
-    assert device_of(config("gpu")).type == "cuda" and device_of(config("mps")).type == "mps"
+    assert hardware("gpu").device.type == "cuda" and hardware("mps").device.type == "mps"

@@ -1,12 +1,14 @@
 """Synthetic run folders of every stage and of a pipeline, as the reports read them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from rlt.config.compose import config_dir
 from rlt.report import write_report
 
 Rows = dict[str, list[tuple[int, float]]]
@@ -23,11 +25,22 @@ def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+# A run's config names the class of its stage, as conf/stage/ or conf/recipe/ has it.
+TARGETS: dict[str, str] = {
+    file.stem: match[1]
+    for folder in ("recipe", "stage")
+    for file in (config_dir() / folder).glob("*.yaml")
+    if (match := re.search(r"^_target_: (.*)$", file.read_text(), re.MULTILINE))
+}
+
+
 def make_run(
     folder: Path, stage: str, metrics: dict[str, float], config: dict[str, Any] | None = None
 ) -> Path:
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(json.dumps({"stage": stage, "seed": 0} | (config or {})))
+    (folder / "config.yaml").write_text(
+        json.dumps({"stage": stage, "_target_": TARGETS[stage], "seed": 0} | (config or {}))
+    )
     (folder / "metrics.json").write_text(json.dumps(metrics))
     manifest = {
         "key": "0123456789abcdef",

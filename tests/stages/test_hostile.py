@@ -14,6 +14,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from rlt.config.build import build_stage
 from rlt.evaluation.sandbox import Sandbox
 from rlt.preflight.probe import measure
 from tests.stages.cli import here, stage
@@ -80,7 +81,8 @@ def test_a_probe_takes_no_module_from_where_it_is_started(
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr("rlt.preflight.probe.subprocess.run", ran)
-    measure(composed("stage=pretrain"), (), None)
+    cfg = composed("stage=pretrain")
+    measure(cfg, build_stage(cfg), (), None)
     assert [command[1:3] for command in commands] == [["-P", "-m"]]
 
 
