@@ -33,8 +33,9 @@ from transformers import AutoModelForCausalLM
 
 from rlt.config.build import build_partial
 from rlt.llm.device import device_of
-from rlt.llm.logprobs import _MAX_LOGITS
-from rlt.llm.models import ModelSource, context_of
+from rlt.llm.lm_head import MAX_LOGITS
+from rlt.llm.model_sources import ModelSource
+from rlt.llm.models import context_of
 
 TRAINED = {  # stage → role that it trains
     "pretrain": "student",
@@ -184,7 +185,7 @@ def _forward(shape: Shape, tokens: int, activation: int) -> int:
 
 
 def _logits(shape: Shape, tokens: int) -> int:
-    return 4 * min(_MAX_LOGITS, tokens * shape.vocabulary)
+    return 4 * min(MAX_LOGITS, tokens * shape.vocabulary)
 
 
 def optimizer_values(cfg: DictConfig) -> float:

@@ -20,7 +20,7 @@ from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper
 
 from rlt.llm.batching import micro_batches
 from rlt.llm.finite_checks import NotFiniteError
-from rlt.llm.logprobs import logits_of
+from rlt.llm.lm_head import logits_of
 from rlt.llm.token_budget import TokenBudget
 from rlt.llm.tokenizers import turn_end_ids
 from rlt.sampling.engine import Completion

@@ -22,7 +22,7 @@ from rlt.data.problem import Problem
 from rlt.data.renderer import Explanation
 from rlt.data.traces import write_traces
 from rlt.evaluation.answers import extract_answer
-from rlt.llm.device import device_of
+from rlt.llm.device import device_of, on_device
 from rlt.llm.models import context_tokens, fingerprint, freeze
 from rlt.rewards import RewardScorer, ScoredExplanation
 from rlt.runs.environment import peak_memory_bytes
@@ -50,8 +50,8 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     if not cfg.sees_solution:
         require_grader(data.grader)
     device = device_of(cfg)
-    teacher = freeze(load_model(cfg, "teacher").model).to(device)
-    student = freeze(load_model(cfg, "student").model).to(device)
+    teacher = on_device(freeze(load_model(cfg, "teacher").model), device)
+    student = on_device(freeze(load_model(cfg, "student").model), device)
     scorer = RewardScorer(
         build(cfg.reward),
         student,

@@ -23,7 +23,8 @@ from rich.progress import (
 from rlt.config.build import build, build_partial
 from rlt.data.dataset import DataSplit, ProblemData
 from rlt.data.renderer import Renderer
-from rlt.llm.models import LanguageModel, context_tokens, save_model, source_at
+from rlt.llm.model_sources import source_at
+from rlt.llm.models import LanguageModel, context_tokens, save_model
 from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.files import read_json, write_json
 from rlt.runs.folder import RunFolder

@@ -9,7 +9,7 @@ from rlt.config.build import build
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
 from rlt.evaluation.benchmark import Benchmark, evaluate_answers
-from rlt.llm.device import device_of
+from rlt.llm.device import device_of, on_device
 from rlt.llm.models import fingerprint, freeze
 from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.folder import RunFolder
@@ -22,7 +22,7 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     problems = benchmark.load(renderer.style.forbidden, renderer.count_tokens)
     overlap = check_contamination(cfg, renderer, problems)
     rollout = build(cfg.rollout)
-    student = freeze(load_model(cfg, "student").model).to(device_of(cfg))
+    student = on_device(freeze(load_model(cfg, "student").model), device_of(cfg))
     run.record(data=benchmark.report, models={"student": fingerprint(student)})
     tags = renderer.style.tags["solution_open"], renderer.style.tags["solution_close"]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
+from transformers import PreTrainedModel
 
 from rlt.config.build import build, build_partial
 from rlt.data.dataset import ProblemData
@@ -26,7 +27,7 @@ def fit_rl(
     run: RunFolder,
     renderer: Renderer,
     language_model: LanguageModel,
-    reference: nn.Module | None,
+    reference: PreTrainedModel | None,
     task: Task,
     rollout: Any,
     algorithm: Algorithm,

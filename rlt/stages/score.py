@@ -22,7 +22,7 @@ from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
 from rlt.data.traces import trace_source, write_rows, write_traces
 from rlt.evaluation.statistics import bootstrap_interval
-from rlt.llm.device import device_of
+from rlt.llm.device import device_of, on_device
 from rlt.llm.models import context_tokens, fingerprint, freeze
 from rlt.report.run import best_and_worst_of
 from rlt.report.samples import log_attributions
@@ -65,10 +65,10 @@ def run(cfg: DictConfig, run: RunFolder) -> dict[str, float]:
     require_explanations(problems)
     problems = [problem for problem in problems if problem.explanation is not None]
     device = device_of(cfg)
-    student = freeze(load_model(cfg, "student").model).to(device)
+    student = on_device(freeze(load_model(cfg, "student").model), device)
     teacher = None
     if cfg.teacher is not None:
-        teacher = freeze(load_model(cfg, "teacher").model).to(device)
+        teacher = on_device(freeze(load_model(cfg, "teacher").model), device)
     models = {"student": student, "teacher": teacher}
     prints = {role: fingerprint(model) for role, model in models.items() if model is not None}
     run.record(models=prints)

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from transformers import PreTrainedModel
 
 from rlt.config.build import build
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
-from rlt.llm.device import device_of
+from rlt.llm.device import device_of, on_device
 from rlt.llm.models import LanguageModel, context_tokens, fingerprint, freeze
 from rlt.rewards import Reward, RewardScorer
 from rlt.rewards.preflight import Area, Preflight
@@ -96,7 +96,7 @@ def preflight(
     if cfg.preflight is None or not explained:
         return {}
     settings: Preflight = build(cfg.preflight)
-    scorer.student.to(device_of(cfg))
+    on_device(scorer.student, device_of(cfg))
     with torch.random.fork_rng():
         found = preflight_areas(settings, problems, data, scorer, cfg.seed)
     return tell_areas(found, settings, run.folder)
@@ -163,7 +163,7 @@ def check_context(
 
 def frozen_models(
     cfg: DictConfig, teacher: LanguageModel, algorithm: Algorithm
-) -> tuple[nn.Module | None, nn.Module]:
+) -> tuple[PreTrainedModel | None, PreTrainedModel]:
     """(reference or None, student of the reward), sharing one object where they may."""
     wants_reference = algorithm.needs_reference or cfg.reward_student == "reference"
     reference = freeze(copy.deepcopy(teacher.model)) if wants_reference else None

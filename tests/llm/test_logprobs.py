@@ -10,18 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import rlt.llm.logprobs
+import rlt.llm.lm_head
 from rlt.llm.batching import Row, cut_rows, micro_batches, pad_rows, trunk_tokens
-from rlt.llm.logprobs import (
-    batch_log_probs,
-    check_head,
-    chunked_exact_kl,
-    continuation_hidden,
-    exact_kl,
-    logits_of,
-    row_log_probs,
-    shares_prefixes,
-)
+from rlt.llm.lm_head import check_head, chunked_exact_kl, exact_kl, logits_of
+from rlt.llm.logprobs import batch_log_probs, continuation_hidden, row_log_probs, shares_prefixes
 
 VOCAB = 40
 SMALL: dict[str, Any] = {
@@ -118,7 +110,7 @@ def test_gradients_are_those_of_full_logits(
     model: Any, positions_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = gradient(model, weighted_sum([naive(model, row, 0.7) for row in ROWS]))
-    monkeypatch.setattr(rlt.llm.logprobs, "_MAX_LOGITS", positions_at_once * VOCAB)
+    monkeypatch.setattr(rlt.llm.lm_head, "MAX_LOGITS", positions_at_once * VOCAB)
     batch = pad_rows(ROWS, 0, "cpu")
     log_probs_BC, _ = batch_log_probs(model, batch, 0.7)
     per_row = [values[mask] for values, mask in zip(log_probs_BC, batch.mask_BC, strict=True)]
@@ -129,7 +121,7 @@ def test_gradients_are_those_of_full_logits(
 
 def test_no_more_logits_at_once_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("llama")
-    monkeypatch.setattr(rlt.llm.logprobs, "_MAX_LOGITS", 3 * VOCAB + VOCAB // 2)
+    monkeypatch.setattr(rlt.llm.lm_head, "MAX_LOGITS", 3 * VOCAB + VOCAB // 2)
     seen: list[tuple[int, ...]] = []
     model.lm_head.register_forward_hook(lambda m, i, logits: seen.append(tuple(logits.shape)))
     log_probs_BC, _ = batch_log_probs(model, pad_rows(ROWS, 0, "cpu"), 1.0)
@@ -248,7 +240,7 @@ def test_what_all_prefixes_begin_with_is_run_once(model: Any) -> None:
 def test_exact_kl_with_gradient_by_definition(
     model: Any, positions_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlt.llm.logprobs._MAX_LOGITS", positions_at_once * VOCAB)
+    monkeypatch.setattr("rlt.llm.lm_head.MAX_LOGITS", positions_at_once * VOCAB)
     student = make("llama", seed=1)
     batch = pad_rows(ROWS, 0, "cpu")
     with torch.no_grad():
@@ -347,7 +339,7 @@ def test_a_bfloat16_model_gives_float32_log_probs() -> None:
 
 def test_exact_kl_is_the_dense_sum_over_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     p, q = make("llama"), make("gemma2", seed=1)
-    monkeypatch.setattr(rlt.llm.logprobs, "_MAX_LOGITS", 5 * VOCAB)
+    monkeypatch.setattr(rlt.llm.lm_head, "MAX_LOGITS", 5 * VOCAB)
     batch = pad_rows(ROWS, 0, "cpu")
     found_N = chunked_exact_kl(
         p, continuation_hidden(p, batch), q, continuation_hidden(q, batch), temperature=0.7

@@ -13,18 +13,16 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from rlt.config.build import build
+from rlt.llm.model_sources import Packaged, Pretrained, source_at
 from rlt.llm.models import (
     LanguageModel,
-    Packaged,
-    Pretrained,
-    RandomLlama,
     context_tokens,
     fingerprint,
     freeze,
     prepare_tokenizer,
     save_model,
-    source_at,
 )
+from rlt.llm.random_llama import RandomLlama
 from rlt.llm.tokenizers import digit_words, utf8_bytes, words
 from rlt.preflight.memory_estimate import shape_of
 
