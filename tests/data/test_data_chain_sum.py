@@ -38,7 +38,7 @@ def test_negative_numbers_are_numbers() -> None:
 
 
 def test_a_question_without_a_sum_is_refused() -> None:
-    with pytest.raises(ValueError, match="'How are you\\?' holds no sum"):
+    with pytest.raises(ValueError, match="'How are you\\?' contains no sum"):
         behaviour_of("How are you?", "1", "4 - 3 = 1")
 
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlt.data.rows import collect_problems
-from rlt.data.sources.digit_chain import (
+from rlt.data.row_checks import collect_problems
+from rlt.data.sources.digit_chain import DigitChain
+from rlt.data.sources.digit_chain_text import (
     BEHAVIOURS,
     VAGUE_WORDS,
-    DigitChain,
     behaviour_of,
     read_question,
     running_results,

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlt.data.rows import BadRowsError, collect_problems
+from rlt.data.row_checks import collect_problems
+from rlt.data.rows import BadRowsError
 from rlt.data.sources.files import TableFiles, expand_files
 
 COLUMNS = {"question": "q", "solution": "a", "explanation": None, "system": None}

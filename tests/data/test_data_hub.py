@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
-from rlt.data.rows import collect_problems
+from rlt.data.row_checks import collect_problems
 from rlt.data.sources.hub import HubDataset
 from rlt.data.sources.stratos import StratosConversations
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import reasoning_gym
 
-from rlt.data.rows import collect_problems
+from rlt.data.row_checks import collect_problems
 from rlt.data.sources.procedural import (
     ReasoningGym,
     decode_entry,

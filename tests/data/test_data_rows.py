@@ -5,15 +5,8 @@ import math
 import pytest
 
 from rlt.data.problem import problem_id
-from rlt.data.rows import (
-    BadRowsError,
-    RawRow,
-    RowError,
-    check_columns,
-    collect_problems,
-    map_columns,
-    to_problem,
-)
+from rlt.data.row_checks import check_columns, collect_problems, map_columns, to_problem
+from rlt.data.rows import BadRowsError, RawRow, RowError
 
 
 def raw(row: int = 1, /, **values: object) -> RawRow:

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from rlt.data.problem import Problem, make_problem
-from rlt.data.renderer import PromptStyle, Renderer
+from rlt.data.prompt_style import PromptStyle
+from rlt.data.renderer import Renderer
 from rlt.llm.tokenizers import turn_end_ids, utf8_bytes
 
 STYLES = ("r1", "stratos", "compact")
