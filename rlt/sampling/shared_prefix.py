@@ -160,7 +160,8 @@ class SharedLayer(BufferedLayer):
 
     def __init__(self, prompts: BufferedLayer) -> None:
         super().__init__()
-        assert prompts.keys is not None and prompts.values is not None
+        assert prompts.keys is not None
+        assert prompts.values is not None
         self.prompt_keys: Tensor = prompts.keys
         self.prompt_values: Tensor = prompts.values
 

@@ -68,7 +68,8 @@ def test_options_reach_the_task() -> None:
     source = ReasoningGym("chain_sum", 5, 0, {"min_terms": 3, "max_terms": 3, "max_digits": 1})
     for problem in collect_problems(source.rows()).problems:
         assert problem.metadata["entry"]["metadata"]["num_terms"] == 3
-        assert problem.explanation is not None and problem.explanation.count("=") == 2
+        assert problem.explanation is not None
+        assert problem.explanation.count("=") == 2
     [bare] = collect_problems(ReasoningGym("countdown", 1, 0).rows()).problems
     assert bare.explanation is None
 

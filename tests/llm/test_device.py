@@ -59,9 +59,11 @@ def test_the_cpu_alone_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "")
     monkeypatch.delenv("TRANSFORMERS_SDPA_FORCE_GQA")
     prepare(config("gpu"))
-    assert not kept and "TRANSFORMERS_SDPA_FORCE_GQA" not in os.environ
+    assert not kept
+    assert "TRANSFORMERS_SDPA_FORCE_GQA" not in os.environ
     prepare(config("cpu"))
-    assert kept and os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] == "1"
+    assert kept
+    assert os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] == "1"
     monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "0")  # set by the user
     prepare(config("cpu"))
     assert os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] == "0"
@@ -76,4 +78,5 @@ def test_threads_and_device() -> None:
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
-    assert device_of(config("gpu")).type == "cuda" and device_of(config("mps")).type == "mps"
+    assert device_of(config("gpu")).type == "cuda"
+    assert device_of(config("mps")).type == "mps"

@@ -135,7 +135,8 @@ def test_padding_is_zero_and_entropy_is_that_of_the_distribution() -> None:
     batch = pad_rows(ROWS, 0, "cpu")
     log_probs_BC, entropy_BC = batch_log_probs(model, batch, 0.7)
     assert batch.mask_BC.sum(1).tolist() == [4, 1, 2, 9, 0]
-    assert (log_probs_BC[~batch.mask_BC] == 0).all() and (entropy_BC[~batch.mask_BC] == 0).all()
+    assert (log_probs_BC[~batch.mask_BC] == 0).all()
+    assert (entropy_BC[~batch.mask_BC] == 0).all()
     prefix, continuation = ROWS[3]
     logits = model(input_ids=torch.tensor([[*prefix, *continuation]])).logits[0] / 0.7
     expected = torch.distributions.Categorical(logits=logits).entropy()[1:-1]
@@ -353,7 +354,8 @@ def test_exact_kl_is_the_dense_sum_over_the_vocabulary(monkeypatch: pytest.Monke
             p_V, q_V = p_V.double().softmax(-1), q_V.double().softmax(-1)
             expected.append(float((p_V * (p_V / q_V).log()).sum()))
     assert found_N.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
-    assert min(expected) > 0.1 and len(found_N) == 16
+    assert min(expected) > 0.1
+    assert len(found_N) == 16
     assert not found_N.requires_grad
     nothing = pad_rows([([1], [])], 0, "cpu")
     hidden = continuation_hidden(p, nothing)

@@ -69,7 +69,8 @@ def test_a_saved_model_gives_the_same_logits(
         assert fingerprint(loaded) == fingerprint(made.model)
     assert Pretrained(str(tmp_path)).tokenizer().get_vocab() == made.tokenizer.get_vocab()
     half = Pretrained(str(tmp_path), dtype="bfloat16").load().model
-    assert half.dtype == torch.bfloat16 and fingerprint(half) != fingerprint(made.model)
+    assert half.dtype == torch.bfloat16
+    assert fingerprint(half) != fingerprint(made.model)
 
 
 def test_the_seed_decides_the_weights_and_nothing_else_does(

@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def test_a_budget_is_halved_until_the_work_fits_and_stays(
     torch.manual_seed(0)
     drawn = budget.fit(work, cut)
     # 4096, 2048 … 128 hold all rows at once: of these the first alone is tried.
-    assert tried == [4096, 64, 32, 16] and budget.tokens == 16
+    assert tried == [4096, 64, 32, 16]
+    assert budget.tokens == 16
     torch.manual_seed(0)
     assert torch.equal(drawn, torch.rand(2))  # as if nothing had failed
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
@@ -86,7 +87,8 @@ def test_a_budget_is_halved_until_the_work_fits_and_stays(
     assert "Long story" not in caplog.text
     caplog.clear()
     budget.fit(work, cut)
-    assert tried[4:] == [16] and not caplog.records
+    assert tried[4:] == [16]
+    assert not caplog.records
 
 
 def test_nothing_is_left_to_halve() -> None:
@@ -116,7 +118,8 @@ def test_a_failed_attempt_has_freed_its_tensors_before_the_next() -> None:
             raise torch.OutOfMemoryError("out of memory")
         return True
 
-    assert TokenBudget(4096, "setting").fit(work, cut) and len(kept) > 2
+    assert TokenBudget(4096, "setting").fit(work, cut)
+    assert len(kept) > 2
 
 
 @pytest.mark.parametrize(
@@ -154,9 +157,9 @@ def test_other_errors_pass_through() -> None:
 
 
 @pytest.fixture
-def warned(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], int]]:
+def warned(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
     """How often a budget was lowered."""
-    yield lambda: sum("not enough memory for" in r.message for r in caplog.records)
+    return lambda: sum("not enough memory for" in r.message for r in caplog.records)
 
 
 def test_training_is_the_same(
@@ -196,7 +199,8 @@ def test_a_half_done_batch_leaves_no_gradient(
 
     made.model.model.norm.weight.register_hook(limit)
     fit_sft(renderer, made, tmp_path, tokens_per_micro_batch=40, steps=1)
-    assert warned() == 1 and len(passes) > 3
+    assert warned() == 1
+    assert len(passes) > 3
     torch.testing.assert_close(weights(made.model), weights(whole.model), rtol=0, atol=1e-6)
 
 
@@ -219,7 +223,9 @@ def test_rl_is_the_same(
         results.append(
             (weights(made.model), apart_from_the_cut({k: float(v) for k, v in metrics.items()}))
         )
-    assert failures[0] == [0, 0, 0] and failures[1][0] >= 1 and failures[1][1] >= 1
+    assert failures[0] == [0, 0, 0]
+    assert failures[1][0] >= 1
+    assert failures[1][1] >= 1
     assert warned() == sum(failures[1])
     torch.testing.assert_close(results[1][0], results[0][0], rtol=0, atol=1e-6)
     assert results[1][1] == pytest.approx(results[0][1], rel=1e-5, abs=1e-4)

@@ -204,7 +204,8 @@ def test_rows_of_a_prompt_attend_to_one_copy_of_it(teacher: LanguageModel) -> No
     for layer in running.cache.layers:
         assert layer.prompt_keys.shape[0] == layer.prompt_values.shape[0] == 3
         assert (layer.prompt_keys.shape[2], layer.keys.shape[2]) == (longest, 3)
-        assert layer.keys.shape[0] == 4 and layer.get_seq_length() == longest + 3
+        assert layer.keys.shape[0] == 4
+        assert layer.get_seq_length() == longest + 3
     # Against the whole rows, run at once.
     rows = [(prompts[b], [b, b, n, 99]) for n, b in enumerate([0, 7, 8, 9])]
     hidden_ND = continuation_hidden(teacher.model, pad_rows(rows, 0, "cpu"))
@@ -223,7 +224,8 @@ def test_buffers_hold_what_a_growing_cache_holds() -> None:
         layer.batch_select_indices(torch.tensor([2, 0]))
     new = torch.randn(2, 2, 1, 4), torch.randn(2, 2, 1, 4)
     for one, other in zip(buffered.update(*new), plain.update(*new), strict=True):
-        assert torch.equal(one, other) and one.shape == (2, 2, 80, 4)
+        assert torch.equal(one, other)
+        assert one.shape == (2, 2, 80, 4)
     assert buffered.get_seq_length() == plain.get_seq_length() == 80
 
 
@@ -275,7 +277,8 @@ def test_no_token_of_probability_zero_is_drawn() -> None:
     tokens_B, log_probs_B = HFRollout(1.0)._draw(logits_BV)
     counts = torch.bincount(tokens_B, minlength=7) / 3000
     share = 1 / (1 + math.exp(-3.0))
-    assert counts[2] + counts[4] == 1 and float(counts[2]) == pytest.approx(share, abs=0.02)
+    assert counts[2] + counts[4] == 1
+    assert float(counts[2]) == pytest.approx(share, abs=0.02)
     assert log_probs_B.exp()[tokens_B == 2] == pytest.approx(share, abs=1e-6)
 
 
@@ -331,7 +334,8 @@ def test_where_a_completion_ends(
     [found] = groups[0]
     assert (byte_tokenizer.decode(found.ids), found.finish) == (written, finish)
     assert found.log_probs == pytest.approx([0.0] * len(found.ids), abs=1e-6)
-    assert groups[1][0].finish == "length" and len(groups[1][0].ids) == 12
+    assert groups[1][0].finish == "length"
+    assert len(groups[1][0].ids) == 12
     assert byte_tokenizer.decode(groups[2][0].ids) == "c<END>"
 
 

@@ -168,5 +168,6 @@ class HubTable:
             raise ValueError(
                 f"data.source.path={self.path!r}: there is no such local folder, and the hub "
                 f"does not provide it ({type(error).__name__}: {error}). Without a hub, copy the "
-                "data set (`Dataset.save_to_disk`, or its files) to this machine and name that folder"
+                "data set to this machine (`Dataset.save_to_disk`, or its files) and name "
+                "that folder"
             ) from error
