@@ -151,8 +151,8 @@ def collect_problems(
         )
     if max_tokens is not None and count_tokens is None:
         raise ValueError(
-            f"data.max_tokens={max_tokens} cannot be checked: no tokenizer was given to count "
-            "with; set data.max_tokens=null"
+            f"data.max_tokens={max_tokens} cannot be checked without a tokenizer that "
+            "counts tokens; set data.max_tokens=null"
         )
     problems: list[Problem] = []
     bad_rows: list[BadRow] = []

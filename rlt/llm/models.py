@@ -1,4 +1,4 @@
-"""A language model with its tokenizer: made ready for use, frozen, fingerprinted and saved.
+"""Prepares, freezes, fingerprints and saves a language model and its tokenizer.
 
 `rlt.llm.model_sources` loads or initialises the models.
 """

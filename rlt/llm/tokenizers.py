@@ -1,7 +1,7 @@
 """Tokenizers for models trained from scratch, and the tokens that end an assistant's turn.
 
-The tokenizers are made without any download. A config may call any function of
-this module, so none of them may read or write files.
+The tokenizers are made without any download. A config may call any function of this module, so
+none of them may read or write files.
 """
 
 from collections.abc import Sequence

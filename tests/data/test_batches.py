@@ -1,4 +1,4 @@
-"""Batches as a pure function of seed and step, and going on with them."""
+"""Batches depend on seed and step alone, and iteration resumes after a checkpoint."""
 
 import re
 from collections import Counter
@@ -37,7 +37,7 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     assert [other.batch(step) for step in (8, 0, 3)] == [batches[8], batches[0], batches[3]]
     assert drawn(StepBatches(items, 4, 9, seed=1)) != batches
     epochs = [tuple(x for b in batches for x in b)[start : start + 10] for start in (0, 10, 20)]
-    assert len(set(epochs)) == 3  # each epoch in an order of its own
+    assert len(set(epochs)) == 3  # each epoch has another order
 
 
 def test_restored_batches_go_on_after_the_last_one_drawn() -> None:
@@ -96,17 +96,17 @@ def test_nothing_to_train_on_is_refused() -> None:
 
 
 class Recorder(L.LightningModule):
-    """Writes down the items it is given, and stops or saves where it is told."""
+    """Records the items of each batch. It stops or saves at the steps that are set."""
 
     def __init__(self, stop_after: int | None = None, save_to: Path | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.stop_after, self.save_to = stop_after, save_to
-        self.seen: list[list[int]] = []
+        self.batches: list[list[int]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self.seen.append(batch.items)
+        self.batches.append(batch.items)
         self.optimizers().step()  # type: ignore[union-attr]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -130,7 +130,7 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(tmp_path: Path) -> No
         )  # fmt: skip
         datamodule = StepDataModule(list(range(7)), [], 3, 8, None, seed=4)
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        return module.seen
+        return module.batches
 
     whole = fit(Recorder())
     assert whole == drawn(StepBatches(list(range(7)), 3, 8, seed=4))

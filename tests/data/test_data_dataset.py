@@ -24,7 +24,7 @@ DATA_FILES = sorted(path.stem for path in (CONF / "data").glob("*.yaml") if path
 
 
 class Fixed:
-    """A source of given rows."""
+    """A source with the rows of its argument."""
 
     def __init__(self, *values: dict[str, Any]) -> None:
         self.values = values

@@ -88,8 +88,8 @@ def test_errors_name_the_nearest() -> None:
 
 
 def test_task_without_reference_answer_gives_bad_rows() -> None:
-    found = collect_problems(ReasoningGym("graph_color", 2, 0).rows(), "skip")
-    assert found.bad_per_reason() == {"empty solution": 2}
+    actual = collect_problems(ReasoningGym("graph_color", 2, 0).rows(), "skip")
+    assert actual.bad_per_reason() == {"empty solution": 2}
 
 
 def test_sums_are_explained_by_their_running_totals() -> None:

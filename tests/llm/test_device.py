@@ -1,4 +1,4 @@
-"""What a process is told about its machine."""
+"""The device and the settings of a process, as the config's hardware group asks for them."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _HUGE_PAGES = _THP.is_file() and "[always]" in _THP.read_text()
 _GLIBC = platform.libc_ver()[0] == "glibc"
 
-# Pages that are mapped anew while a tensor of 64 MiB is made and freed forty times.
+# Counts the page faults while a tensor of 64 MiB is made and freed forty times.
 _FAULTS = """
 import resource, sys, torch
 from rlt.llm.device import keep_freed_memory
@@ -37,10 +37,10 @@ def faults(how: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not _GLIBC, reason="only glibc's malloc is told to")
+@pytest.mark.skipif(not _GLIBC, reason="only glibc's malloc has these settings")
 @pytest.mark.skipif(_HUGE_PAGES, reason="a tensor takes few, huge pages")
 def test_freed_memory_is_used_again() -> None:
-    # How often malloc still asks the system depends on how the heap came to lie.
+    # The exact number of faults depends on the layout of the heap.
     assert faults("kept") < faults("as it comes") / 2
 
 

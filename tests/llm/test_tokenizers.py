@@ -1,4 +1,4 @@
-"""Tokenizers made on the spot."""
+"""Tokenizers that need no download."""
 
 from pathlib import Path
 from typing import Any
