@@ -40,8 +40,9 @@ from benchmarks.work import (
 )
 from rlt.config.build import build
 from rlt.data.renderer import Renderer
+from rlt.llm.device import on_device
 from rlt.llm.digit_words import vocabulary
-from rlt.llm.models import RandomLlama
+from rlt.llm.random_llama import RandomLlama
 from rlt.llm.tokenizers import words
 
 
@@ -101,7 +102,7 @@ def load(cfg: DictConfig, point: Point) -> Work:
     ).load()  # fmt: skip
     renderer = Renderer(build(cfg.prompt), made.tokenizer)
     renderer.stop = NEVER
-    return Work(cfg, made.model.to(device_for(cfg)), renderer)
+    return Work(cfg, on_device(made.model, device_for(cfg)), renderer)
 
 
 def measure(cfg: DictConfig, point: Point, repeats: int, rate: float) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from rlt.data.batches import StepDataModule
 from rlt.data.problem import Problem, make_problem
 from rlt.data.renderer import Renderer
 from rlt.llm.batching import Row
+from rlt.llm.device import on_device
 from rlt.llm.models import LanguageModel
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
 from rlt.sampling import Completion
@@ -87,7 +88,7 @@ def load(stage: str, model: str, overrides: Sequence[str] = (), prepared: bool =
     made: LanguageModel = build(cfg.teacher).load()
     renderer = Renderer(build(cfg.prompt), made.tokenizer)
     renderer.stop = NEVER  # every completion is cut by its length
-    return Work(cfg, made.model.to(device), renderer)
+    return Work(cfg, on_device(made.model, device), renderer)
 
 
 # --- prompts and completions ----------------------------------------------------------------------

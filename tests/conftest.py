@@ -13,7 +13,9 @@ from omegaconf import DictConfig
 
 from rlt.config.build import build
 from rlt.data.renderer import Renderer
-from rlt.llm.models import LanguageModel, Packaged, RandomLlama, prepare_tokenizer
+from rlt.llm.model_sources import Packaged
+from rlt.llm.models import LanguageModel, prepare_tokenizer
+from rlt.llm.random_llama import RandomLlama
 from rlt.llm.tokenizers import digit_words, utf8_bytes
 
 # The same examples each time: the gate must not pass or fail by chance. To look for new ones:

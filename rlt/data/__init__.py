@@ -1,1 +1,1 @@
-"""Problems: where they come from, how they are checked, split and turned into token ids."""
+"""Problems: their sources, and how they are checked, split and turned into token ids."""

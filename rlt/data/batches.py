@@ -1,6 +1,6 @@
-"""Batches counted in steps: what a run trains on at step k depends on seed and k alone.
+"""Batches that are counted in steps. The batch of step k depends on the seed and k alone.
 
-One Lightning epoch is the whole run, so a checkpoint at any step is one that can be resumed.
+For Lightning the whole run is one epoch, so a run can be resumed from a checkpoint at any step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,11 @@ import numpy as np
 
 
 class Batch:
-    """A list of items. A class of its own, so that Lightning does not take it apart."""
+    """A list of items that Lightning does not take apart, because it is not a plain list.
+
+    Args:
+        items: problems or examples.
+    """
 
     def __init__(self, items: list[Any]) -> None:
         self.items = items
@@ -21,9 +25,15 @@ class Batch:
 
 
 class StepBatches:
-    """Batches of steps `0 … steps-1`; goes on after the last one drawn when restored.
+    """The batches of steps 0 to `steps` - 1. The state is the next step, so iteration can resume.
 
-    Items come in the order of one random permutation after another (without replacement).
+    The items come in random order without replacement: one permutation follows another.
+
+    Args:
+        items: the training items.
+        batch_size: items per step.
+        steps: number of steps.
+        seed: seed of the permutations.
     """
 
     def __init__(self, items: Sequence[Any], batch_size: int, steps: int, seed: int) -> None:
@@ -34,11 +44,11 @@ class StepBatches:
         self.next_step = 0
 
     def batch(self, step: int) -> list[Any]:
-        """The items of one step, a pure function of seed and step."""
+        """Return the items of one step. They depend on the seed and the step alone."""
         n = len(self.items)
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        orders = {e: self._order(e) for e in {place // n for place in places}}
-        return [self.items[orders[place // n][place % n]] for place in places]
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        orders = {e: self._order(e) for e in {position // n for position in positions}}
+        return [self.items[orders[position // n][position % n]] for position in positions]
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.items))
@@ -52,14 +62,21 @@ class StepBatches:
             yield Batch(self.batch(self.next_step - 1))
 
     def state_dict(self) -> dict[str, int]:
+        """Return the state for a checkpoint: the next step."""
         return {"next_step": self.next_step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from the state of a checkpoint."""
         self.next_step = state["next_step"]
 
 
 class InOrder:
-    """Batches of all items, once, in order."""
+    """Batches that go through all items once, in their order.
+
+    Args:
+        items: the items.
+        batch_size: items per batch; the last batch may have fewer.
+    """
 
     def __init__(self, items: Sequence[Any], batch_size: int) -> None:
         self.items = items
@@ -74,17 +91,19 @@ class InOrder:
 
 
 class StepDataModule(L.LightningDataModule):
-    """Training items in steps, validation items in order.
+    """Provides training items in steps and validation items in their order.
 
     Args:
-        train, validation: problems or examples.
-        batch_size: items per step.
-        steps, epochs: how long to train; exactly one of them is given.
-        seed: of the order of the training items.
-        validation_batch_size: held-out items at once; None: `batch_size`.
+        train: problems or examples to train on.
+        validation: held-out problems or examples.
+        batch_size: training items per step.
+        steps: number of training steps, or None if `epochs` is set.
+        epochs: number of passes over the training items, or None if `steps` is set.
+        seed: seed of the order of the training items.
+        validation_batch_size: held-out items per batch; None takes `batch_size`.
 
     Raises:
-        ValueError: there is nothing to train on, or not exactly one of steps and epochs.
+        ValueError: there are no training items, or not exactly one of `steps` and `epochs` is set.
     """
 
     def __init__(
@@ -99,7 +118,10 @@ class StepDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if not train:
-            raise ValueError("there are no training items: look at data.* and at the manifest")
+            raise ValueError(
+                "there are no training items: check the data.* options and the "
+                "counts in the manifest"
+            )
         self.train = train
         self.validation = validation
         self.batch_size = batch_size
@@ -130,17 +152,31 @@ class StepDataModule(L.LightningDataModule):
         return errors
 
     def train_dataloader(self) -> StepBatches:
+        """Return the training batches."""
         return StepBatches(self.train, self.batch_size, self.steps, self.seed)
 
     def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
-        return batch  # token ids go to the device micro-batch by micro-batch
+        """Return the batch as it is, because token ids are moved micro-batch by micro-batch."""
+        return batch
 
     def val_dataloader(self) -> InOrder:
+        """Return the validation batches."""
         return InOrder(self.validation, self.validation_batch_size)
 
 
 def total_steps(items: int, batch_size: int, steps: int | None, epochs: float | None) -> int:
-    """Steps of a run; an epoch is rounded up to whole batches."""
+    """Return the number of training steps. Exactly one of `steps` and `epochs` is not None.
+
+    Args:
+        items: number of training items.
+        batch_size: items per step.
+        steps: number of steps, which is returned as it is.
+        epochs: number of passes over the items, rounded up to whole batches.
+
+    Raises:
+        ValueError: both or neither of steps and epochs are set, the batch size is less than 1, or
+            there would be no step.
+    """
     if (steps is None) == (epochs is None):
         raise ValueError(
             f"datamodule.steps={steps} and datamodule.epochs={epochs}: set one, and the other null"

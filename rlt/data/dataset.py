@@ -1,10 +1,11 @@
-"""The `data` node of a config: a source, how its rows are checked, and how they are split.
+"""The `data` node of a config: a source of problems, and how they are checked and split.
 
-The split is by content: a hash of the question decides, so neither a problem nor a question
-stands on both sides, in whatever order or number the rows come (the paper has no validation set).
-What is not held out may be divided once more, by another hash, into named parts that train
-different models, such as the student inside a reward and the teacher that it rewards.
-Used by every stage: `rlt stage=teacher_rl data=gsm_symbolic data.validation_fraction=0.1`.
+A hash of the question decides whether a problem is held out for validation. Therefore no question
+is on both sides of the split, whatever the order and the number of the rows. (The paper has no
+validation set.) The other problems can be divided once more, by another hash, into named parts that
+train different models, such as the student inside a reward and the teacher that it rewards.
+
+Every stage uses this node: `rlt stage=teacher_rl data=gsm_symbolic data.validation_fraction=0.1`.
 """
 
 import json
@@ -14,12 +15,19 @@ from typing import Any, Protocol
 
 from rlt.config.suggestions import did_you_mean
 from rlt.data.problem import Problem, content_hash
-from rlt.data.rows import SHOWN_ROWS, ProblemSet, Source, collect_problems
+from rlt.data.row_checks import collect_problems
+from rlt.data.rows import SHOWN_ROWS, ProblemSet, Source
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Problems in source order, and the counts that belong into a manifest."""
+    """The problems of a source after the split.
+
+    Attributes:
+        train: training problems, in the order of the source.
+        validation: held-out problems, in the order of the source.
+        report: counts and fingerprint of the data, for the manifest of a run.
+    """
 
     train: list[Problem]
     validation: list[Problem]
@@ -27,22 +35,40 @@ class DataSplit:
 
 
 def split_point(key: str, purpose: str = "validation split") -> float:
-    """A number in [0, 1) that depends on the text and the purpose alone.
+    """Return a number in [0, 1) that depends on the text and the purpose alone.
 
-    What was split for one purpose must be split for another with numbers of its own.
+    Splits with different purposes are independent of each other.
+
+    Args:
+        key: the text that is hashed, such as a question.
+        purpose: name of the split.
     """
     return int(content_hash(purpose, key), 16) / 2**64
 
 
 def in_validation(key: str, share: float) -> bool:
-    """Whether a text belongs to the validation side; a larger share keeps what a smaller chose."""
+    """Whether a text is held out. With a larger share, more texts are held out and none fewer."""
     return split_point(key) < share
 
 
 def split_problems(
     problems: Sequence[Problem], share: float, purpose: str = "validation split"
 ) -> tuple[list[Problem], list[Problem]]:
-    """Train and validation; each gets at least one question if there are two and share > 0."""
+    """Split problems into training and validation problems by a hash of the question.
+
+    If `share` is above 0 and there are two questions or more, each side gets at least one.
+
+    Args:
+        problems: the problems to split.
+        share: fraction of the questions that is held out, at least 0 and less than 1.
+        purpose: name of the split; different names give independent splits.
+
+    Returns:
+        Training and validation problems, each in the order of `problems`.
+
+    Raises:
+        ValueError: `share` is out of range.
+    """
     if not 0 <= share < 1:
         raise ValueError(f"data.validation_fraction={share}; it must be at least 0 and less than 1")
     points = {problem.question: split_point(problem.question, purpose) for problem in problems}
@@ -56,20 +82,22 @@ def split_problems(
 
 
 def fingerprint_problems(problems: Sequence[Problem]) -> str:
-    """Hash over the full contents of the problems, in order."""
+    """Return a hash over the full contents of the problems, in their order."""
     return content_hash(*(json.dumps(vars(problem), sort_keys=True) for problem in problems))
 
 
 def problems_of_part(
     problems: Sequence[Problem], parts: Mapping[str, float], part: str
 ) -> list[Problem]:
-    """The problems of one named part, in their order.
+    """Return the problems of one named part, in their order.
 
-    A hash of the question decides, as in `split_problems`, so a part keeps its problems whatever
-    other rows there are.
+    A hash of the question decides, as in `split_problems`, so the part of a problem does not depend
+    on the other problems.
 
     Args:
-        parts: name → share of the problems; the shares add up to 1.
+        problems: the problems to divide.
+        parts: share of the problems of each part; the shares add up to 1.
+        part: name of the part to return.
     """
     before = 0.0
     for name, share in parts.items():
@@ -81,23 +109,35 @@ def problems_of_part(
 
 
 class Behaviour(Protocol):
-    """Tells what an explanation does, so that it can be counted.
+    """Classifies explanations by what they do, so that each behaviour can be counted.
 
     Attributes:
-        names: everything that it may say.
-        good: which of them are what a teacher should do.
+        names: all behaviours.
+        good: the behaviours that a teacher should show.
     """
 
     names: tuple[str, ...]
     good: tuple[str, ...]
 
-    def __call__(
-        self, question: str, solution: str, explanation: str, closed: bool = True
-    ) -> str: ...
+    def __call__(self, question: str, solution: str, explanation: str, closed: bool = True) -> str:
+        """Return the behaviour of an explanation, one of `names`.
+
+        Args:
+            question: the question of the problem.
+            solution: its solution.
+            explanation: the explanation.
+            closed: whether the teacher has ended its explanation with the end tag.
+        """
+        ...
 
 
 def behaviour_rates(behaviours: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """`behaviour/<name>_rate` of every name, over at least one explanation."""
+    """Return the rate of every behaviour name, keyed `behaviour/<name>_rate`.
+
+    Args:
+        behaviours: the behaviour of each explanation; at least one.
+        names: all behaviours.
+    """
     return {f"behaviour/{n}_rate": behaviours.count(n) / len(behaviours) for n in names}
 
 
@@ -105,20 +145,22 @@ class ProblemData:
     """Loads problems from a source.
 
     Args:
-        source: yields raw rows (`rows()`) and says what it is (`describe()`).
-        on_bad_row: `stop` at broken rows, showing them, or `skip` and count them.
-        validation_fraction: share of the questions that is held out.
-        parts: name → share of what is not held out; the shares add up to 1. None: undivided.
-        part: the one of them to train on; the others are left out.
-        max_train: use at most so many training problems, from the start; None: all.
-        max_validation: the same for validation.
-        max_tokens: limit on system + question + explanation + solution of a row; None: no limit.
-        grader: judges answers to these problems; only kept for whoever asks.
-        unique: drop repeated problems; False for plain pretraining text.
-        behaviour: names what an explanation does; None: teachers' behaviours are not counted.
+        source: yields raw rows (`rows()`) and describes itself (`describe()`).
+        on_bad_row: `stop` raises an error that shows the broken rows; `skip` skips and counts them.
+        validation_fraction: fraction of the questions that is held out.
+        max_train: largest number of training problems, the first ones; None takes all.
+        max_validation: largest number of validation problems, the first ones; None takes all.
+        max_tokens: largest number of tokens of a row, which has system prompt, question,
+            explanation and solution; None is no limit.
+        grader: grades answers to these problems. It is stored here for other code and not used.
+        unique: drop repeated problems; False is for plain pretraining text.
+        behaviour: classifies explanations; None does not count the behaviours of teachers.
+        parts: share of each named part of the problems that are not held out; the shares add up to
+            1. None does not divide them.
+        part: the part to train on; the others are not used. None if and only if `parts` is None.
 
     Raises:
-        ValueError: a limit is below 1, or parts and part do not go together.
+        ValueError: a limit is less than 1, or `parts` and `part` do not fit together.
     """
 
     def __init__(
@@ -159,13 +201,17 @@ class ProblemData:
         forbidden: Sequence[str] = (),
         count_tokens: Callable[[str], int] | None = None,
     ) -> DataSplit:
-        """Read, check and split.
+        """Read the source, check its rows and split the problems.
 
         Args:
-            forbidden: the prompt style's tags; no text may hold one.
-            count_tokens: number of tokens of a text; needed if `max_tokens` is set.
+            forbidden: strings that no text may contain, such as the tags of the prompt style.
+            count_tokens: returns the number of tokens of a text; needed if `max_tokens` is set.
+
+        Raises:
+            BadRowsError: there are broken rows, and `on_bad_row` is `stop`.
+            ValueError: no problem is left, or an option is out of range.
         """
-        found = collect_problems(
+        problem_set = collect_problems(
             self.source.rows(),
             self.on_bad_row,
             forbidden,
@@ -173,37 +219,38 @@ class ProblemData:
             self.max_tokens,
             self.unique,
         )
-        if not found.problems:
+        if not problem_set.problems:
             raise ValueError(
-                f"no problem is left of {found.read} rows read (bad: {found.bad_per_reason()}); "
-                f"check data.source: {self.source.describe()}"
+                f"no problem is left of {problem_set.read} rows read (bad: "
+                f"{problem_set.bad_per_reason()}); check data.source: {self.source.describe()}"
             )
-        train, validation = split_problems(found.problems, self.validation_fraction)
+        train, validation = split_problems(problem_set.problems, self.validation_fraction)
         if self.parts is not None and self.part is not None:
             train = problems_of_part(train, self.parts, self.part)
             if not train:
                 raise ValueError(
-                    f"data.part={self.part}: none of the {len(found.problems)} problems falls into "
-                    f"this part (data.parts={dict(self.parts)}); raise its share, or read more rows"
+                    f"data.part={self.part}: none of the {len(problem_set.problems)} problems "
+                    f"falls into this part (data.parts={dict(self.parts)}); raise its share, or "
+                    "read more rows"
                 )
         train, validation = train[: self.max_train], validation[: self.max_validation]
-        return DataSplit(train, validation, self._report(found, train, validation))
+        return DataSplit(train, validation, self._report(problem_set, train, validation))
 
     def _report(
-        self, found: ProblemSet, train: list[Problem], validation: list[Problem]
+        self, problem_set: ProblemSet, train: list[Problem], validation: list[Problem]
     ) -> dict[str, Any]:
-        parts = (fingerprint_problems(train), fingerprint_problems(validation))
+        fingerprints = (fingerprint_problems(train), fingerprint_problems(validation))
         return {
             "source": self.source.describe(),
-            "read": found.read,
-            "kept": len(found.problems),
-            "bad": found.bad_per_reason(),
-            "bad_rows": [str(bad) for bad in found.bad_rows[:SHOWN_ROWS]],
-            "duplicates": found.duplicates_dropped,
+            "read": problem_set.read,
+            "kept": len(problem_set.problems),
+            "bad": problem_set.bad_per_reason(),
+            "bad_rows": [str(bad) for bad in problem_set.bad_rows[:SHOWN_ROWS]],
+            "duplicates": problem_set.duplicates_dropped,
             "train": len(train),
             "validation": len(validation),
             **({"part": self.part} if self.part is not None else {}),
-            "fingerprint": content_hash(*parts),
+            "fingerprint": content_hash(*fingerprints),
         }
 
 
@@ -218,7 +265,7 @@ def _check_parts(parts: Mapping[str, float] | None, part: str | None) -> None:
     shares = list(parts.values())
     if any(share <= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(
-            f"data.parts={dict(parts)}: shares are above 0 and add up to 1 "
+            f"data.parts={dict(parts)}: the shares must be above 0 and add up to 1 "
             "(data.validation_fraction is held out before that)"
         )
     if part not in parts:

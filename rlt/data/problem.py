@@ -1,4 +1,4 @@
-"""The one record every source yields and every stage reads."""
+"""The record of a problem, which every source yields and every stage reads."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -11,11 +11,12 @@ class Problem:
 
     Attributes:
         id: content hash of question and solution (see `problem_id`).
-        question: what student and teacher are asked.
+        question: the question that student and teacher read.
         solution: the final answer, without tags.
-        explanation: a worked explanation if the source has one (warm-up and gold traces).
-        system: a system prompt that the row itself carries; overrides the prompt style's own.
-        metadata: whatever the source's verifier needs; JSON-serialisable.
+        explanation: a worked explanation if the source has one, for warm-up and gold traces.
+        system: a system prompt of this problem. It replaces the student's system prompt if the
+            prompt style allows that (`system_from_data`).
+        metadata: what the verifier of the source needs; it must be JSON-serialisable.
     """
 
     id: str
@@ -27,7 +28,7 @@ class Problem:
 
 
 def content_hash(*parts: str) -> str:
-    """Hex digest of length 16 over the parts; unambiguous for any strings."""
+    """Return a hex digest of 16 characters over the parts and the borders between them."""
     digest = hashlib.sha256()
     for part in parts:
         raw = part.encode()
@@ -36,6 +37,7 @@ def content_hash(*parts: str) -> str:
 
 
 def problem_id(question: str, solution: str) -> str:
+    """Return the id of a problem: the content hash of its question and solution."""
     return content_hash(question, solution)
 
 
@@ -46,7 +48,7 @@ def make_problem(
     system: str | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> Problem:
-    """Build a `Problem` and give it its content hash."""
+    """Build a `Problem` and compute its id from question and solution."""
     return Problem(
         problem_id(question, solution), question, solution, explanation, system, metadata or {}
     )

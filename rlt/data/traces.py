@@ -1,4 +1,4 @@
-"""Traces: explanations on disk, one row each, with where they come from and how they score."""
+"""Trace files. Each row is an explanation with its origin and its scores."""
 
 import json
 import os
@@ -17,12 +17,20 @@ FORMATS = ("jsonl", "parquet")
 def write_traces(rows: Sequence[dict[str, Any]], folder: Path, format: str) -> Path:
     """Write `traces.<format>` atomically.
 
+    Args:
+        rows: one dictionary for each trace; at least one.
+        folder: the folder of the file.
+        format: `jsonl` or `parquet`.
+
+    Returns:
+        The path of the file.
+
     Raises:
         ValueError: the format is neither jsonl nor parquet.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r}: choose {' or '.join(FORMATS)}")
-    assert rows, "nothing to write"
+    assert rows, "there are no traces to write"
     path = folder / f"traces.{format}"
     temporary = path.with_suffix(".tmp")
     if format == "parquet":
@@ -49,14 +57,17 @@ def _write_lines(rows: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def find_traces(path: str) -> Path:
-    """The file that `traces=` names: the file itself, or `<run>/traces` without its ending.
+    """Return the trace file that the option `traces=` names.
+
+    Args:
+        path: the file, the file without its ending (`<run>/traces`), or the folder of the file.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
     """
-    given = Path(path)
-    candidates = [given, *(given.with_name(f"{given.name}.{f}") for f in FORMATS)]
-    candidates += [given / f"traces.{f}" for f in FORMATS]
+    named = Path(path)
+    candidates = [named, *(named.with_name(f"{named.name}.{f}") for f in FORMATS)]
+    candidates += [named / f"traces.{f}" for f in FORMATS]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -67,9 +78,16 @@ def find_traces(path: str) -> Path:
 
 
 def trace_source(path: str) -> TableFiles:
-    """Traces as a data source, so that their rows are checked like any other's."""
+    """Return traces as a data source, so that their rows are checked like those of other sources.
+
+    Args:
+        path: see `find_traces`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     files = [str(find_traces(path))]
     columns: dict[str, str | None] = {n: n for n in ("question", "solution", "explanation")}
     if any("system" in row.values for row in read_files(files, None, ["system"])):
-        columns["system"] = "system"  # traces from elsewhere may do without
+        columns["system"] = "system"  # traces of other programs may lack it
     return TableFiles(files, columns)

@@ -1,1 +1,1 @@
-"""Language models: weights, tokenizers, log-probs, and what they cost on a device."""
+"""Language models: their weights, tokenizers and log-probs, and what they cost on a device."""

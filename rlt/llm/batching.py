@@ -1,9 +1,13 @@
-"""Rows of token ids, cut into micro-batches and laid out for a forward pass.
+"""Cuts rows of token ids into micro-batches and pads each micro-batch for a forward pass.
 
-A row is a `(prefix, continuation)` pair. Rows that begin alike, as the completions of one question
-do, are laid out around one copy of their prefix. What all prefixes of a batch begin with, a system
-prompt say, is its trunk, which may be run once for all of them. Batches are cut by a token budget
-from rows sorted by length.
+A row is a `(prefix, continuation)` pair of token-id sequences. Rows can have the same prefix: all
+completions of one question do. Such rows are laid out around a single copy of their prefix. The
+tokens that all prefixes of a batch begin with (a system prompt, for example) are the batch's trunk;
+the model may run the trunk once for the whole batch. Rows are sorted by length and cut into
+batches by a token budget.
+
+Capital letters in names are dimensions: B rows, Q different prefixes, P prefix tokens (padded),
+C continuation tokens (padded).
 """
 
 from collections.abc import Sequence
@@ -20,10 +24,12 @@ class PaddedRows:
     """B rows of one micro-batch that begin with Q different prefixes.
 
     Attributes:
-        prefix_ids_QP, prefix_mask_QP: prefixes, padded on the left.
-        trunk_tokens: tokens that all Q prefixes begin with; each has at least one more.
-        owner_B: which prefix a row begins with.
-        targets_BC: continuation tokens, padded on the right.
+        prefix_ids_QP: token ids of the prefixes, padded on the left.
+        prefix_mask_QP: True where `prefix_ids_QP` is a real token.
+        trunk_tokens: number of tokens that all Q prefixes begin with. Every prefix is at least one
+            token longer than the trunk.
+        owner_B: index of the prefix that each row begins with.
+        targets_BC: token ids of the continuations, padded on the right.
         mask_BC: True where `targets_BC` is a real token.
     """
 
@@ -36,13 +42,21 @@ class PaddedRows:
 
 
 def pad_rows(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> PaddedRows:
-    """Lay rows out for a forward pass, rows of the same prefix around one copy of it.
+    """Lay rows out for a forward pass. Rows of the same prefix share one copy of it.
+
+    Args:
+        rows: the B rows, at least one.
+        pad_id: token id at padded places.
+        device: where the tensors are put.
 
     Raises:
         ValueError: a prefix is empty, so that nothing predicts the first continuation token.
     """
     if any(len(prefix) == 0 for prefix, _ in rows):
-        raise ValueError("a row has an empty prefix: nothing would predict its first token")
+        raise ValueError(
+            "a row has an empty prefix, so nothing would predict its first token; give every row "
+            "a prefix of at least one token"
+        )
     owner_of: dict[tuple[int, ...], int] = {}
     owners = [owner_of.setdefault(tuple(prefix), len(owner_of)) for prefix, _ in rows]
     P = max(len(prefix) for prefix in owner_of)
@@ -68,68 +82,85 @@ def pad_rows(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> Pa
 
 
 def trunk_tokens(prefixes: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prefixes begin with, short of the whole of any of them."""
+    """Number of tokens that all prefixes begin with. It is less than the length of any prefix."""
     shared = 0
-    for place in zip(*(prefix[:-1] for prefix in prefixes), strict=False):
-        if any(token != place[0] for token in place):
+    for tokens in zip(*(prefix[:-1] for prefix in prefixes), strict=False):
+        if any(token != tokens[0] for token in tokens):
             break
         shared += 1
     return shared
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices of rows, longest first, cut so that rows × longest row stays within the budget.
+    """Cut rows of known lengths into batches, longest row first.
 
-    A row longer than the budget gets a batch of its own.
+    The number of rows of a batch times the length of its longest row is at most the budget. A row
+    longer than the budget gets a batch of its own.
+
+    Returns:
+        The row indices of each batch.
 
     Raises:
-        ValueError: the budget is not positive.
+        ValueError: the budget is less than 1.
     """
     return cut_rows([((), range(length)) for length in lengths], token_budget, shared=False)
 
 
 def cut_rows(rows: Sequence[Row], token_budget: int, shared: bool) -> list[list[int]]:
-    """The same for rows as `pad_rows` lays them out: longest prefix beside longest continuation.
+    """Cut rows into batches whose padded tokens, as `pad_rows` lays them out, fit the budget.
+
+    A row longer than the budget gets a batch of its own.
 
     Args:
-        shared: rows of the same prefix stay together, and each prefix of a batch counts once, as
-            it does for a model that `shares_prefixes`.
+        rows: the rows to cut.
+        token_budget: most padded tokens of a batch: those of the prefixes and the continuations.
+        shared: whether the model can share prefixes (`rlt.llm.logprobs.shares_prefixes`). If so,
+            rows of the same prefix stay together, and each prefix of a batch counts once.
+
+    Returns:
+        The row indices of each batch, the longest rows first.
 
     Raises:
-        ValueError: the budget is not positive.
+        ValueError: the budget is less than 1.
     """
     if token_budget < 1:
         raise ValueError(f"tokens_per_micro_batch={token_budget} must be at least 1")
     prefixes = [tuple(prefix) if shared else (index,) for index, (prefix, _) in enumerate(rows)]
     lengths = [(len(prefix), len(continuation)) for prefix, continuation in rows]
-    longest: dict[tuple[int, ...], int] = {}  # row of a prefix
+    longest_row: dict[tuple[int, ...], int] = {}  # prefix -> tokens of its longest row
     for prefix, pair in zip(prefixes, lengths, strict=True):
-        longest[prefix] = max(longest.get(prefix, 0), sum(pair))
+        longest_row[prefix] = max(longest_row.get(prefix, 0), sum(pair))
     order = sorted(
-        range(len(rows)), key=lambda i: (-longest[prefixes[i]], prefixes[i], -lengths[i][1])
+        range(len(rows)), key=lambda i: (-longest_row[prefixes[i]], prefixes[i], -lengths[i][1])
     )
     batches: list[list[int]] = []
-    P = C = 0  # longest of the last batch
-    held: set[tuple[int, ...]] = set()  # prefixes of the last batch
+    P = C = 0  # longest prefix and continuation of the last batch
+    batch_prefixes: set[tuple[int, ...]] = set()  # prefixes of the last batch
     for index in order:
         p, c = lengths[index]
-        wider_P, wider_C, more = max(P, p), max(C, c), held | {prefixes[index]}
+        wider_P, wider_C, more = max(P, p), max(C, c), batch_prefixes | {prefixes[index]}
         if batches and len(more) * wider_P + (len(batches[-1]) + 1) * wider_C <= token_budget:
             batches[-1].append(index)
-            P, C, held = wider_P, wider_C, more
+            P, C, batch_prefixes = wider_P, wider_C, more
         else:
             batches.append([index])
-            P, C, held = p, c, {prefixes[index]}
+            P, C, batch_prefixes = p, c, {prefixes[index]}
     return batches
 
 
 def padding_fraction(rows: Sequence[Row], batches: Sequence[Sequence[int]], shared: bool) -> float:
-    """Share of the places of `cut_rows`' batches, as `pad_rows` lays them out, that are padding."""
-    places = real = 0
+    """Fraction of the tokens of padded batches that is padding, from 0 to 1.
+
+    Args:
+        rows: all rows.
+        batches: the row indices of each batch, as `cut_rows` returns them.
+        shared: whether rows of the same prefix share one copy of it.
+    """
+    padded = real = 0
     for indices in batches:
         prefixes = [tuple(rows[i][0]) for i in indices]
         prefixes = list(dict.fromkeys(prefixes)) if shared else prefixes
         lengths = [len(rows[i][1]) for i in indices]
-        places += len(prefixes) * max(map(len, prefixes)) + len(lengths) * max(lengths)
+        padded += len(prefixes) * max(map(len, prefixes)) + len(lengths) * max(lengths)
         real += sum(map(len, prefixes)) + sum(lengths)
-    return 1 - real / places
+    return 1 - real / padded

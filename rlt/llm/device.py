@@ -1,18 +1,30 @@
-"""What the process is told about the machine that the config names, before anything is computed."""
+"""Chooses the device and prepares the process for the hardware that the config names."""
 
 import ctypes
 import os
 import platform
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch import nn
 
 from rlt.config.allowed_targets import raise_if_any
 from rlt.config.fields import at_least, field_errors
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def on_device(model: Model, device: torch.device) -> Model:
+    """Move a model to a device and return it.
+
+    It calls `model.to(device)`, which the annotation of `PreTrainedModel.to` does not allow.
+    """
+    return model.to(device)
 
 
 @dataclass(kw_only=True)
@@ -70,20 +82,22 @@ class Hardware:
             torch.set_num_threads(self.threads)
         if self.device.type == "cpu":
             keep_freed_memory()
-            # Query heads that share a key head use it as it is, where transformers would copy it
-            # for each of them as soon as a row is padded. Only torch's CPU kernels take both.
+            # With grouped-query attention, transformers copies each key head for all query heads
+            # that share it as soon as a row is padded. This option avoids the copies. Only torch's
+            # CPU kernels accept shared heads together with a mask.
             os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc keep large freed blocks for the next tensor instead of handing them back.
+    """Let malloc keep large freed blocks for the next tensor instead of returning them.
 
-    Handed back, every page of every large tensor is mapped and zeroed by the kernel anew, at each
-    step: up to a third of an update's time. A process then stays as large as it has once been.
-    Whoever has set one of glibc's MALLOC_... variables is left alone.
+    If freed blocks are returned to the operating system, the kernel has to map and zero every page
+    of every large tensor anew at each step. That takes up to a third of the time of an update. The
+    price is that the process stays as large as it has been at its peak.
 
     Returns:
-        Whether it was done; other C libraries are left as they are.
+        Whether malloc was changed. It is left as it is if the C library is not glibc, and if one of
+        glibc's MALLOC_... environment variables is set, because the user has then tuned it.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -1,4 +1,4 @@
-"""The words of the digit chains (`data=digit_chain`), which are the tokens of the nano models."""
+"""The words of the digit chains (`data=digit_chain`). They are the tokens of the nano models."""
 
 MODULUS = 10
 FILLER = "."
@@ -10,6 +10,10 @@ SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<think>", "</think>", "<answer>", 
 
 
 def vocabulary(signs: bool = False) -> list[str]:
-    """All 28 tokens: padding first, then the other special ones, digits and words; then signs."""
+    """Return all 28 tokens in the order of their ids, from padding on.
+
+    Args:
+        signs: append the signs of the operations (`SIGNS`), which makes 30 tokens.
+    """
     tokens = [*SPECIAL_TOKENS, FILLER, "?", *DIGITS, LEAK_WORD, *VAGUE_WORDS]
     return [*tokens, *SIGNS.values()] if signs else tokens

@@ -1,4 +1,4 @@
-"""NaN and infinity stop a run where they come up, before anything is trained on them."""
+"""Checks that stop a run at the first NaN or infinity, before anything is trained on it."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ _SHOWN = 5  # problems named in a message
 
 
 class NotFiniteError(ValueError):
-    """A number that a run goes on from is NaN or infinite.
+    """A number that the run depends on is NaN or infinite.
 
     Args:
-        what: what is, with its value.
-        problems: ids of the problems concerned; () if they are not known.
-        step: where the run stood.
+        what: which number it is, with its value ("the reward is nan").
+        problems: ids of the problems that the number belongs to; empty if they are not known.
+        step: the step at which it occurred; empty if it is not known.
     """
 
     def __init__(self, what: str, problems: Sequence[str] = (), step: str = "") -> None:
@@ -34,17 +34,18 @@ class NotFiniteError(ValueError):
 def require_finite(
     what: str, values: Sequence[float] | Sequence[Tensor], problems: Sequence[str]
 ) -> None:
-    """Check a number, or a tensor of them, of each row.
+    """Check that the value of every row is finite.
 
     Args:
-        what: the numbers' name.
+        what: name of the values, for the message.
+        values: one number, or one tensor of numbers, for each row.
         problems: the id of each row's problem.
 
     Raises:
-        NotFiniteError: a number is NaN or infinite (as a float32).
+        NotFiniteError: a number is NaN or infinite as a float32.
     """
     tensors = [torch.as_tensor(value, dtype=torch.float32).flatten() for value in values]
-    # One look at all of them, as each waits for the device.
+    # All rows are checked at once first, because every check waits for the device.
     if not tensors or torch.cat(tensors).isfinite().all():
         return
     bad = [n for n, tensor in enumerate(tensors) if not tensor.isfinite().all()]
@@ -55,6 +56,10 @@ def require_finite(
 
 
 def require_finite_sum(what: str, value: float, problems: Sequence[str]) -> None:
-    """The same for one number that all of these problems have their part in."""
+    """Check that one number, to which all of the problems contribute, is finite.
+
+    Raises:
+        NotFiniteError: the number is NaN or infinite. The message names all of the problems.
+    """
     if not math.isfinite(value):
         raise NotFiniteError(f"{what} is {value}", problems)

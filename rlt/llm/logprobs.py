@@ -1,11 +1,15 @@
-"""Log-probabilities of tokens: the only module that shifts, masks, gathers or chunks them.
+"""Log-probabilities of the continuation tokens of rows.
 
-Only continuation tokens of rows are scored (`rlt.llm.batching` lays rows out: left-padded prefixes
-beside right-padded continuations, so that the hidden states that predict the continuation are one
-slice). Rows that begin alike run their prefix once; its cache is expanded to each of them, with and
-without gradient. What all prefixes of a batch begin with, such as a system prompt, is run once as
-well. The language-model head runs in chunks over the continuation alone, in float32: `[B, T, V]`
-never exists.
+Only this module and `rlt.llm.lm_head` shift, mask, gather or chunk tokens to score them.
+
+Only the continuation tokens of rows are scored. `rlt.llm.batching` pads prefixes on the left and
+continuations on the right, so the hidden states that predict the continuation are one slice. Rows
+with the same prefix run it once: the prefix's cache is expanded to each of them, with or without
+gradient. The tokens that all prefixes of a batch begin with, such as a system prompt, are run once
+as well. The language-model head (`rlt.llm.lm_head`) runs over the continuation alone.
+
+Capital letters in names are dimensions: B rows, Q prefixes, P prefix tokens, C continuation tokens,
+S tokens seen so far, T new tokens, D hidden size, N continuation tokens of all rows.
 """
 
 import functools
@@ -15,24 +19,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from rlt.llm.batching import PaddedRows, Row, cut_rows, pad_rows
+from rlt.llm.lm_head import chunked_log_probs, log_probs_and_entropies
 
-# Tokens that must be saved before a batch's trunk is worth a forward pass of its own.
+# A batch's trunk gets a forward pass of its own if that spares at least this number of tokens.
 _LEAST_SAVED_TOKENS = 128
-# Logits held at once: 2^25 float32 values are 128 MiB.
-_MAX_LOGITS = 2**25
 
 
-def shares_prefixes(model: Any) -> bool:
+def shares_prefixes(model: PreTrainedModel) -> bool:
     """Whether a prefix can be run once and its cache expanded to the rows that begin with it.
 
-    It can where every layer's cache is plain keys and values. It cannot for sliding windows,
-    recurrent states and layers that share keys, nor in a training forward with gradient
-    checkpointing, which transformers runs without a cache; rows are then run whole.
+    It can if the cache of every layer is plain keys and values. It cannot if the model has sliding
+    windows, recurrent states or layers that share keys. It cannot in training with gradient
+    checkpointing either, because transformers then runs without a cache. In these cases every row
+    is run as a whole.
     """
     if model.training and any(
         getattr(module, "gradient_checkpointing", False) for module in model.modules()
@@ -43,10 +46,10 @@ def shares_prefixes(model: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
-def continuation_hidden(model: Any, batch: PaddedRows) -> Tensor:
-    """Hidden states `[N, D]` that predict the N real continuation tokens, row by row.
+def continuation_hidden(model: PreTrainedModel, batch: PaddedRows) -> Tensor:
+    """Return the hidden states `[N, D]` that predict the N real continuation tokens, row by row.
 
-    Rows of the same prefix run it once, and gradients flow back through its expanded cache.
+    Rows of the same prefix run it once. Gradients flow back through the prefix's expanded cache.
     """
     owner_B, mask_BC = batch.owner_B, batch.mask_BC
     Q = len(batch.prefix_ids_QP)
@@ -70,12 +73,15 @@ def continuation_hidden(model: Any, batch: PaddedRows) -> Tensor:
     return hidden_BCD[mask_BC]
 
 
-def _run_trunk(model: Any, batch: PaddedRows, cache: Any) -> tuple[Tensor, Tensor]:
-    """Run a batch's trunk once, for all its prefixes, into an empty cache.
+def _run_trunk(
+    model: PreTrainedModel, batch: PaddedRows, cache: DynamicCache
+) -> tuple[Tensor, Tensor]:
+    """Run a batch's trunk once for all of its prefixes, into an empty cache.
 
     Returns:
-        The prefixes' other tokens, and a mask over trunk and other tokens. A shorter prefix has
-        its padding between the two: there its last trunk tokens stand once more, masked.
+        The token ids `[Q, P - trunk]` that follow the trunk in each prefix, and a mask `[Q, P]`
+        over the trunk and these tokens. The padding of a shorter prefix lies between the two; the
+        last tokens of its trunk are repeated there and masked.
     """
     trunk, tokens_Q = batch.trunk_tokens, batch.prefix_mask_QP.sum(1)
     Q, P = batch.prefix_ids_QP.shape
@@ -89,8 +95,20 @@ def _run_trunk(model: Any, batch: PaddedRows, cache: Any) -> tuple[Tensor, Tenso
     return batch.prefix_ids_QP[:, trunk:], mask_QP
 
 
-def decode(model: Any, ids_BT: Tensor, mask_BS: Tensor, cache: Any = None) -> Tensor:
-    """Hidden states `[B, T, D]` of the last T of S tokens; a cache holds those before."""
+def decode(
+    model: PreTrainedModel, ids_BT: Tensor, mask_BS: Tensor, cache: DynamicCache | None = None
+) -> Tensor:
+    """Run the model without its head over the last T of S tokens.
+
+    Args:
+        model: the model.
+        ids_BT: ids of the T tokens.
+        mask_BS: True at the real tokens among all S.
+        cache: keys and values of the S - T tokens before; those of the T tokens are added to it.
+
+    Returns:
+        The hidden states `[B, T, D]` of the last layer.
+    """
     decoder = model.base_model
     inputs = {"input_ids": ids_BT, "attention_mask": mask_BS.long()}
     if _takes_positions(type(decoder).forward):
@@ -106,154 +124,19 @@ def _takes_positions(forward: Callable[..., Any]) -> bool:
     return "position_ids" in inspect.signature(forward).parameters
 
 
-def logits_of(model: Any, hidden_ND: Tensor, temperature: float) -> Tensor:
-    """float32 logits `[N, V]` at a temperature, as the model's own forward would give them."""
-    config = model.config
-    softcap = getattr(config, "final_logit_softcapping", None)
-    head = model.get_output_embeddings()
-    if not softcap and getattr(head, "bias", None) is None and hidden_ND.dtype == torch.float32:
-        # The head is linear: N × D divisions do for N × V, with and without gradient.
-        hidden_ND, temperature = hidden_ND / temperature, 1.0
-    logits_NV = head(hidden_ND).float()
-    if getattr(config, "logits_scaling", None):  # Granite
-        logits_NV = logits_NV / config.logits_scaling
-    if getattr(config, "logit_scale", None):  # Cohere
-        logits_NV = logits_NV * config.logit_scale
-    if softcap:
-        logits_NV = torch.tanh(logits_NV / softcap) * softcap
-    return logits_NV if temperature == 1.0 else logits_NV / temperature
-
-
-def check_head(model: Any) -> None:
-    """Refuse a model whose logits are not `logits_of` its hidden states (a scaled head, say).
-
-    Raises:
-        ValueError: the two differ.
-    """
-    ids = torch.tensor([[1, 2, 3]], device=model.device)
-    with torch.no_grad():
-        own = model(input_ids=ids, use_cache=False).logits[0].float()
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        ours = logits_of(model, hidden, 1.0)
-    if (own - ours).abs().max() > 0.02 * own.abs().max():
-        raise ValueError(
-            f"{type(model).__name__}: logits are not a plain head over the hidden states "
-            f"(largest difference {(own - ours).abs().max():.3g}); this architecture is not "
-            "supported, choose another model"
-        )
-
-
-def _chunks(model: Any, N: int) -> list[slice]:
-    size = max(1, _MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
-    return [slice(start, start + size) for start in range(0, N, size)]
-
-
-class _ChosenLogProbs(torch.autograd.Function):
-    """`log_softmax` and `gather` in one, so that the backward pass makes a single `[N, V]`."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs_NV = logits_NV.log_softmax(-1)
-        entropy_N = -log_probs_NV.exp().mul_(log_probs_NV).sum(-1)
-        ctx.save_for_backward(log_probs_NV, targets_N)
-        ctx.mark_non_differentiable(entropy_N)
-        return log_probs_NV.gather(-1, targets_N[:, None])[:, 0], entropy_N
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        log_probs_NV, targets_N = ctx.saved_tensors
-        grad_N1 = grads[0][:, None]
-        grad_NV = log_probs_NV.exp().mul_(-grad_N1)
-        return grad_NV.scatter_add_(-1, targets_N[:, None], grad_N1), None
-
-
-def log_probs_and_entropies(
-    model: Any, hidden_ND: Tensor, targets_N: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probs `[N]` of the targets and entropies `[N]` (nats; no gradient) of their places."""
-
-    def one(hidden_nD: Tensor, targets_n: Tensor) -> Any:
-        return _ChosenLogProbs.apply(logits_of(model, hidden_nD, temperature), targets_n)
-
-    chunks = _chunks(model, len(targets_N))
-    if not chunks:
-        empty = hidden_ND.new_zeros(0, dtype=torch.float32)
-        return empty, empty
-    if len(chunks) == 1:
-        return one(hidden_ND, targets_N)
-    # A chunk's logits are made again in the backward pass instead of being kept.
-    parts = [checkpoint(one, hidden_ND[c], targets_N[c], use_reentrant=False) for c in chunks]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-
-@torch.no_grad()
-def chunked_log_probs(
-    model: Any, hidden_ND: Tensor, targets_N: Tensor, temperature: float
-) -> Tensor:
-    """Log-probs `[N]` of the targets, without gradient."""
-    parts = [hidden_ND.new_zeros(0, dtype=torch.float32)]
-    for chunk in _chunks(model, len(targets_N)):
-        log_probs_nV = logits_of(model, hidden_ND[chunk], temperature).log_softmax(-1)
-        parts.append(log_probs_nV.gather(-1, targets_N[chunk][:, None])[:, 0])
-    return torch.cat(parts)
-
-
-class _ExactKL(torch.autograd.Function):
-    """KL(p‖q) `[N]` of two sets of logits, with gradient to p's alone, which is one `[N, V]`."""
-
-    @staticmethod
-    def forward(ctx: Any, p_logits_NV: Tensor, q_logits_NV: Tensor) -> Tensor:
-        log_ratio_NV = p_logits_NV.log_softmax(-1)
-        probs_NV = log_ratio_NV.exp()
-        log_ratio_NV -= q_logits_NV.log_softmax(-1)
-        kl_N = (probs_NV * log_ratio_NV).sum(-1)
-        ctx.save_for_backward(probs_NV.mul_(log_ratio_NV.sub_(kl_N[:, None])))
-        return kl_N
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (slope_NV,) = ctx.saved_tensors
-        return slope_NV * grads[0][:, None], None
-
-
-def exact_kl(
-    p_model: Any, p_hidden_ND: Tensor, q_model: Any, q_hidden_ND: Tensor,
-    temperature: float,
-) -> Tensor:  # fmt: skip
-    """KL(p‖q) over the vocabulary at each of N places, in nats, with gradient to p's model."""
-
-    def one(p_hidden_nD: Tensor, q_hidden_nD: Tensor) -> Any:
-        with torch.no_grad():
-            q_logits_nV = logits_of(q_model, q_hidden_nD, temperature)
-        return _ExactKL.apply(logits_of(p_model, p_hidden_nD, temperature), q_logits_nV)
-
-    parts = [p_hidden_ND.new_zeros(0, dtype=torch.float32)]
-    for chunk in _chunks(p_model, len(p_hidden_ND)):
-        parts.append(checkpoint(one, p_hidden_ND[chunk], q_hidden_ND[chunk], use_reentrant=False))
-    return torch.cat(parts)
-
-
-def chunked_exact_kl(
-    p_model: Any, p_hidden_ND: Tensor, q_model: Any, q_hidden_ND: Tensor,
-    temperature: float,
-) -> Tensor:  # fmt: skip
-    """KL(p‖q) over the vocabulary at each of N places, in nats, without gradient."""
-    parts = [p_hidden_ND.new_zeros(0, dtype=torch.float32)]
-    with torch.no_grad():
-        for chunk in _chunks(p_model, len(p_hidden_ND)):
-            p_NV = logits_of(p_model, p_hidden_ND[chunk], temperature).log_softmax(-1)
-            q_NV = logits_of(q_model, q_hidden_ND[chunk], temperature).log_softmax(-1)
-            parts.append((p_NV.exp() * (p_NV - q_NV)).sum(-1))
-    return torch.cat(parts)
-
-
 def batch_log_probs(
-    model: Any, batch: PaddedRows, temperature: float, hidden_ND: Tensor | None = None
+    model: PreTrainedModel, batch: PaddedRows, temperature: float, hidden_ND: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies `[B, C]` of a padded batch, zero where padded; with gradient.
+    """Return log-probs (with gradient) and entropies of the continuation tokens of a padded batch.
 
     Args:
-        hidden_ND: the batch's `continuation_hidden`, where it is at hand already.
+        model: the model.
+        batch: the padded rows.
+        temperature: the logits are divided by it.
+        hidden_ND: the batch's `continuation_hidden` if the caller has it already.
+
+    Returns:
+        Two tensors `[B, C]` in nats, zero at padded places.
     """
     if hidden_ND is None:
         hidden_ND = continuation_hidden(model, batch)
@@ -268,7 +151,7 @@ def batch_log_probs(
 
 @torch.no_grad()
 def row_log_probs(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Row],
     *,
     temperature: float,
@@ -276,11 +159,19 @@ def row_log_probs(
     token_budget: int,
     visit: Callable[[list[int], PaddedRows, Tensor], None] | None = None,
 ) -> list[Tensor]:
-    """Log-probs of every row's continuation tokens, a float32 vector a row, in the rows' order.
+    """Return the log-probs of the continuation tokens of every row, without gradient.
 
     Args:
-        visit: called with row indices, padded rows and hidden states `[N, D]` of each
-            micro-batch, for what else is to be read off the same forward pass.
+        model: the model.
+        rows: prefixes and continuations.
+        temperature: the logits are divided by it.
+        pad_id: token id at padded places.
+        token_budget: most padded tokens of a micro-batch (`rlt.llm.batching.cut_rows`).
+        visit: called for each micro-batch with its row indices, padded rows and hidden states
+            `[N, D]`, for callers that need more than log-probs from the same forward pass.
+
+    Returns:
+        One float32 vector of log-probs in nats for each row, in the order of the rows.
     """
     results: list[Tensor] = [torch.zeros(0)] * len(rows)
     for indices in cut_rows(rows, token_budget, shares_prefixes(model)):

@@ -1,4 +1,4 @@
-"""Token budgets that give way: what does not fit into memory is done again in smaller parts."""
+"""A token budget that is lowered when memory runs out. The work is then redone in smaller parts."""
 
 import gc
 import logging
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Not every allocator has an error class of its own; these are what the others say.
+# Some allocators raise a plain RuntimeError. These texts in its message mean that memory ran out.
 _MESSAGES = (
     "out of memory",  # CUDA, HIP, MPS
     "can't allocate memory",  # torch on a CPU
@@ -22,15 +22,20 @@ _MESSAGES = (
 
 
 class OutOfMemoryError(ValueError):
-    """Some work does not fit into memory, in however small parts."""
+    """Some work does not fit into memory, even one row at a time."""
 
 
 class TokenBudget:
-    """How many padded tokens a model is given at once; lowered, for good, where they do not fit.
+    """The number of padded tokens that a model is given at once.
+
+    The budget is lowered when memory runs out, and stays lowered.
 
     Args:
-        tokens: to begin with.
-        setting: the option they come from, for messages.
+        tokens: the initial budget.
+        setting: the config option that it comes from, for messages.
+
+    Attributes:
+        tokens: the current budget.
     """
 
     def __init__(self, tokens: int, setting: str) -> None:
@@ -38,19 +43,23 @@ class TokenBudget:
         self.setting = setting
 
     def fit(self, work: Callable[[int], Result], cut: Callable[[int], Any]) -> Result:
-        """What `work` returns, given this budget or the half, quarter, … of it that fits.
+        """Call `work` with the budget, and with half, a quarter, … of it until it fits into memory.
 
-        An attempt that ran out of memory is forgotten: its tensors are freed, and random numbers
-        are drawn again from where they stood. So the result is that of a lower budget from the
-        start, if `work` keeps nothing elsewhere that the next attempt does not overwrite.
+        An attempt that ran out of memory leaves no trace: its tensors are freed, and the random
+        number generators are set back. The result is therefore the same as with the lower budget
+        from the start, provided that the next attempt overwrites everything that `work` stores
+        elsewhere.
 
         Args:
-            work: takes a token budget.
-            cut: the micro-batches that a budget makes of the same rows; a budget that cuts them
-                just as one that was too large is passed over.
+            work: the work to do; it takes a token budget.
+            cut: takes a token budget and returns the micro-batches that `work` makes with it. A
+                budget is skipped if it gives the same micro-batches as the one that was too large.
+
+        Returns:
+            What `work` returns.
 
         Raises:
-            OutOfMemoryError: no lower budget cuts the rows into smaller micro-batches.
+            OutOfMemoryError: memory ran out and no lower budget gives smaller micro-batches.
         """
         random_state = _random_state()
         while True:
@@ -60,7 +69,7 @@ class TokenBudget:
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            # No longer in `except`, where the traceback would keep the attempt's tensors alive.
+            # Inside `except`, the traceback would keep the tensors of the attempt alive.
             gc.collect()
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
@@ -80,15 +89,15 @@ class TokenBudget:
                     "hardware profile (hardware=…)"
                 )
         log.warning(
-            "not enough memory for %s=%d (%s): going on as with %s=%d from the start; set that to "
-            "spare the next run the attempt",
+            "not enough memory for %s=%d (%s): the run continues as with %s=%d from the start; set "
+            "that value to spare the next run the failed attempt",
             self.setting, self.tokens, reason, self.setting, lower,
         )  # fmt: skip
         self.tokens = lower
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory left, of the device or of the machine."""
+    """Whether an error means that the memory of the device or of the machine ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)

@@ -1,17 +1,20 @@
-"""Tokenizers for models trained from scratch, made without any download; where a turn ends."""
+"""Tokenizers for models trained from scratch, and the tokens that end an assistant's turn.
+
+The tokenizers are made without any download. A config may call any function of this module, so
+none of them may read or write files.
+"""
 
 from collections.abc import Sequence
-from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlt.llm.digit_words import vocabulary
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_MARK = "rlt-assistant-turn"  # stands for the text of a turn
+_MARK = "rlt-assistant-turn"  # the text of a turn that is searched for in a rendered chat
 
-# A turn is its bare text: the prompts' own tags tell the roles apart.
+# A turn is rendered as its bare text, because the tags in the prompts tell the roles apart.
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %} {{ m['content'] }}"
     "{{ eos_token }}{% else %} {{ m['content'] }}{% endif %}{% endfor %}"
@@ -31,28 +34,40 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def digit_words(signs: bool = False) -> PreTrainedTokenizerFast:
-    """One token per digit, tag and word of the digit chains (`data=digit_chain`), and per sign."""
+    """Make a tokenizer with one token for each word of the digit chains (`data=digit_chain`).
+
+    Args:
+        signs: include the signs of the operations (`rlt.llm.digit_words.SIGNS`).
+    """
     return words(vocabulary(signs))
 
 
 def words(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token per word; text holding any other word is refused by the tokenizer.
+    """Make a tokenizer with one token for each word. Words are separated by white space.
+
+    The tokenizer turns any other word into padding; `rlt.data.renderer.Renderer.encode` refuses a
+    text with such a word.
+
+    Args:
+        vocabulary: the words in the order of their token ids.
 
     Raises:
         ValueError: the vocabulary lacks `<pad>`, `<bos>`, `<eos>` or a tag, or repeats a word.
     """
     missing = [w for w in ("<pad>", "<bos>", "<eos>", *TAGS) if w not in vocabulary]
     if missing or len(set(vocabulary)) != len(vocabulary):
-        raise ValueError(f"vocabulary must be unique and hold {', '.join(missing) or 'no repeats'}")
+        raise ValueError(
+            f"the vocabulary must be unique and hold {', '.join(missing) or 'no repeats'}"
+        )
     ids = {word: i for i, word in enumerate(vocabulary)}
-    # An unknown word becomes padding, which no text holds: `Renderer.encode` refuses it.
+    # An unknown word becomes padding because no text holds it, so the renderer can detect it.
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return _wrap(tokenizer)
 
 
 def utf8_bytes() -> PreTrainedTokenizerFast:
-    """One token per UTF-8 byte, and one for each tag: any text, with no vocabulary to learn."""
+    """Make a tokenizer with one token for each UTF-8 byte and each tag. It encodes any text."""
     vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -63,17 +78,18 @@ def utf8_bytes() -> PreTrainedTokenizerFast:
     return _wrap(tokenizer)
 
 
-def turn_end_ids(tokenizer: Any) -> set[int]:
-    """Tokens after which an assistant's turn is over: EOS, and what the chat template ends it with.
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of the tokens that end an assistant's turn.
 
-    They differ in some families: Gemma's turns end in `<end_of_turn>`, Phi's in `<|end|>`.
+    They are EOS and the special token that the chat template puts after the turn. The two differ in
+    some model families: a turn of Gemma ends in `<end_of_turn>`, one of Phi in `<|end|>`.
     """
     ids = {int(tokenizer.eos_token_id)}
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-        _, found, after = text.rpartition(_MARK)
-        following = tokenizer(after, add_special_tokens=False)["input_ids"] if found else []
+        _, mark, after = text.rpartition(_MARK)
+        following = tokenizer(after, add_special_tokens=False)["input_ids"] if mark else []
         if following and following[0] in tokenizer.added_tokens_decoder:
             ids.add(int(following[0]))
     return ids

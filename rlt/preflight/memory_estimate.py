@@ -31,8 +31,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlt.llm.device import Hardware
-from rlt.llm.logprobs import _MAX_LOGITS
-from rlt.llm.models import ModelSource, context_of
+from rlt.llm.lm_head import MAX_LOGITS
+from rlt.llm.model_sources import ModelSource
+from rlt.llm.models import context_of
 from rlt.stages.stage import ModelStage
 from rlt.stages.training import TrainingStage
 
@@ -185,7 +186,7 @@ def _forward(shape: Shape, tokens: int, activation: int) -> int:
 
 
 def _logits(shape: Shape, tokens: int) -> int:
-    return 4 * min(_MAX_LOGITS, tokens * shape.vocabulary)
+    return 4 * min(MAX_LOGITS, tokens * shape.vocabulary)
 
 
 def optimizer_values(optim: Callable[..., torch.optim.Optimizer]) -> float:

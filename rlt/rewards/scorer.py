@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from rlt.data.problem import Problem
 from rlt.data.renderer import Explanation, Renderer, StudentText
 from rlt.evaluation.answers import extract_answer
 from rlt.llm.batching import PaddedRows, Row, cut_rows, pad_rows
+from rlt.llm.lm_head import chunked_exact_kl
 from rlt.llm.logprobs import (
-    chunked_exact_kl,
     continuation_hidden,
     row_log_probs,
     shares_prefixes,
@@ -75,7 +76,7 @@ class RewardScorer:
     def __init__(
         self,
         reward: Reward,
-        student: nn.Module,
+        student: PreTrainedModel,
         renderer: Renderer,
         *,
         temperature: float,
@@ -94,7 +95,7 @@ class RewardScorer:
         self.keep_hidden = keep_hidden
 
     def token_scores(
-        self, rows: Sequence[ScoredExplanation], teacher: nn.Module | None = None
+        self, rows: Sequence[ScoredExplanation], teacher: PreTrainedModel | None = None
     ) -> list[TokenScores]:
         """Per-token scores; `teacher` is run again, if given, for the exact KL alone."""
         texts = [self.renderer.student_text(r.problem, r.explanation.ids) for r in rows]
@@ -148,7 +149,7 @@ class RewardScorer:
         return self.row_log_probs(self.student, rows, visit)
 
     def row_log_probs(
-        self, model: nn.Module, rows: Sequence[Row], visit: Any = None
+        self, model: PreTrainedModel, rows: Sequence[Row], visit: Any = None
     ) -> list[Tensor]:
         """A model's log-probs of rows at the reward's temperature (see `rlt.llm.logprobs`).
 
@@ -168,7 +169,7 @@ class RewardScorer:
         )
 
     def __call__(
-        self, rows: Sequence[ScoredExplanation], teacher: nn.Module | None = None
+        self, rows: Sequence[ScoredExplanation], teacher: PreTrainedModel | None = None
     ) -> RewardTable:
         """Rewards of the explanations.
 
@@ -205,7 +206,7 @@ class RewardScorer:
 
     def _exact_kl(
         self,
-        teacher: nn.Module,
+        teacher: PreTrainedModel,
         rows: Sequence[ScoredExplanation],
         texts: Sequence[StudentText],
         student_hidden_ND: Tensor,

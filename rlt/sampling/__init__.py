@@ -1,4 +1,4 @@
-"""Rollouts: from prompts to sampled completions, as token ids with their log-probs."""
+"""Rollout engines: they sample completions of prompts, as token ids with their log-probs."""
 
 from rlt.sampling.engine import Completion, Rollout, known_log_probs
 from rlt.sampling.hf import HFRollout

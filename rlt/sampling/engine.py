@@ -1,16 +1,17 @@
-"""What every rollout engine takes and returns.
+"""The interface of every rollout engine.
 
-An engine is handed the live model at each call. One that samples in this process runs it; one that
-keeps weights of its own (a server) copies them over when they have changed. Callers see no
-difference.
+An engine receives the current model at each call. An engine that samples in this process runs that
+model. An engine with weights of its own, such as a server, would copy the weights when they have
+changed. Callers need not know which kind they use.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,12 @@ class Completion:
     """One sampled completion.
 
     Attributes:
-        ids: sampled token ids, with the tokens of the stop string or the EOS they ended in.
-        log_probs: their log-probs at the sampling temperature, before top-p, top-k or min-p; empty
-            if the engine computes otherwise than a forward pass of the model itself.
-        finish: `stop` (stop string), `eos`, or `length` (cut at `max_new_tokens`).
+        ids: sampled token ids, including those of the stop string or the EOS at their end.
+        log_probs: log-probs of the tokens in nats, at the sampling temperature and before top-p,
+            top-k or min-p. Empty if the engine does not compute them with a forward pass of the
+            model itself.
+        finish: why the completion ended: `stop` (stop string), `eos` (end of the turn) or `length`
+            (cut at `max_new_tokens`).
     """
 
     ids: list[int]
@@ -30,28 +33,51 @@ class Completion:
 
 
 class Rollout(Protocol):
-    """A rollout engine."""
+    """A rollout engine.
+
+    Attributes:
+        temperature: sampling temperature; 0 is greedy decoding.
+        max_new_tokens: largest number of tokens of a completion.
+    """
 
     temperature: float
     max_new_tokens: int
 
     def sample(
         self,
-        model: nn.Module,
-        tokenizer: Any,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
         n: int,
         stop: str,
     ) -> list[list[Completion]]:
-        """Sample `n` completions of every prompt, in the prompts' order."""
+        """Sample `n` completions of every prompt.
+
+        Args:
+            model: the model that samples.
+            tokenizer: its tokenizer.
+            prompts: token ids of each prompt.
+            n: number of completions for each prompt.
+            stop: a completion ends as soon as it contains this string.
+
+        Returns:
+            One list of `n` completions for each prompt, in the order of the prompts.
+        """
         ...
 
 
 def known_log_probs(model: nn.Module, completions: Sequence[Completion]) -> list[Tensor] | None:
-    """Log-probs `[T]` as they were when each completion was sampled, in place of another forward.
+    """Return the log-probs that were computed while sampling, to save another forward pass.
 
-    None unless they are those of a forward pass to float32 rounding: in lower precision, decoding
-    token by token rounds otherwise than a whole sequence does.
+    They are usable only if a forward pass over the whole sequence would give the same values up to
+    float32 rounding. In lower precision, decoding token by token is rounded differently.
+
+    Args:
+        model: the model that has sampled the completions, with unchanged weights.
+        completions: the completions.
+
+    Returns:
+        The log-probs `[T]` of each completion, or None if they are not usable.
     """
     parameter = next(model.parameters())
     if parameter.dtype != torch.float32 or torch.is_autocast_enabled(parameter.device.type):

@@ -1,11 +1,15 @@
-"""Rollouts in this process, on the model's own weights, token by token.
+"""A rollout engine that samples in this process from a transformers model, token by token.
 
-Log-probs are read from the raw logits at the sampling temperature, before any truncation, so they
-are those that the training forward gives for the same tokens. A row stops at the end of its turn
-or as soon as its decoded tail holds the stop string, wherever token borders fall.
+Log-probs are computed from the logits at the sampling temperature, before any truncation.
+Therefore they are equal to those that the training forward pass gives for the same tokens. A row
+ends at the end of its turn, or as soon as its decoded last tokens contain the stop string. The stop
+string need not begin or end where a token does.
 
-Against transformers' `generate`: a group's prompt runs once and is kept once, keys and values are
-written in place (`rlt.sampling.shared_prefix`), and rows that have ended leave the batch.
+The differences to transformers' `generate`: a prompt runs once and is stored once for all of its
+completions, keys and values are written in place (`rlt.sampling.shared_prefix`), and rows that have
+ended are removed from the batch.
+
+Capital letters in names are dimensions: B rows, V vocabulary, D hidden size.
 """
 
 import contextlib
@@ -15,29 +19,41 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from rlt.llm.batching import micro_batches
 from rlt.llm.finite_checks import NotFiniteError
-from rlt.llm.logprobs import logits_of
+from rlt.llm.lm_head import logits_of
 from rlt.llm.token_budget import TokenBudget
 from rlt.llm.tokenizers import turn_end_ids
 from rlt.sampling.engine import Completion
 from rlt.sampling.shared_prefix import RunningRows
 
-_KEPT_SHARE = 0.75  # rows leave the batch, at the cost of copying its cache, once no more are left
+# Removing ended rows copies the cache of the batch. It is done once at most this fraction of the
+# rows is unfinished.
+_UNFINISHED_FRACTION = 0.75
 
 
 class HFRollout:
     """Samples from a transformers model.
 
     Args:
-        temperature: sampling temperature; 0 decodes greedily (log-probs are then at 1).
-        max_new_tokens: completions are cut here.
-        top_p, top_k, min_p: truncation of the distribution; 1, 0 and 0 switch them off.
-        token_budget: rows × (prompt + new tokens) generated at once, to begin with: too many for
-            the memory are lowered, and what is sampled is what the lower budget samples.
+        temperature: sampling temperature. 0 decodes greedily, and log-probs are then taken at
+            temperature 1.
+        max_new_tokens: largest number of tokens of a completion.
+        top_p: keep the most likely tokens whose probabilities add up to this value; 1 keeps all.
+        top_k: keep this number of most likely tokens; 0 keeps all.
+        min_p: keep tokens with at least this fraction of the highest probability; 0 keeps all.
+        token_budget: rows × (longest prompt + new tokens) that are generated at once. It is
+            lowered if memory runs out (`rlt.llm.token_budget`).
 
     Raises:
         ValueError: a value is out of range.
@@ -76,35 +92,44 @@ class HFRollout:
     @torch.no_grad()
     def sample(
         self,
-        model: nn.Module,
-        tokenizer: Any,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Sequence[int]],
         n: int,
         stop: str,
     ) -> list[list[Completion]]:
-        """Sample `n` completions of every prompt (see `Rollout.sample`)."""
+        """Sample `n` completions of every prompt (see `Rollout.sample`).
+
+        Raises:
+            NotFiniteError: the model's logits are NaN or infinite.
+            OutOfMemoryError: memory runs out even for one row at a time.
+        """
         rows = [p for p in range(len(prompts)) for _ in range(n)]
         lengths = [len(prompts[p]) + self.max_new_tokens for p in rows]
         cut = functools.partial(micro_batches, lengths)
 
         def generate(tokens: int) -> dict[int, Completion]:
-            made: dict[int, Completion] = {}
+            completion_of_row: dict[int, Completion] = {}
             for indices in cut(tokens):
                 batch = self._generate(model, tokenizer, [prompts[rows[i]] for i in indices], stop)
-                made.update(zip(indices, batch, strict=True))
-            return made
+                completion_of_row.update(zip(indices, batch, strict=True))
+            return completion_of_row
 
         with _weights_cast_once():
-            made = self.token_budget.fit(generate, cut)
-        done = [made[index] for index in range(len(rows))]
-        return [done[p * n : (p + 1) * n] for p in range(len(prompts))]
+            completion_of_row = self.token_budget.fit(generate, cut)
+        completions = [completion_of_row[row] for row in range(len(rows))]
+        return [completions[p * n : (p + 1) * n] for p in range(len(prompts))]
 
     def _generate(
-        self, model: Any, tokenizer: Any, prompts: list[Sequence[int]], stop: str
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list[Sequence[int]],
+        stop: str,
     ) -> list[Completion]:
-        ends = _Ends(tokenizer, stop)
-        rows = [_Row() for _ in prompts]  # of the batch; those that ended leave it now and then
-        written = list(rows)
+        end_rule = _EndRule(tokenizer, stop)
+        all_rows = [_Row() for _ in prompts]
+        rows = list(all_rows)  # the rows that are still in the batch
         running = RunningRows(model, prompts, tokenizer.pad_token_id)
         for length in range(1, self.max_new_tokens + 1):
             logits_BV = logits_of(model, running.hidden_BD, self.temperature or 1.0)
@@ -115,38 +140,41 @@ class HFRollout:
                 if row.finish is None:
                     row.ids.append(token)
                     row.log_probs.append(log_prob)
-                    row.finish = ends.reason(row.ids)
-            going = [b for b, row in enumerate(rows) if row.finish is None]
-            if not going or length == self.max_new_tokens:
+                    row.finish = end_rule.reason(row.ids)
+            unfinished = [b for b, row in enumerate(rows) if row.finish is None]
+            if not unfinished or length == self.max_new_tokens:
                 break
-            if running.can_drop and len(going) <= _KEPT_SHARE * len(rows):
-                kept_B = torch.tensor(going, device=tokens_B.device)
-                rows = [rows[b] for b in going]
+            if running.can_drop and len(unfinished) <= _UNFINISHED_FRACTION * len(rows):
+                kept_B = torch.tensor(unfinished, device=tokens_B.device)
+                rows = [rows[b] for b in unfinished]
                 tokens_B = tokens_B[kept_B]
                 running.keep(kept_B)
             running.append(tokens_B)
-        return [Completion(row.ids, row.log_probs, row.finish or "length") for row in written]
+        return [Completion(row.ids, row.log_probs, row.finish or "length") for row in all_rows]
 
     def _draw(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """A token for each row, and its log-prob before truncation.
+        """Draw a token for each row. Returns tokens `[B]` and their log-probs before truncation.
 
         Raises:
             NotFiniteError: a row's logits are NaN or infinite.
         """
         log_probs_BV = logits_BV.log_softmax(-1)
         if log_probs_BV[:, 0].isnan().any():
-            raise NotFiniteError("the model's logits are NaN or infinite, nothing can be sampled")
-        no_ids: Any = None  # none of these looks at what was written
+            raise NotFiniteError(
+                "the model's logits are NaN or infinite, so nothing can be sampled"
+            )
+        no_ids: Any = None  # these processors do not look at the tokens so far
         truncated_BV = self._truncate(no_ids, log_probs_BV)
         if self.temperature == 0:
             tokens_B = truncated_BV.argmax(-1)
         else:
-            # The inverse of the cumulative distribution: one random number a row, where
-            # `multinomial` draws one for every word of the vocabulary.
+            # Inverting the cumulative distribution takes one random number for each row.
+            # `multinomial` draws one for every token of the vocabulary.
             dtype = torch.float32 if logits_BV.device.type == "mps" else torch.float64
             cumulative_BV = truncated_BV.softmax(-1).cumsum(-1, dtype=dtype)
             total_B1 = cumulative_BV[:, -1:]
-            below_B1 = total_B1.nextafter(torch.zeros_like(total_B1))  # the product may round up
+            # The product below may be rounded up to the total, which no token would match.
+            below_B1 = total_B1.nextafter(torch.zeros_like(total_B1))
             drawn_B1 = (torch.rand_like(total_B1) * total_B1).minimum(below_B1)
             tokens_B = torch.searchsorted(cumulative_BV, drawn_B1, right=True)[:, 0]
         return tokens_B, log_probs_BV.gather(-1, tokens_B[:, None])[:, 0]
@@ -154,7 +182,10 @@ class HFRollout:
 
 @contextlib.contextmanager
 def _weights_cast_once() -> Iterator[None]:
-    """Under autocast, keep the weights as cast: Lightning has them cast anew for every token."""
+    """Let autocast keep the weights that it has cast.
+
+    Lightning switches this cache off, so the weights would be cast again for every token.
+    """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(True)
     try:
@@ -166,24 +197,24 @@ def _weights_cast_once() -> Iterator[None]:
 
 @dataclass
 class _Row:
-    """What a row has written so far; `finish` is None while it goes on."""
+    """The tokens and log-probs of a row so far. `finish` is None while the row is unfinished."""
 
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finish: str | None = None
 
 
-class _Ends:
-    """Tells whether a row has just ended, and why."""
+class _EndRule:
+    """Decides whether a row has ended with its newest token, and why."""
 
-    def __init__(self, tokenizer: Any, stop: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str) -> None:
         self.tokenizer = tokenizer
         self.stop = stop
         self.turn_ends = turn_end_ids(tokenizer)
         ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
-        # A tag that is one token of its own is compared by id; any other by its characters.
+        # A stop string that is a single token is compared by id, any other by its characters.
         self.stop_id = ids[0] if len(ids) == 1 else None
-        self.tail_tokens = len(stop.encode()) + 2  # at least one byte of the tag a token
+        self.tail_tokens = len(stop.encode()) + 2  # each token holds at least a byte
 
     def reason(self, ids: list[int]) -> str | None:
         if ids[-1] == self.stop_id:

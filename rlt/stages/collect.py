@@ -22,7 +22,9 @@ from rlt.data.problem import Problem
 from rlt.data.renderer import Explanation, Renderer
 from rlt.data.traces import write_traces
 from rlt.evaluation.answers import extract_answer
-from rlt.llm.models import ModelSource, context_tokens, fingerprint, freeze
+from rlt.llm.device import on_device
+from rlt.llm.model_sources import ModelSource
+from rlt.llm.models import context_tokens, fingerprint, freeze
 from rlt.report.results import collect_result
 from rlt.rewards import Reward, RewardScorer, ScoredExplanation
 from rlt.runs.environment import peak_memory_bytes
@@ -94,8 +96,8 @@ class Collect(ModelStage):
         data, rollout = self.data, self.rollout
         split = load_data(data, renderer)
         device = self.hardware.device
-        teacher = freeze(self.load_model("teacher").model).to(device)
-        student = freeze(self.load_model("student").model).to(device)
+        teacher = on_device(freeze(self.load_model("teacher").model), device)
+        student = on_device(freeze(self.load_model("student").model), device)
         scorer = RewardScorer(
             self.reward,
             student,

@@ -19,7 +19,8 @@ from rich.progress import (
 
 from rlt.data.dataset import DataSplit, ProblemData
 from rlt.data.renderer import Renderer
-from rlt.llm.models import LanguageModel, ModelSource
+from rlt.llm.model_sources import ModelSource
+from rlt.llm.models import LanguageModel
 from rlt.stages.stage import FIRST_LOOK
 
 log = logging.getLogger(__name__)

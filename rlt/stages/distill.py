@@ -13,7 +13,7 @@ from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
 from rlt.data.traces import find_traces, trace_source
 from rlt.evaluation.answers import extract_answer
-from rlt.llm.models import ModelSource
+from rlt.llm.model_sources import ModelSource
 from rlt.runs.folder import RunFolder
 from rlt.sampling import Rollout
 from rlt.stages.common import load_data

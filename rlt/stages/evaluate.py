@@ -13,7 +13,9 @@ from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
 from rlt.evaluation.benchmark import Benchmark, evaluate_answers
 from rlt.evaluation.contamination import Contamination
-from rlt.llm.models import ModelSource, fingerprint, freeze
+from rlt.llm.device import on_device
+from rlt.llm.model_sources import ModelSource
+from rlt.llm.models import fingerprint, freeze
 from rlt.report.results import evaluate_result
 from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.folder import RunFolder
@@ -59,7 +61,7 @@ class Evaluate(ModelStage):
         benchmark = self.benchmark
         problems = benchmark.load(renderer.style.forbidden, renderer.count_tokens)
         overlap = self.check_contamination(renderer, problems)
-        student = freeze(self.load_model("student").model).to(self.hardware.device)
+        student = on_device(freeze(self.load_model("student").model), self.hardware.device)
         run.record(data=benchmark.report, models={"student": fingerprint(student)})
         tags = renderer.style.tags["solution_open"], renderer.style.tags["solution_close"]
 

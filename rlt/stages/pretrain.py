@@ -7,7 +7,7 @@ from typing import ClassVar
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
-from rlt.llm.models import ModelSource
+from rlt.llm.model_sources import ModelSource
 from rlt.runs.folder import RunFolder
 from rlt.stages.common import load_data
 from rlt.stages.examples import require_explanations, student_examples, without_explanation

@@ -22,7 +22,9 @@ from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
 from rlt.data.traces import trace_source, write_rows, write_traces
 from rlt.evaluation.statistics import bootstrap_interval
-from rlt.llm.models import ModelSource, context_tokens, fingerprint, freeze
+from rlt.llm.device import on_device
+from rlt.llm.model_sources import ModelSource
+from rlt.llm.models import context_tokens, fingerprint, freeze
 from rlt.report.results import score_result
 from rlt.report.run import best_and_worst_of
 from rlt.report.samples import log_attributions
@@ -114,10 +116,10 @@ class Score(ModelStage):
         require_explanations(problems)
         problems = [problem for problem in problems if problem.explanation is not None]
         device = self.hardware.device
-        student = freeze(self.load_model("student").model).to(device)
+        student = on_device(freeze(self.load_model("student").model), device)
         teacher = None
         if self.teacher is not None:
-            teacher = freeze(self.load_model("teacher").model).to(device)
+            teacher = on_device(freeze(self.load_model("teacher").model), device)
         models = {"student": student, "teacher": teacher}
         prints = {role: fingerprint(model) for role, model in models.items() if model is not None}
         run.record(models=prints)

@@ -15,9 +15,11 @@ from rlt.config.allowed_targets import raise_if_any
 from rlt.config.fields import field_errors
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
-from rlt.data.renderer import PromptStyle, Renderer, StyleByTokenizer
+from rlt.data.prompt_style import PromptStyle, StyleByTokenizer
+from rlt.data.renderer import Renderer
 from rlt.llm.device import Hardware
-from rlt.llm.models import LanguageModel, ModelSource, source_at
+from rlt.llm.model_sources import ModelSource, source_at
+from rlt.llm.models import LanguageModel
 from rlt.runs.folder import RunFolder
 from rlt.runs.formatting import number
 

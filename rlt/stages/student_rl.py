@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
-from rlt.llm.models import ModelSource, context_tokens, freeze
+from rlt.llm.model_sources import ModelSource
+from rlt.llm.models import context_tokens, freeze
 from rlt.runs.folder import RunFolder
 from rlt.stages.common import load_data
 from rlt.stages.rl import RLStage, record_weights, require_room

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from rlt.config.allowed_targets import raise_if_any
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
-from rlt.llm.models import LanguageModel, ModelSource, context_tokens, fingerprint, freeze
+from rlt.llm.device import on_device
+from rlt.llm.model_sources import ModelSource
+from rlt.llm.models import LanguageModel, context_tokens, fingerprint, freeze
 from rlt.report.results import rl_result
 from rlt.rewards import Reward, RewardScorer
 from rlt.rewards.preflight import Area, Preflight
@@ -109,7 +111,9 @@ class TeacherRL(RLStage):
         task = Teaching(renderer, scorer)
         return areas | self.fit(run, renderer, teacher, reference, task, datamodule, self.credit)
 
-    def frozen_models(self, teacher: LanguageModel) -> tuple[nn.Module | None, nn.Module]:
+    def frozen_models(
+        self, teacher: LanguageModel
+    ) -> tuple[PreTrainedModel | None, PreTrainedModel]:
         """(reference or None, student of the reward), sharing one object where they may."""
         reference = freeze(copy.deepcopy(teacher.model)) if self.holds_reference else None
         if self.reward_student == "reference":
@@ -136,7 +140,7 @@ class TeacherRL(RLStage):
         explained = any(problem.explanation is not None for problem in problems)
         if self.preflight is None or not explained:
             return {}
-        scorer.student.to(self.hardware.device)
+        on_device(scorer.student, self.hardware.device)
         with torch.random.fork_rng():
             areas = preflight_areas(self.preflight, problems, self.data, scorer, self.seed)
         return tell_areas(areas, self.preflight, run.folder)

@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from rlt.llm.logprobs import exact_kl
+from rlt.llm.lm_head import exact_kl
 from rlt.training.algorithms import group_advantages
 
 LEAST_SPREAD = 0.5  # in units of the reward, which are nats for the rewards of log-probs

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlt.data.batches import Batch
 from rlt.llm.batching import Row, cut_rows, padding_fraction
@@ -125,7 +126,7 @@ class PolicyModule(L.LightningModule):
         """At which log-probs are taken."""
         return 1.0
 
-    def row_log_probs(self, model: nn.Module, rows: Sequence[Row]) -> list[Tensor]:
+    def row_log_probs(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
         """Log-probs of every row's continuation tokens, without gradient."""
         return self.token_budget.fit(
             lambda tokens: row_log_probs(

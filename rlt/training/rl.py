@@ -12,14 +12,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from rlt.data.batches import Batch
 from rlt.data.dataset import Behaviour
 from rlt.data.problem import Problem
 from rlt.evaluation.statistics import roc_area_interval
 from rlt.llm.batching import Row, pad_rows
+from rlt.llm.device import on_device
 from rlt.llm.finite_checks import require_finite
 from rlt.llm.logprobs import batch_log_probs, continuation_hidden
 from rlt.sampling import Rollout, known_log_probs
@@ -63,7 +65,7 @@ class RL(PolicyModule):
         self,
         policy: Any,
         renderer: Any,
-        reference: nn.Module | None,
+        reference: PreTrainedModel | None,
         task: Task,
         rollout: Rollout,
         algorithm: Algorithm,
@@ -108,13 +110,13 @@ class RL(PolicyModule):
         self._scored_held_out: list[tuple[str, bool, float]] = []  # problem, is good, reward
 
     @property
-    def reference(self) -> nn.Module | None:
+    def reference(self) -> PreTrainedModel | None:
         return self._frozen["reference"]
 
     def setup(self, stage: str) -> None:
         for model in self._frozen.values():
             if model is not None:
-                model.to(self.trainer.strategy.root_device)
+                on_device(model, self.trainer.strategy.root_device)
 
     @names_the_step
     def training_step(self, batch: Batch, batch_idx: int) -> None:

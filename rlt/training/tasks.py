@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
@@ -46,7 +47,7 @@ class Task(Protocol):
 
     kind: str
     stop: str
-    scoring_model: nn.Module | None
+    scoring_model: PreTrainedModel | None
 
     def prompt(self, problem: Problem) -> list[int]: ...
 
@@ -86,7 +87,7 @@ class Teaching:
         self.renderer = renderer
         self.scorer = scorer
         self.stop = renderer.stop
-        self.scoring_model: nn.Module | None = scorer.student
+        self.scoring_model: PreTrainedModel | None = scorer.student
 
     def prompt(self, problem: Problem) -> list[int]:
         return self.renderer.teacher_prompt(problem)
@@ -158,7 +159,7 @@ class Answering:
     """
 
     kind = "completion"
-    scoring_model: nn.Module | None = None
+    scoring_model: PreTrainedModel | None = None
 
     def __init__(
         self, renderer: Renderer, grader: Any, missing_answer_penalty: float = 0.0

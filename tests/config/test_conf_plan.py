@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rlt.cli import main
 from rlt.config.allowed_targets import ConfigError
 from rlt.config.build import build, build_partial, build_stage
-from rlt.llm.models import Packaged
+from rlt.llm.model_sources import Packaged
 from rlt.preflight import probe
 from rlt.preflight.memory_estimate import optimizer_values, peak_bytes, shape_of
 from rlt.runs.identity import config_key

@@ -1,5 +1,6 @@
-"""Batches as a pure function of seed and step, and going on with them."""
+"""Batches depend on seed and step alone, and iteration resumes after a checkpoint."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     assert [other.batch(step) for step in (8, 0, 3)] == [batches[8], batches[0], batches[3]]
     assert drawn(StepBatches(items, 4, 9, seed=1)) != batches
     epochs = [tuple(x for b in batches for x in b)[start : start + 10] for start in (0, 10, 20)]
-    assert len(set(epochs)) == 3  # each epoch in an order of its own
+    assert len(set(epochs)) == 3  # each epoch has another order
 
 
 def test_restored_batches_go_on_after_the_last_one_drawn() -> None:
@@ -47,13 +48,15 @@ def test_restored_batches_go_on_after_the_last_one_drawn() -> None:
     second = StepBatches(list(range(7)), 3, 8, seed=2)
     second.load_state_dict(first.state_dict())
     assert head + drawn(second) == whole
-    assert first.state_dict() == {"next_step": 5} and len(second) == 8
+    assert first.state_dict() == {"next_step": 5}
+    assert len(second) == 8
 
 
 def test_validation_batches_in_order() -> None:
     loader = InOrder([1, 2, 3, 4, 5], 2)
     assert [batch.items for batch in loader] == [[1, 2], [3, 4], [5]]
-    assert len(loader) == 3 and len(InOrder([], 2)) == 0
+    assert len(loader) == 3
+    assert len(InOrder([], 2)) == 0
     one, other = (StepDataModule([0], [1, 2, 3], 2, 3, None, 0, size) for size in (None, 3))
     assert [batch.items for batch in one.val_dataloader()] == [[1, 2], [3]]
     assert [batch.items for batch in other.val_dataloader()] == [[1, 2, 3]]
@@ -83,9 +86,8 @@ def test_steps_of_a_run(
 def test_lengths_that_cannot_work_are_refused(
     steps: int | None, epochs: float | None, batch_size: int, message: str
 ) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         StepDataModule([1], [], batch_size, steps, epochs, seed=0)
-    assert message in str(error.value)
 
 
 def test_nothing_to_train_on_is_refused() -> None:
@@ -94,17 +96,17 @@ def test_nothing_to_train_on_is_refused() -> None:
 
 
 class Recorder(L.LightningModule):
-    """Writes down the items it is given, and stops or saves where it is told."""
+    """Records the items of each batch. It stops or saves at the steps that are set."""
 
     def __init__(self, stop_after: int | None = None, save_to: Path | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.stop_after, self.save_to = stop_after, save_to
-        self.seen: list[list[int]] = []
+        self.batches: list[list[int]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self.seen.append(batch.items)
+        self.batches.append(batch.items)
         self.optimizers().step()  # type: ignore[union-attr]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -128,7 +130,7 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(tmp_path: Path) -> No
         )  # fmt: skip
         datamodule = StepDataModule(list(range(7)), [], 3, 8, None, seed=4)
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        return module.seen
+        return module.batches
 
     whole = fit(Recorder())
     assert whole == drawn(StepBatches(list(range(7)), 3, 8, seed=4))

@@ -1,4 +1,4 @@
-"""What an explanation of a sum does, told by arithmetic."""
+"""The behaviour of explanations of sums."""
 
 import pytest
 
@@ -14,9 +14,9 @@ QUESTION = "State the final answer to the following arithmetic problem: 4 - 6 - 
         ("  4 - 6 = -2\n-2 - 0 = -2 \n-2 + 3 = 1\n", "right"),
         ("4 - 6 = -2\n-2 - 0 = -2\n-2 + 3 = 1\nThe answer is 1.", "right"),
         ("4 - 6 = -2\n-2 + 0 = 0\n0 + 3 = 1", "mended"),  # a sign and a sum are wrong
-        ("4 - 6 = 9\n9 - 0 = 9\n9 + 3 = 1", "mended"),  # put right by the last line
+        ("4 - 6 = 9\n9 - 0 = 9\n9 + 3 = 1", "mended"),  # the last line has the solution
         ("4 - 6 = -2\n-2 - 0 = -2\n-2 + 3 = 5", "wrong"),
-        ("4 - 6 = -3\n-3 - 0 = -3\n-3 + 3 = 0", "wrong"),  # carried on honestly
+        ("4 - 6 = -3\n-3 - 0 = -3\n-3 + 3 = 0", "wrong"),  # the error is carried on to the end
         ("1", "leak"),
         ("4 - 6 - 0 + 3 = 1", "leak"),
         ("4 - 6 = -2\n-2 + 3 = 1", "leak"),  # right lines, but a step is missing
@@ -38,7 +38,7 @@ def test_negative_numbers_are_numbers() -> None:
 
 
 def test_a_question_without_a_sum_is_refused() -> None:
-    with pytest.raises(ValueError, match="'How are you\\?' holds no sum"):
+    with pytest.raises(ValueError, match="'How are you\\?' contains no sum"):
         behaviour_of("How are you?", "1", "4 - 3 = 1")
 
 

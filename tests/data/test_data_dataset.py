@@ -17,14 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from rlt.data.dataset import ProblemData, in_validation, split_problems
 from rlt.data.problem import make_problem
 from rlt.data.rows import BadRowsError, RawRow
-from rlt.data.sources.digit_chain import read_question
+from rlt.data.sources.digit_chain_text import read_question
 
 CONF = Path(__file__).parents[2] / "conf"
 DATA_FILES = sorted(path.stem for path in (CONF / "data").glob("*.yaml") if path.stem[0] != "_")
 
 
 class Fixed:
-    """A source of given rows."""
+    """A source with the rows of its argument."""
 
     def __init__(self, *values: dict[str, Any]) -> None:
         self.values = values
@@ -104,8 +104,8 @@ def test_a_part_keeps_its_problems_whatever_other_rows_there_are() -> None:
         (None, "teacher", "set both"),
         (THIRDS, None, "set both"),
         (THIRDS, "teachr", "data.part=teachr: data.parts has reward_student, teacher; did you"),
-        ({"a": 0.5, "b": 0.4}, "a", "shares are above 0 and add up to 1"),
-        ({"a": 1.5, "b": -0.5}, "a", "shares are above 0 and add up to 1"),
+        ({"a": 0.5, "b": 0.4}, "a", "shares must be above 0 and add up to 1"),
+        ({"a": 1.5, "b": -0.5}, "a", "shares must be above 0 and add up to 1"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts: Any, part: Any, message: str) -> None:
@@ -195,7 +195,7 @@ def test_every_data_config_has_a_grader_and_known_keys(name: str) -> None:
         return
     loader = instantiate(data)
     assert isinstance(loader, ProblemData)
-    if name == "bespoke_stratos":  # not to be had without the hub
+    if name == "bespoke_stratos":  # needs the hub
         return
     split = loader.load(forbidden=["<think>"])
     assert split.train

@@ -1,4 +1,4 @@
-"""Digit chains: the arithmetic and each behaviour, by hand."""
+"""Digit chains: the arithmetic and each behaviour, with examples written by hand."""
 
 from collections import Counter
 
@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlt.data.rows import collect_problems
-from rlt.data.sources.digit_chain import (
+from rlt.data.row_checks import collect_problems
+from rlt.data.sources.digit_chain import DigitChain
+from rlt.data.sources.digit_chain_text import (
     BEHAVIOURS,
     VAGUE_WORDS,
-    DigitChain,
     behaviour_of,
     read_question,
     running_results,
@@ -32,9 +32,9 @@ def test_running_sums_and_filling() -> None:
     ("explanation", "behaviour"),
     [
         ("3 8 0 7 1 7 6", "step"),
-        ("3 8 1 8 2 8 7", "slip"),  # one too many from the third sum on
-        ("4 9 1 8 2 8 7", "slip"),  # already the first
-        ("3 8 0 7 1 7 5", "slip"),  # only the last
+        ("3 8 1 8 2 8 7", "slip"),  # one too large from the third sum on
+        ("4 9 1 8 2 8 7", "slip"),  # from the first sum on
+        ("3 8 0 7 1 7 5", "slip"),  # the last sum alone
         ("3 8 1 7 1 7 6", "other"),  # wrong once, not carried on
         ("3 8 1 9 3 9 8", "other"),  # wrong twice
         ("3 8 0 7 1 7", "other"),
@@ -114,14 +114,14 @@ def test_mixtures_in_their_shares() -> None:
             {"share": 1, "lengths": {7: 1}, "behaviours": {"vague": 1, "direct": 3}},
         ],
     )
-    seen = Counter(
+    counts = Counter(
         (len(read_question(row.values["question"])[0]), row.values["metadata"]["behaviour"])
         for row in source.rows()
     )
     expected = {(2, "step"): 1500, (3, "step"): 1500, (7, "vague"): 250, (7, "direct"): 750}
-    assert set(seen) == set(expected)
+    assert set(counts) == set(expected)
     for key, count in expected.items():  # five standard deviations of a binomial
-        assert abs(seen[key] - count) < 5 * (count * (1 - count / 4000)) ** 0.5
+        assert abs(counts[key] - count) < 5 * (count * (1 - count / 4000)) ** 0.5
 
 
 def test_errors() -> None:

@@ -1,4 +1,4 @@
-"""Hand-made JSONL, CSV and Parquet files, whole and broken."""
+"""JSONL, CSV and Parquet files written by hand, intact and broken."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlt.data.rows import BadRowsError, collect_problems
+from rlt.data.row_checks import collect_problems
+from rlt.data.rows import BadRowsError
 from rlt.data.sources.files import TableFiles, expand_files
 
 COLUMNS = {"question": "q", "solution": "a", "explanation": None, "system": None}
@@ -30,13 +31,13 @@ def test_jsonl_rows_whole_and_broken(tmp_path: Path) -> None:
         '{"q": "line\u2028separator", "a": "11"}'.encode(),
     ]
     path.write_bytes(b"\n".join(lines))
-    found = collect_problems(TableFiles(str(path), COLUMNS).rows(), "skip", ["<t>"])
-    assert [(p.question, p.solution) for p in found.problems] == [
+    actual = collect_problems(TableFiles(str(path), COLUMNS).rows(), "skip", ["<t>"])
+    assert [(p.question, p.solution) for p in actual.problems] == [
         ("eins", "1"),
         ("größer 😀", "2"),
         ("line\u2028separator", "11"),
     ]
-    assert [(bad.row, bad.reason) for bad in found.bad_rows] == [
+    assert [(bad.row, bad.reason) for bad in actual.bad_rows] == [
         (4, "undecodable"),
         (5, "undecodable"),
         (6, "wrong type"),
@@ -45,7 +46,7 @@ def test_jsonl_rows_whole_and_broken(tmp_path: Path) -> None:
         (9, "wrong type"),
         (10, "tag inside the text"),
     ]
-    assert {bad.file for bad in found.bad_rows} == {str(path)}
+    assert {bad.file for bad in actual.bad_rows} == {str(path)}
     with pytest.raises(BadRowsError, match="row 4: undecodable"):
         collect_problems(TableFiles(str(path), COLUMNS).rows())
 
@@ -57,24 +58,24 @@ def test_csv_values_are_text(tmp_path: Path) -> None:
         f'q,a,cot\n"two\nlines, one cell",007,\nleer,,so\n\nshort,1\n"{long}",1e3,"say ""x"""\n',
         encoding="utf-8",
     )
-    found = collect_problems(TableFiles(str(path), WITH_COT).rows(), "skip")
-    assert [(p.question, p.solution, p.explanation) for p in found.problems] == [
+    actual = collect_problems(TableFiles(str(path), WITH_COT).rows(), "skip")
+    assert [(p.question, p.solution, p.explanation) for p in actual.problems] == [
         ("two\nlines, one cell", "007", None),
         (long, "1e3", 'say "x"'),
     ]
-    assert [(bad.row, bad.line, bad.reason) for bad in found.bad_rows] == [
+    assert [(bad.row, bad.line, bad.reason) for bad in actual.bad_rows] == [
         (2, 4, "empty solution"),
         (3, 6, "wrong type"),
     ]
-    assert "row 2 (line 4): empty solution" in str(found.bad_rows[0])
+    assert "row 2 (line 4): empty solution" in str(actual.bad_rows[0])
 
 
 def test_csv_broken_bytes_and_quotes(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b'q,a\n\xff,1\n"b"x,2\nc,3\n')
-    found = collect_problems(TableFiles(str(path), COLUMNS).rows(), "skip")
-    assert [p.question for p in found.problems] == ["c"]
-    assert [(bad.row, bad.reason) for bad in found.bad_rows] == [
+    actual = collect_problems(TableFiles(str(path), COLUMNS).rows(), "skip")
+    assert [p.question for p in actual.problems] == ["c"]
+    assert [(bad.row, bad.reason) for bad in actual.bad_rows] == [
         (1, "undecodable"),
         (2, "undecodable"),
     ]
@@ -91,15 +92,15 @@ def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     table = {"q": ["eins", "zwei", None], "a": [1.0, None, 3.0], "cot": ["", None, "x"]}
     pq.write_table(pa.table(table), path)
-    found = collect_problems(TableFiles(str(path), WITH_COT).rows(), "skip")
-    assert [(p.question, p.solution, p.explanation) for p in found.problems] == [("eins", "1", "")]
-    assert [(bad.row, bad.reason) for bad in found.bad_rows] == [
+    actual = collect_problems(TableFiles(str(path), WITH_COT).rows(), "skip")
+    assert [(p.question, p.solution, p.explanation) for p in actual.problems] == [("eins", "1", "")]
+    assert [(bad.row, bad.reason) for bad in actual.bad_rows] == [
         (2, "empty solution"),
         (3, "empty question"),
     ]
     pq.write_table(pa.table({"q": ["eins"], "ans": [[1]]}), path)
-    found = collect_problems(TableFiles(str(path), COLUMNS).rows(), "skip")
-    assert [bad.reason for bad in found.bad_rows] == ["missing column"]
+    actual = collect_problems(TableFiles(str(path), COLUMNS).rows(), "skip")
+    assert [bad.reason for bad in actual.bad_rows] == ["missing column"]
     lists = TableFiles(str(path), {**COLUMNS, "solution": "ans"})
     assert [bad.reason for bad in collect_problems(lists.rows(), "skip").bad_rows] == ["wrong type"]
     path.write_bytes(b"not parquet at all")

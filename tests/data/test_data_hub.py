@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
-from rlt.data.rows import collect_problems
+from rlt.data.row_checks import collect_problems
 from rlt.data.sources.hub import HubDataset
 from rlt.data.sources.stratos import StratosConversations
 
@@ -60,11 +60,11 @@ def test_solution_mark(tmp_path: Path) -> None:
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "gsm8k"))
     columns = {"question": "question", "solution": "answer"}
     source = HubDataset(str(tmp_path / "gsm8k"), "train", columns, solution_mark="####")
-    found = collect_problems(source.rows(), "skip")
-    assert [(p.solution, p.explanation) for p in found.problems] == [
+    actual = collect_problems(source.rows(), "skip")
+    assert [(p.solution, p.explanation) for p in actual.problems] == [
         ("6", "2*3=<<2*3=6>>6 #### eggs\nSo 6.")
     ]
-    assert found.bad_per_reason() == {"missing tags": 1}
+    assert actual.bad_per_reason() == {"missing tags": 1}
     with pytest.raises(ValueError, match="explanation=null"):
         HubDataset("x", "train", {**columns, "explanation": "cot"}, solution_mark="####")
 
@@ -132,12 +132,12 @@ def test_stratos_files_and_broken_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = StratosConversations(files=str(path))
-    found = collect_problems(source.rows(), "skip")
-    assert [(p.question, p.system) for p in found.problems] == [
+    actual = collect_problems(source.rows(), "skip")
+    assert [(p.question, p.system) for p in actual.problems] == [
         ("What is 1+1?", "Use <|begin_of_thought|>."),
         ("no system here", None),
     ]
-    assert [(bad.row, bad.reason) for bad in found.bad_rows] == [
+    assert [(bad.row, bad.reason) for bad in actual.bad_rows] == [
         (2, "missing tags"),
         (3, "missing tags"),
         (4, "empty solution"),

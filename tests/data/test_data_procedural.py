@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import reasoning_gym
 
-from rlt.data.rows import collect_problems
+from rlt.data.row_checks import collect_problems
 from rlt.data.sources.procedural import (
     ReasoningGym,
     decode_entry,
@@ -68,7 +68,8 @@ def test_options_reach_the_task() -> None:
     source = ReasoningGym("chain_sum", 5, 0, {"min_terms": 3, "max_terms": 3, "max_digits": 1})
     for problem in collect_problems(source.rows()).problems:
         assert problem.metadata["entry"]["metadata"]["num_terms"] == 3
-        assert problem.explanation is not None and problem.explanation.count("=") == 2
+        assert problem.explanation is not None
+        assert problem.explanation.count("=") == 2
     [bare] = collect_problems(ReasoningGym("countdown", 1, 0).rows()).problems
     assert bare.explanation is None
 
@@ -87,8 +88,8 @@ def test_errors_name_the_nearest() -> None:
 
 
 def test_task_without_reference_answer_gives_bad_rows() -> None:
-    found = collect_problems(ReasoningGym("graph_color", 2, 0).rows(), "skip")
-    assert found.bad_per_reason() == {"empty solution": 2}
+    actual = collect_problems(ReasoningGym("graph_color", 2, 0).rows(), "skip")
+    assert actual.bad_per_reason() == {"empty solution": 2}
 
 
 def test_sums_are_explained_by_their_running_totals() -> None:

@@ -1,19 +1,12 @@
-"""Each way in which a row can be broken, by hand."""
+"""Rows that are broken in each possible way."""
 
 import math
 
 import pytest
 
 from rlt.data.problem import problem_id
-from rlt.data.rows import (
-    BadRowsError,
-    RawRow,
-    RowError,
-    check_columns,
-    collect_problems,
-    map_columns,
-    to_problem,
-)
+from rlt.data.row_checks import check_columns, collect_problems, map_columns, to_problem
+from rlt.data.rows import BadRowsError, RawRow, RowError
 
 
 def raw(row: int = 1, /, **values: object) -> RawRow:
@@ -122,11 +115,11 @@ def test_stop_shows_the_first_rows_and_counts_per_reason() -> None:
 
 def test_skip_counts_bad_rows_and_duplicates() -> None:
     rows = [raw(1), raw(2, solution=""), raw(3), raw(4, solution="5"), raw(5, solution=4)]
-    found = collect_problems(rows, "skip")
-    assert [problem.solution for problem in found.problems] == ["4", "5"]
-    assert (found.read, found.duplicates_dropped) == (5, 2)
-    assert found.bad_per_reason() == {"empty solution": 1}
-    assert (found.bad_rows[0].file, found.bad_rows[0].row) == ("a.jsonl", 2)
+    actual = collect_problems(rows, "skip")
+    assert [problem.solution for problem in actual.problems] == ["4", "5"]
+    assert (actual.read, actual.duplicates_dropped) == (5, 2)
+    assert actual.bad_per_reason() == {"empty solution": 1}
+    assert (actual.bad_rows[0].file, actual.bad_rows[0].row) == ("a.jsonl", 2)
     assert len(collect_problems(rows, "skip", unique=False).problems) == 4
 
 

@@ -1,6 +1,7 @@
-"""Renderer: spans known by construction, and the end tag found in what a teacher wrote."""
+"""The renderer: known spans, and the end tag in the completion of a teacher."""
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from rlt.data.problem import Problem, make_problem
-from rlt.data.renderer import PromptStyle, Renderer
+from rlt.data.prompt_style import PromptStyle
+from rlt.data.renderer import Renderer
 from rlt.llm.tokenizers import turn_end_ids, utf8_bytes
 
 STYLES = ("r1", "stratos", "compact")
 TOKENIZERS = ("byte_tokenizer", "smollm2_tokenizer")
 Viewer = Callable[[str, Any], Renderer]
 
-# Text as models write it: halves of tags, templates' own names, merges at borders, any unicode.
+# Text with parts of tags, names of placeholders, merging characters and any Unicode.
 PIECES = st.sampled_from([
     "</", "<", ">", "think", "think>", "</think", "<think", "<explanation", "</explanation",
     "</solution", "<|end_of", "<|end_of_thought|", "_explanation|>", "{solution}", "{explanation}",
@@ -48,7 +50,7 @@ def renderer(request: pytest.FixtureRequest, tokenizer: Any, renderer_of: Viewer
     return renderer_of(request.param, tokenizer)
 
 
-# Each style's text, written out by hand: (thought and solution around their values, opening).
+# The text of each style, written by hand: thought and solution with their tags, and the opening.
 BLOCKS = {
     "r1": ("<think>", "\n{t}\n", "</think>\n<solution>", "\n{s}\n", "</solution>"),
     "stratos": (
@@ -99,7 +101,8 @@ def test_spans_hold_exactly_their_text(
     assert text.prompt == renderer.student_prompt(problem)
 
     prompt = renderer.decode(text.prompt)
-    assert prompt.endswith(opening) and question in prompt
+    assert prompt.endswith(opening)
+    assert question in prompt
     whole = renderer.decode([*text.prompt, *text.continuation])
     assert whole.startswith(prompt + thought + bridge + answer + closing)
 
@@ -114,13 +117,14 @@ def test_spans_hold_exactly_their_text(
 @given(ids=st.lists(st.integers(0, 255), max_size=20))
 def test_any_thought_ids_are_taken_over_unchanged(renderer: Renderer, ids: list[int]) -> None:
     text = renderer.student_text(make_problem("q", "s"), ids)
-    assert text.continuation[: len(ids)] == ids and text.thought_span == (0, len(ids))
+    assert text.continuation[: len(ids)] == ids
+    assert text.thought_span == (0, len(ids))
     answer = BLOCKS[style_of(renderer)][3].replace("{s}", "s")
     assert renderer.decode(text.continuation[slice(*text.solution_span)]) == answer
 
 
 def longest_prefix(renderer: Renderer, ids: Sequence[int], text: str) -> int:
-    """By trying every length: the most tokens that decode to a beginning of `text`."""
+    """Return the most ids that decode to a beginning of `text`, by trying every length."""
     fits = [n for n in range(len(ids) + 1) if text.startswith(renderer.decode(ids[:n]))]
     return max(fits)
 
@@ -136,17 +140,17 @@ def test_a_completion_is_cut_at_its_end_tag(
     renderer: Renderer, explanation: str, tail: str, cuts: list[int], eos: bool
 ) -> None:
     assume_known_bytes(renderer, explanation, tail)
-    # Without cuts the tag merges with its neighbours wherever the BPE likes; with cuts around the
-    # tag's beginning it is written in other tokens than its own, as a sampled one may be.
+    # Without cuts, the BPE may merge the tag with its neighbours. With cuts around the
+    # beginning of the tag it consists of other tokens than usual, as in a sampled completion.
     text = explanation + renderer.stop + tail
     places = [0, *sorted(max(0, len(explanation) + cut) for cut in cuts), len(text)]
     pieces = [text[start:end] for start, end in itertools.pairwise(places)]
     ids = [token for piece in pieces for token in renderer.encode(piece)]
     ids += [renderer.tokenizer.eos_token_id] * eos
-    found = renderer.explanation(ids)
-    assert found.end_tag_found
-    assert found.text == explanation.strip()
-    assert found.ids == ids[: longest_prefix(renderer, ids, explanation)]
+    actual = renderer.explanation(ids)
+    assert actual.end_tag_found
+    assert actual.text == explanation.strip()
+    assert actual.ids == ids[: longest_prefix(renderer, ids, explanation)]
 
 
 @FAST
@@ -155,9 +159,9 @@ def test_a_completion_without_its_end_tag_is_kept_whole(
     renderer: Renderer, explanation: str, cut: int, eos: bool
 ) -> None:
     ids = renderer.encode(explanation)[:cut]
-    found = renderer.explanation(ids + [renderer.tokenizer.eos_token_id] * eos)
-    assert (found.ids, found.end_tag_found) == (ids, False)
-    assert found.text == renderer.decode(ids).strip()
+    actual = renderer.explanation(ids + [renderer.tokenizer.eos_token_id] * eos)
+    assert (actual.ids, actual.end_tag_found) == (ids, False)
+    assert actual.text == renderer.decode(ids).strip()
 
 
 def test_a_tag_that_merges_with_the_text_before_it(
@@ -167,21 +171,21 @@ def test_a_tag_that_merges_with_the_text_before_it(
     ids = renderer.encode("(<b></explanation>\n")
     pieces = [renderer.decode([i]) for i in ids]
     assert pieces == ["(", "<", "b", "></", "explan", "ation", ">", "\n"]
-    found = renderer.explanation(ids)
-    assert (found.ids, found.text, found.end_tag_found) == (ids[:3], "(<b>", True)
+    actual = renderer.explanation(ids)
+    assert (actual.ids, actual.text, actual.end_tag_found) == (ids[:3], "(<b>", True)
 
 
 def test_half_a_character_before_the_tag(byte_tokenizer: Any, renderer_of: Viewer) -> None:
     renderer = renderer_of("r1", byte_tokenizer)
     half = renderer.encode("aé")[:2]
-    found = renderer.explanation(half + renderer.encode("</explanation>"))
-    assert (found.ids, found.text, found.end_tag_found) == (half, "a\ufffd", True)
+    actual = renderer.explanation(half + renderer.encode("</explanation>"))
+    assert (actual.ids, actual.text, actual.end_tag_found) == (half, "a\ufffd", True)
 
 
 def test_the_first_of_two_tags_counts(byte_tokenizer: Any, renderer_of: Viewer) -> None:
     renderer = renderer_of("r1", byte_tokenizer)
-    found = renderer.explanation(renderer.encode("a</explanation>b</explanation>"))
-    assert (found.ids, found.text) == (renderer.encode("a"), "a")
+    actual = renderer.explanation(renderer.encode("a</explanation>b</explanation>"))
+    assert (actual.ids, actual.text) == (renderer.encode("a"), "a")
     assert renderer.explanation(renderer.encode("</explanation>")).ids == []
     nothing = renderer.explanation([])
     assert (nothing.ids, nothing.text, nothing.end_tag_found) == ([], "", False)
@@ -200,8 +204,8 @@ def test_a_tokenizer_that_decodes_unfinished_characters_byte_by_byte(renderer_of
     renderer = renderer_of("r1", tokenizer)
     euros = list("€€€".encode())
     assert len(renderer.decode(euros[:5])) > len(renderer.decode(euros[:6]))
-    found = renderer.explanation(euros + list(b"</explanation>"))
-    assert (found.ids, found.text) == (euros, "€€€")
+    actual = renderer.explanation(euros + list(b"</explanation>"))
+    assert (actual.ids, actual.text) == (euros, "€€€")
 
 
 def with_template(template: str) -> Any:
@@ -242,7 +246,7 @@ def test_the_rows_own_system_prompt(byte_tokenizer: Any, renderer_of: Viewer) ->
 
 
 def test_a_template_that_rewrites_assistant_text(renderer_of: Viewer) -> None:
-    # As Qwen3: thoughts are taken out of assistant turns, and an empty thought is put in.
+    # Qwen3's template removes thoughts from assistant turns and inserts an empty thought.
     tokenizer = with_template(
         "{% for m in messages %}{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n"
         "{{ m['content'].split('</think>')[-1].lstrip('\n') }}<eos>\n{% else %}"
@@ -277,7 +281,7 @@ def test_how_a_turn_ends(assistant: str, ending: str, renderer_of: Viewer) -> No
 
 
 def test_a_turn_that_ends_in_a_token_of_its_own(renderer_of: Viewer) -> None:
-    """As Gemma and Phi: the template closes a turn with a token that is not EOS."""
+    """The templates of Gemma and Phi end a turn with a token that is not EOS."""
     tokenizer = with_template(
         "{% for m in messages %}<turn>{{ m['content'] }}<end_of_turn>\n{% endfor %}"
     )
@@ -323,7 +327,8 @@ def test_settings_saved_with_a_tokenizer_do_not_cut_or_pad(renderer_of: Viewer) 
     tokenizer.backend_tokenizer.enable_truncation(4)
     tokenizer.backend_tokenizer.enable_padding(length=8)
     renderer = renderer_of("r1", tokenizer)
-    assert renderer.count_tokens("abc") == 3 and renderer.count_tokens("abcdefghij") == 10
+    assert renderer.count_tokens("abc") == 3
+    assert renderer.count_tokens("abcdefghij") == 10
 
 
 def test_encode_gives_a_list_of_the_callers_own(byte_tokenizer: Any, renderer_of: Viewer) -> None:
@@ -364,9 +369,8 @@ STYLE: dict[str, Any] = {
     ],
 )
 def test_a_style_that_cannot_work_is_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         PromptStyle(**(STYLE | change))
-    assert message in str(error.value)
 
 
 def test_system_prompts_from_files(tmp_path: Path) -> None:
@@ -379,12 +383,12 @@ def test_system_prompts_from_files(tmp_path: Path) -> None:
 
 
 def test_words_without_a_decoder(word_tokenizer: Any, renderer_of: Viewer) -> None:
-    """`model=nano`: decoded words are joined by spaces; cutting at the tag still works."""
+    """The tokenizer of `model=nano` joins words by spaces; cutting at the tag still works."""
     renderer = renderer_of("compact", word_tokenizer)
     ids = renderer.encode("3 8 0 7 </think>")
-    found = renderer.explanation([*ids, *renderer.encode("1 2")])
-    assert (found.ids, found.text, found.end_tag_found) == (ids[:-1], "3 8 0 7", True)
-    text = renderer.student_text(make_problem("3 5 2", "0"), found.ids)
+    actual = renderer.explanation([*ids, *renderer.encode("1 2")])
+    assert (actual.ids, actual.text, actual.end_tag_found) == (ids[:-1], "3 8 0 7", True)
+    text = renderer.student_text(make_problem("3 5 2", "0"), actual.ids)
     assert renderer.decode([*text.prompt, *text.continuation]) == (
         "<bos> 3 5 2 ? <think> 3 8 0 7 </think> <answer> 0 </answer> <eos>"
     )

@@ -1,4 +1,4 @@
-"""Traces on disk."""
+"""Trace files."""
 
 import json
 from pathlib import Path
@@ -20,13 +20,13 @@ ROWS: list[dict[str, Any]] = [
 def test_written_traces_are_read_as_a_source(format: str, tmp_path: Path) -> None:
     path = write_traces(ROWS, tmp_path, format)
     assert path == tmp_path / f"traces.{format}"
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # nothing half-written is left
-    for given in (path, tmp_path / "traces", tmp_path):
-        assert find_traces(str(given)) == path
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no temporary file is left
+    for name in (path, tmp_path / "traces", tmp_path):
+        assert find_traces(str(name)) == path
     rows = list(trace_source(str(tmp_path / "traces")).rows())
     names = ("question", "solution", "explanation", "system")
-    found = [{name: row.values.get(name) for name in names} for row in rows]
-    assert found == [{name: row[name] for name in names} for row in ROWS]
+    actual = [{name: row.values.get(name) for name in names} for row in rows]
+    assert actual == [{name: row[name] for name in names} for row in ROWS]
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])

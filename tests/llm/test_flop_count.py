@@ -1,4 +1,4 @@
-"""FLOPs counted by hand on a model small enough."""
+"""FLOPs of a tiny model, compared with a count by hand."""
 
 import pytest
 import torch
@@ -28,9 +28,11 @@ def test_flops_of_a_forward_pass(shared: bool, tied: bool) -> None:
 
 
 def test_padding_by_hand() -> None:
-    # One batch: prefixes of 3 and 1 take 2 × 3 places, continuations 3 × 4; real are 4 and 7.
+    # In one batch, prefixes of 3 and 1 are padded to 2 × 3 tokens and continuations to 3 × 4. The
+    # real tokens are 4 and 7.
     assert padding_fraction(ROWS, [[0, 1, 2]], shared=True) == pytest.approx(1 - 11 / 18)
-    # Alone, the last row needs no padding: 2 × 3 + 2 × 2 places hold 6 and 3 real ones.
+    # In a batch of its own, the last row needs no padding: 2 × 3 + 2 × 2 tokens hold 6 and 3 real
+    # ones.
     assert padding_fraction(ROWS, [[0, 1], [2]], shared=False) == pytest.approx(1 - 14 / 15)
 
 

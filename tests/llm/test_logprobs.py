@@ -1,4 +1,4 @@
-"""Log-probs against the model's own forward over full logits."""
+"""Log-probs, compared with those from the full logits of the model's own forward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,18 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import rlt.llm.logprobs
+import rlt.llm.lm_head
 from rlt.llm.batching import Row, cut_rows, micro_batches, pad_rows, trunk_tokens
-from rlt.llm.logprobs import (
-    batch_log_probs,
-    check_head,
-    chunked_exact_kl,
-    continuation_hidden,
-    exact_kl,
-    logits_of,
-    row_log_probs,
-    shares_prefixes,
-)
+from rlt.llm.lm_head import check_head, chunked_exact_kl, exact_kl, logits_of
+from rlt.llm.logprobs import batch_log_probs, continuation_hidden, row_log_probs, shares_prefixes
 
 VOCAB = 40
 SMALL: dict[str, Any] = {
@@ -94,9 +86,11 @@ def test_rows_are_scored_as_one_by_one_over_full_logits(
 ) -> None:
     with torch.no_grad():
         expected = [naive(model, row, temperature) for row in ROWS]
-    found = row_log_probs(model, ROWS, temperature=temperature, pad_id=0, token_budget=token_budget)
-    assert [len(values) for values in found] == [4, 1, 2, 9, 0]
-    for one, other in zip(found, expected, strict=True):
+    actual = row_log_probs(
+        model, ROWS, temperature=temperature, pad_id=0, token_budget=token_budget
+    )
+    assert [len(values) for values in actual] == [4, 1, 2, 9, 0]
+    for one, other in zip(actual, expected, strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
@@ -118,24 +112,26 @@ def test_gradients_are_those_of_full_logits(
     model: Any, positions_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = gradient(model, weighted_sum([naive(model, row, 0.7) for row in ROWS]))
-    monkeypatch.setattr(rlt.llm.logprobs, "_MAX_LOGITS", positions_at_once * VOCAB)
+    monkeypatch.setattr(rlt.llm.lm_head, "MAX_LOGITS", positions_at_once * VOCAB)
     batch = pad_rows(ROWS, 0, "cpu")
     log_probs_BC, _ = batch_log_probs(model, batch, 0.7)
     per_row = [values[mask] for values, mask in zip(log_probs_BC, batch.mask_BC, strict=True)]
-    found = gradient(model, weighted_sum(per_row))
-    assert found.isfinite().all()
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    actual = gradient(model, weighted_sum(per_row))
+    assert actual.isfinite().all()
+    assert (actual - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_no_more_logits_at_once_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("llama")
-    monkeypatch.setattr(rlt.llm.logprobs, "_MAX_LOGITS", 3 * VOCAB + VOCAB // 2)
-    seen: list[tuple[int, ...]] = []
-    model.lm_head.register_forward_hook(lambda m, i, logits: seen.append(tuple(logits.shape)))
+    monkeypatch.setattr(rlt.llm.lm_head, "MAX_LOGITS", 3 * VOCAB + VOCAB // 2)
+    logit_shapes: list[tuple[int, ...]] = []
+    model.lm_head.register_forward_hook(
+        lambda m, i, logits: logit_shapes.append(tuple(logits.shape))
+    )
     log_probs_BC, _ = batch_log_probs(model, pad_rows(ROWS, 0, "cpu"), 1.0)
-    assert seen == [(3, VOCAB)] * 5 + [(1, VOCAB)]  # 4 + 1 + 2 + 9 = 16 positions
+    assert logit_shapes == [(3, VOCAB)] * 5 + [(1, VOCAB)]  # 4 + 1 + 2 + 9 = 16 positions
     log_probs_BC.sum().backward()
-    assert max(shape[0] for shape in seen) == 3
+    assert max(shape[0] for shape in logit_shapes) == 3
 
 
 def test_padding_is_zero_and_entropy_is_that_of_the_distribution() -> None:
@@ -143,7 +139,8 @@ def test_padding_is_zero_and_entropy_is_that_of_the_distribution() -> None:
     batch = pad_rows(ROWS, 0, "cpu")
     log_probs_BC, entropy_BC = batch_log_probs(model, batch, 0.7)
     assert batch.mask_BC.sum(1).tolist() == [4, 1, 2, 9, 0]
-    assert (log_probs_BC[~batch.mask_BC] == 0).all() and (entropy_BC[~batch.mask_BC] == 0).all()
+    assert (log_probs_BC[~batch.mask_BC] == 0).all()
+    assert (entropy_BC[~batch.mask_BC] == 0).all()
     prefix, continuation = ROWS[3]
     logits = model(input_ids=torch.tensor([[*prefix, *continuation]])).logits[0] / 0.7
     expected = torch.distributions.Categorical(logits=logits).entropy()[1:-1]
@@ -161,7 +158,7 @@ def test_layout_of_padded_rows() -> None:
 
 
 class TokensRun:
-    """Counts the places, padding included, that a model's forward passes run over."""
+    """Counts the tokens, padding included, of a model's forward passes."""
 
     def __init__(self, model: Any) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -171,7 +168,7 @@ class TokensRun:
         )
 
 
-# Two groups of one prefix each, of different lengths, and a row that stands alone.
+# Two groups with one prefix each, of different lengths, and a row that shares its prefix with none.
 GROUPS: list[Row] = [
     ([1, 5, 6, 7], [7, 8, 9, 10]),
     ([1, 12], [13, 14]),
@@ -198,8 +195,8 @@ SHARING = {
 def test_a_shared_prefix_changes_no_log_prob(model: Any, token_budget: int) -> None:
     with torch.no_grad():
         expected = [naive(model, row, 0.7) for row in GROUPS]
-    found = row_log_probs(model, GROUPS, temperature=0.7, pad_id=0, token_budget=token_budget)
-    for one, other in zip(found, expected, strict=True):
+    actual = row_log_probs(model, GROUPS, temperature=0.7, pad_id=0, token_budget=token_budget)
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 
@@ -208,8 +205,8 @@ def test_gradients_flow_through_a_shared_prefix(model: Any) -> None:
     batch = pad_rows(GROUPS, 0, "cpu")
     log_probs_BC, _ = batch_log_probs(model, batch, 0.7)
     per_row = [values[mask] for values, mask in zip(log_probs_BC, batch.mask_BC, strict=True)]
-    found = gradient(model, weighted_sum(per_row))
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    actual = gradient(model, weighted_sum(per_row))
+    assert (actual - expected).norm() <= 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -219,7 +216,7 @@ def test_prefixes_run_once_where_the_cache_can_be_expanded(name: str) -> None:
     run = TokensRun(model)
     continuation_hidden(model, pad_rows(GROUPS, 0, "cpu"))
     assert run.shapes == ([(3, 4), (6, 4)] if name in SHARING else [(6, 9)])
-    # Nothing is shared: one pass, as two would only cost more.
+    # No prefix is shared, so there is one pass, because two passes would only cost more.
     run.shapes.clear()
     continuation_hidden(model, pad_rows(ROWS, 0, "cpu"))
     assert run.shapes == [(5, 16)]
@@ -239,8 +236,8 @@ TRUNK: list[Row] = [
 def test_what_all_prefixes_begin_with_is_run_once(model: Any) -> None:
     with torch.no_grad():
         expected = [naive(model, row, 0.7) for row in TRUNK]
-    found = row_log_probs(model, TRUNK, temperature=0.7, pad_id=0, token_budget=10_000)
-    for one, other in zip(found, expected, strict=True):
+    actual = row_log_probs(model, TRUNK, temperature=0.7, pad_id=0, token_budget=10_000)
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 
@@ -248,7 +245,7 @@ def test_what_all_prefixes_begin_with_is_run_once(model: Any) -> None:
 def test_exact_kl_with_gradient_by_definition(
     model: Any, positions_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlt.llm.logprobs._MAX_LOGITS", positions_at_once * VOCAB)
+    monkeypatch.setattr("rlt.llm.lm_head.MAX_LOGITS", positions_at_once * VOCAB)
     student = make("llama", seed=1)
     batch = pad_rows(ROWS, 0, "cpu")
     with torch.no_grad():
@@ -262,10 +259,10 @@ def test_exact_kl_with_gradient_by_definition(
 
     expected_N = by_definition()
     expected = gradient(model, (expected_N * weights_N).sum())
-    found_N = exact_kl(model, continuation_hidden(model, batch), student, student_ND, 0.7)
-    torch.testing.assert_close(found_N, expected_N, rtol=0, atol=1e-4)
-    found = gradient(model, (found_N * weights_N).sum())
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    actual_N = exact_kl(model, continuation_hidden(model, batch), student, student_ND, 0.7)
+    torch.testing.assert_close(actual_N, expected_N, rtol=0, atol=1e-4)
+    actual = gradient(model, (actual_N * weights_N).sum())
+    assert (actual - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_gradients_flow_through_the_trunk(model: Any) -> None:
@@ -273,8 +270,8 @@ def test_gradients_flow_through_the_trunk(model: Any) -> None:
     batch = pad_rows(TRUNK, 0, "cpu")
     log_probs_BC, _ = batch_log_probs(model, batch, 0.7)
     per_row = [values[mask] for values, mask in zip(log_probs_BC, batch.mask_BC, strict=True)]
-    found = gradient(model, weighted_sum(per_row))
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    actual = gradient(model, weighted_sum(per_row))
+    assert (actual - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_a_trunk_is_run_where_that_saves_enough() -> None:
@@ -282,7 +279,7 @@ def test_a_trunk_is_run_where_that_saves_enough() -> None:
     run = TokensRun(model)
     continuation_hidden(model, pad_rows(TRUNK, 0, "cpu"))
     assert run.shapes == [(1, 45), (4, 4), (5, 3)]
-    # Two prefixes with 45 tokens in common save 45: too few for a pass of their own.
+    # Sharing the 45 common tokens of two prefixes saves 45, too few for a pass of their own.
     run.shapes.clear()
     continuation_hidden(model, pad_rows(TRUNK[:2], 0, "cpu"))
     assert run.shapes == [(2, 52)]
@@ -302,9 +299,9 @@ def test_continuations_of_at_most_one_token_need_the_prefix_alone(
     model = make("llama")
     rows: list[Row] = [([1, 5, 6], c) for c in continuations]
     run = TokensRun(model)
-    found = row_log_probs(model, rows, temperature=1.0, pad_id=0, token_budget=100)
+    actual = row_log_probs(model, rows, temperature=1.0, pad_id=0, token_budget=100)
     assert run.shapes == [(1, 3)]
-    for one, row in zip(found, rows, strict=True):
+    for one, row in zip(actual, rows, strict=True):
         torch.testing.assert_close(one, naive(model, row, 1.0), rtol=0, atol=1e-4)
 
 
@@ -327,9 +324,9 @@ def test_gradient_checkpointing_runs_rows_whole_in_training_alone() -> None:
     model.train()
     assert not shares_prefixes(model)
     run = TokensRun(model)
-    found = gradient(model, loss())
+    actual = gradient(model, loss())
     assert run.shapes == [(6, 9)]
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    assert (actual - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_an_empty_prefix_is_refused() -> None:
@@ -339,17 +336,17 @@ def test_an_empty_prefix_is_refused() -> None:
 
 def test_a_bfloat16_model_gives_float32_log_probs() -> None:
     model = make("llama").to(torch.bfloat16)
-    found = row_log_probs(model, ROWS[:1], temperature=1.0, pad_id=0, token_budget=99)[0]
-    assert found.dtype == torch.float32
+    actual = row_log_probs(model, ROWS[:1], temperature=1.0, pad_id=0, token_budget=99)[0]
+    assert actual.dtype == torch.float32
     with torch.no_grad():
-        torch.testing.assert_close(found, naive(model, ROWS[0], 1.0), rtol=0, atol=1e-2)
+        torch.testing.assert_close(actual, naive(model, ROWS[0], 1.0), rtol=0, atol=1e-2)
 
 
 def test_exact_kl_is_the_dense_sum_over_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     p, q = make("llama"), make("gemma2", seed=1)
-    monkeypatch.setattr(rlt.llm.logprobs, "_MAX_LOGITS", 5 * VOCAB)
+    monkeypatch.setattr(rlt.llm.lm_head, "MAX_LOGITS", 5 * VOCAB)
     batch = pad_rows(ROWS, 0, "cpu")
-    found_N = chunked_exact_kl(
+    actual_N = chunked_exact_kl(
         p, continuation_hidden(p, batch), q, continuation_hidden(q, batch), temperature=0.7
     )
     expected = []
@@ -360,9 +357,10 @@ def test_exact_kl_is_the_dense_sum_over_the_vocabulary(monkeypatch: pytest.Monke
                 p_V, q_V = (m(input_ids=ids).logits[0, position] / 0.7 for m in (p, q))
             p_V, q_V = p_V.double().softmax(-1), q_V.double().softmax(-1)
             expected.append(float((p_V * (p_V / q_V).log()).sum()))
-    assert found_N.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
-    assert min(expected) > 0.1 and len(found_N) == 16
-    assert not found_N.requires_grad
+    assert actual_N.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert min(expected) > 0.1
+    assert len(actual_N) == 16
+    assert not actual_N.requires_grad
     nothing = pad_rows([([1], [])], 0, "cpu")
     hidden = continuation_hidden(p, nothing)
     assert chunked_exact_kl(p, hidden, p, hidden, 1.0).tolist() == []
@@ -406,7 +404,8 @@ def test_rows_of_a_prefix_stay_together() -> None:
 
 
 def test_micro_batches_by_hand() -> None:
-    # Longest first: 5 takes 2 rows of 5 within 10; then 3 rows of 2; 20 is over the budget: alone.
+    # The longest rows come first. A row of 20 exceeds the budget and gets its own batch; then come
+    # two rows of 5, which make 10, and three rows of 2.
     assert micro_batches([2, 5, 20, 4, 2, 1], 10) == [[2], [1, 3], [0, 4, 5]]
     # 6 + 1 and 1 + 6 tokens are 7 each, but side by side they are padded to 12.
     assert cut_rows([([1] * 6, [1]), ([1], [1] * 6)], 20, shared=False) == [[0], [1]]
@@ -418,19 +417,19 @@ def test_micro_batches_by_hand() -> None:
 
 def test_visit_sees_every_row_with_its_own_hidden_states() -> None:
     model = make("llama")
-    seen: dict[int, Tensor] = {}
+    visited: dict[int, Tensor] = {}
 
     def visit(indices: list[int], batch: Any, hidden_ND: Tensor) -> None:
         parts = hidden_ND.split([len(ROWS[i][1]) for i in indices])
-        seen.update(zip(indices, parts, strict=True))
+        visited.update(zip(indices, parts, strict=True))
 
     row_log_probs(model, ROWS, temperature=1.0, pad_id=0, token_budget=40, visit=visit)
-    assert sorted(seen) == [0, 1, 2, 3, 4]
+    assert sorted(visited) == [0, 1, 2, 3, 4]
     for index, (prefix, continuation) in enumerate(ROWS):
         with torch.no_grad():
             out = model.model(input_ids=torch.tensor([[*prefix, *continuation]]))
         expected = out.last_hidden_state[0, len(prefix) - 1 : -1]
-        torch.testing.assert_close(seen[index], expected[: len(continuation)], rtol=0, atol=1e-4)
+        torch.testing.assert_close(visited[index], expected[: len(continuation)], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("initializer_range", [0.4, 0.001])

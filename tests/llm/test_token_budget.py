@@ -1,8 +1,8 @@
-"""Memory runs out above some number of padded tokens; what comes out must not show it."""
+"""Memory runs out above some number of padded tokens, and the results must be the same."""
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tests.training.test_modules import (
     weights,
 )
 
-NEVER = "\x00\x01\x02"  # a stop string that does not come up
+NEVER = "\x00\x01\x02"  # a stop string that does not occur
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def renderer(byte_tokenizer: Any, renderer_of: Callable[[str, Any], Renderer]) -
 
 
 def short_of_memory(model: Any, tokens: int) -> list[int]:
-    """Let the model run out of memory above so many tokens a forward pass, the cache's included.
+    """Let a forward pass of the model run out of memory above a number of tokens, cache included.
 
     Returns:
         How many tokens each forward pass was asked for that failed, as a list that grows.
@@ -76,17 +76,19 @@ def test_a_budget_is_halved_until_the_work_fits_and_stays(
     budget = TokenBudget(4096, "hardware.tokens_per_micro_batch")
     torch.manual_seed(0)
     drawn = budget.fit(work, cut)
-    # 4096, 2048 … 128 hold all rows at once: of these the first alone is tried.
-    assert tried == [4096, 64, 32, 16] and budget.tokens == 16
+    # With 4096, 2048 … 128 all rows fit into one batch, so only the first of them is tried.
+    assert tried == [4096, 64, 32, 16]
+    assert budget.tokens == 16
     torch.manual_seed(0)
-    assert torch.equal(drawn, torch.rand(2))  # as if nothing had failed
+    assert torch.equal(drawn, torch.rand(2))  # the failed attempts left the random state unchanged
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
     assert "for hardware.tokens_per_micro_batch=64 (CUDA out of memory. Tried to" in caplog.text
     assert "as with hardware.tokens_per_micro_batch=16 from the start" in caplog.text
     assert "Long story" not in caplog.text
     caplog.clear()
     budget.fit(work, cut)
-    assert tried[4:] == [16] and not caplog.records
+    assert tried[4:] == [16]
+    assert not caplog.records
 
 
 def test_nothing_is_left_to_halve() -> None:
@@ -116,7 +118,8 @@ def test_a_failed_attempt_has_freed_its_tensors_before_the_next() -> None:
             raise torch.OutOfMemoryError("out of memory")
         return True
 
-    assert TokenBudget(4096, "setting").fit(work, cut) and len(kept) > 2
+    assert TokenBudget(4096, "setting").fit(work, cut)
+    assert len(kept) > 2
 
 
 @pytest.mark.parametrize(
@@ -154,9 +157,9 @@ def test_other_errors_pass_through() -> None:
 
 
 @pytest.fixture
-def warned(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], int]]:
+def warned(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
     """How often a budget was lowered."""
-    yield lambda: sum("not enough memory for" in r.message for r in caplog.records)
+    return lambda: sum("not enough memory for" in r.message for r in caplog.records)
 
 
 def test_training_is_the_same(
@@ -165,17 +168,17 @@ def test_training_is_the_same(
     tmp_path: Path,
     warned: Callable[[], int],
 ) -> None:
-    whole, made = tiny(0), tiny(0)
+    whole, limited = tiny(0), tiny(0)
     before = weights(whole.model)
     expected = fit_sft(renderer, whole, tmp_path)
-    failed = short_of_memory(made.model, 60)
-    found = fit_sft(renderer, made, tmp_path)
+    failed = short_of_memory(limited.model, 60)
+    actual = fit_sft(renderer, limited, tmp_path)
     assert (weights(whole.model) - before).abs().max() > 1e-3
-    torch.testing.assert_close(weights(made.model), weights(whole.model), rtol=0, atol=1e-6)
-    assert apart_from_the_cut(found) == pytest.approx(apart_from_the_cut(expected), abs=1e-5)
-    assert len(failed) == warned() >= 1  # at the first step; the second knew
+    torch.testing.assert_close(weights(limited.model), weights(whole.model), rtol=0, atol=1e-6)
+    assert apart_from_the_cut(actual) == pytest.approx(apart_from_the_cut(expected), abs=1e-5)
+    assert len(failed) == warned() >= 1  # the first step lowers the budget, the second step uses it
     name = "train/tokens_per_micro_batch"
-    assert found[name] < expected[name] == 9999
+    assert actual[name] < expected[name] == 9999
 
 
 def test_a_half_done_batch_leaves_no_gradient(
@@ -185,7 +188,7 @@ def test_a_half_done_batch_leaves_no_gradient(
     warned: Callable[[], int],
 ) -> None:
     """Memory runs out in the third backward pass: two micro-batches have left their gradients."""
-    whole, made = tiny(0), tiny(0)
+    whole, limited = tiny(0), tiny(0)
     fit_sft(renderer, whole, tmp_path, steps=1)
     passes = []
 
@@ -194,10 +197,11 @@ def test_a_half_done_batch_leaves_no_gradient(
         if len(passes) == 3:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    made.model.model.norm.weight.register_hook(limit)
-    fit_sft(renderer, made, tmp_path, tokens_per_micro_batch=40, steps=1)
-    assert warned() == 1 and len(passes) > 3
-    torch.testing.assert_close(weights(made.model), weights(whole.model), rtol=0, atol=1e-6)
+    limited.model.model.norm.weight.register_hook(limit)
+    fit_sft(renderer, limited, tmp_path, tokens_per_micro_batch=40, steps=1)
+    assert warned() == 1
+    assert len(passes) > 3
+    torch.testing.assert_close(weights(limited.model), weights(whole.model), rtol=0, atol=1e-6)
 
 
 def test_rl_is_the_same(
@@ -210,16 +214,18 @@ def test_rl_is_the_same(
     results: list[tuple[Tensor, dict[str, float]]] = []
     failures: list[list[int]] = []
     for tokens in (10_000, 150):
-        made, student = tiny(0), freeze(tiny(5).model)
-        module = teacher_rl(renderer, made, student=student, num_iterations=2)
-        models = (made.model, student, module.reference)
+        limited, student = tiny(0), freeze(tiny(5).model)
+        module = teacher_rl(renderer, limited, student=student, num_iterations=2)
+        models = (limited.model, student, module.reference)
         failed = [short_of_memory(model, tokens) for model in models]
         metrics = fit_rl(module, 2, tmp_path).callback_metrics
         failures.append([len(one) for one in failed])
         results.append(
-            (weights(made.model), apart_from_the_cut({k: float(v) for k, v in metrics.items()}))
+            (weights(limited.model), apart_from_the_cut({k: float(v) for k, v in metrics.items()}))
         )
-    assert failures[0] == [0, 0, 0] and failures[1][0] >= 1 and failures[1][1] >= 1
+    assert failures[0] == [0, 0, 0]
+    assert failures[1][0] >= 1
+    assert failures[1][1] >= 1
     assert warned() == sum(failures[1])
     torch.testing.assert_close(results[1][0], results[0][0], rtol=0, atol=1e-6)
     assert results[1][1] == pytest.approx(results[0][1], rel=1e-5, abs=1e-4)
@@ -228,7 +234,7 @@ def test_rl_is_the_same(
 def test_scores_are_the_same(
     renderer: Renderer, tiny: Callable[..., LanguageModel], warned: Callable[[], int]
 ) -> None:
-    """With the exact KL, which is read off the student's forward by a visitor."""
+    """The exact KL is included, which a visitor computes from the student's hidden states."""
     student, teacher = freeze(tiny(5).model), freeze(tiny(6).model)
     reward = Reward({"kl": ThoughtKL({"mean": 1.0, "max": 1.0}, estimator="exact")})
     rows = []
@@ -243,47 +249,47 @@ def test_scores_are_the_same(
 
     expected = table()
     failed = short_of_memory(student, 60)
-    found = table()
+    actual = table()
     assert len(failed) == warned() >= 1
-    assert found.rewards == pytest.approx(expected.rewards, abs=1e-5)
+    assert actual.rewards == pytest.approx(expected.rewards, abs=1e-5)
     for name, column in expected.terms.items():
-        assert found.terms[name] == pytest.approx(column, abs=1e-5)
+        assert actual.terms[name] == pytest.approx(column, abs=1e-5)
 
 
-def sample(made: LanguageModel, rollout: HFRollout) -> list[list[Completion]]:
+def sample(language_model: LanguageModel, rollout: HFRollout) -> list[list[Completion]]:
     texts = ["a", "What is 1+1?", "Why", "Tell me all about it, please."]
-    prompts = [made.tokenizer(text)["input_ids"] for text in texts]
+    prompts = [language_model.tokenizer(text)["input_ids"] for text in texts]
     torch.manual_seed(0)
-    return rollout.sample(made.model, made.tokenizer, prompts, 4, NEVER)
+    return rollout.sample(language_model.model, language_model.tokenizer, prompts, 4, NEVER)
 
 
 def test_completions_are_those_of_the_lower_budget_from_the_start(
     tiny: Callable[..., LanguageModel], warned: Callable[[], int]
 ) -> None:
-    plain, made = tiny(3), tiny(3)
-    failed = short_of_memory(made.model, 200)  # reached after some tokens have been drawn
+    plain, limited = tiny(3), tiny(3)
+    failed = short_of_memory(limited.model, 200)  # reached after some tokens have been drawn
     rollout = HFRollout(1.0, max_new_tokens=24)
-    found = sample(made, rollout)
+    actual = sample(limited, rollout)
     assert len(failed) == warned() >= 1
     lowered = rollout.token_budget.tokens
-    assert found == sample(plain, HFRollout(1.0, max_new_tokens=24, token_budget=lowered))
-    # Random numbers go to rows micro-batch by micro-batch, so a cut changes what is sampled …
-    assert found != sample(plain, HFRollout(1.0, max_new_tokens=24))
+    assert actual == sample(plain, HFRollout(1.0, max_new_tokens=24, token_budget=lowered))
+    # Rows get their random numbers by micro-batch, so another cut gives other completions.
+    assert actual != sample(plain, HFRollout(1.0, max_new_tokens=24))
 
 
 def test_greedy_completions_do_not_depend_on_the_budget(
     tiny: Callable[..., LanguageModel], warned: Callable[[], int]
 ) -> None:
-    plain, made = tiny(3), tiny(3)
-    short_of_memory(made.model, 200)
-    found = sample(made, HFRollout(0.0, max_new_tokens=24))
+    plain, limited = tiny(3), tiny(3)
+    short_of_memory(limited.model, 200)
+    actual = sample(limited, HFRollout(0.0, max_new_tokens=24))
     assert warned() >= 1
     expected = sample(plain, HFRollout(0.0, max_new_tokens=24))
-    assert [[c.ids for c in g] for g in found] == [[c.ids for c in g] for g in expected]
+    assert [[c.ids for c in g] for g in actual] == [[c.ids for c in g] for g in expected]
 
 
 def test_a_row_too_long_for_the_memory_ends_the_work(tiny: Callable[..., LanguageModel]) -> None:
-    made = tiny(3)
-    short_of_memory(made.model, 30)
+    limited = tiny(3)
+    short_of_memory(limited.model, 30)
     with pytest.raises(OutOfMemoryError, match="even for one row at a time"):
-        sample(made, HFRollout(1.0, max_new_tokens=24))
+        sample(limited, HFRollout(1.0, max_new_tokens=24))

@@ -1,4 +1,4 @@
-"""Tokenizers made on the spot."""
+"""Tokenizers that need no download."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from rlt.data.renderer import PromptStyle, Renderer
+from rlt.data.prompt_style import PromptStyle
+from rlt.data.renderer import Renderer
 from rlt.llm.digit_words import vocabulary
 from rlt.llm.tokenizers import TAGS, digit_words, utf8_bytes, words
 

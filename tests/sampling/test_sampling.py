@@ -1,4 +1,4 @@
-"""Sampling, on a random model and on one that follows a script."""
+"""Sampling from a random model and from a model with known continuations."""
 
 import copy
 import itertools
@@ -21,7 +21,7 @@ from rlt.sampling import Completion, HFRollout, known_log_probs
 from rlt.sampling.shared_prefix import BufferedLayer, RunningRows
 from tests.llm.test_logprobs import CONFIGS, make
 
-NEVER = "\x00\x01\x02"  # a stop string that does not come up
+NEVER = "\x00\x01\x02"  # a stop string that does not occur
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +51,22 @@ def rows_of(language_model: LanguageModel, groups: list[list[Completion]]) -> li
 def test_log_probs_are_those_of_the_training_forward(
     teacher: LanguageModel, truncation: dict[str, Any]
 ) -> None:
-    # Stops at "a", so that rows end at different lengths beside each other.
+    # The stop string "a" lets rows of one batch end at different lengths.
     groups = sample(teacher, HFRollout(0.7, max_new_tokens=24, **truncation), 3, stop="a")
     rows = rows_of(teacher, groups)
     expected = row_log_probs(
         teacher.model, rows, temperature=0.7, pad_id=teacher.tokenizer.pad_token_id, token_budget=99
     )
-    found = [c.log_probs for group in groups for c in group]
-    assert len({len(values) for values in found}) > 1
-    for values, wanted in zip(found, expected, strict=True):
+    actual = [c.log_probs for group in groups for c in group]
+    assert len({len(values) for values in actual}) > 1
+    for values, wanted in zip(actual, expected, strict=True):
         assert values == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
 def test_the_models_own_generation_config_does_not_count(
     tiny: Callable[..., LanguageModel],
 ) -> None:
-    # Qwen2.5-Instruct ships a repetition penalty, which would bend what is sampled.
+    # Qwen2.5-Instruct has a repetition penalty, which would change the distribution.
     language_model = tiny(3)
     plain = sample(language_model, HFRollout(0.7, max_new_tokens=16), 2)
     own = GenerationConfig(repetition_penalty=5.0, no_repeat_ngram_size=1, min_new_tokens=16)
@@ -114,7 +114,7 @@ def test_greedy(teacher: LanguageModel) -> None:
 def test_prompts_keep_their_order_whatever_the_budget(
     teacher: LanguageModel, token_budget: int
 ) -> None:
-    # Greedy, so that the cut into batches cannot change what is sampled.
+    # With greedy decoding, the cut into batches cannot change the completions.
     whole = sample(teacher, HFRollout(0.0, max_new_tokens=8), 2)
     cut = sample(teacher, HFRollout(0.0, max_new_tokens=8, token_budget=token_budget), 2)
     assert [[c.ids for c in group] for group in cut] == [[c.ids for c in g] for g in whole]
@@ -129,7 +129,7 @@ def test_prompts_of_a_group_run_once(teacher: LanguageModel) -> None:
     sample(teacher, HFRollout(0.0, max_new_tokens=3), 5)
     hook.remove()
     longest = max(map(len, prompts_of(teacher.tokenizer)))
-    # Four prompts, which give the first tokens; then twenty rows, a token at a time.
+    # The four prompts give the first tokens. Then twenty rows get one token at a time.
     assert shapes == [(4, longest), (20, 1), (20, 1)]
 
 
@@ -151,7 +151,7 @@ def test_rows_that_have_ended_leave_the_batch(byte_tokenizer: Any) -> None:
 def test_a_model_that_shares_no_prompts_writes_the_same(
     name: str, teacher: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Stops at a character that comes up often, so that rows leave the batch.
+    # The stop string is frequent, so that rows leave the batch.
     rollout = HFRollout(0.3, max_new_tokens=40)
     written = [c.ids for group in sample(teacher, rollout, 3) for c in group]
     text = "".join(teacher.tokenizer.decode(ids) for ids in written)
@@ -180,7 +180,9 @@ def test_a_failure_leaves_the_models_attention_as_it_was(teacher: LanguageModel)
             running.append(torch.arange(12))
         hook.remove()
     assert teacher.model.config._attn_implementation == attention
-    assert "rlt_shared_prompts" not in ALL_ATTENTION_FUNCTIONS  # which would hold the cache
+    assert (
+        "rlt_shared_prompts" not in ALL_ATTENTION_FUNCTIONS
+    )  # the entry would keep the cache alive
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -198,14 +200,15 @@ def test_rows_of_a_prompt_attend_to_one_copy_of_it(teacher: LanguageModel) -> No
         running = RunningRows(teacher.model, prompts, teacher.tokenizer.pad_token_id)
         for tokens in (12, 12):
             running.append(torch.arange(tokens))
-        running.keep(torch.tensor([0, 7, 8, 9]))  # none of the second prompt
+        running.keep(torch.tensor([0, 7, 8, 9]))  # no row of the second prompt
         running.append(torch.arange(4))
     longest = max(map(len, prompts))
     for layer in running.cache.layers:
         assert layer.prompt_keys.shape[0] == layer.prompt_values.shape[0] == 3
         assert (layer.prompt_keys.shape[2], layer.keys.shape[2]) == (longest, 3)
-        assert layer.keys.shape[0] == 4 and layer.get_seq_length() == longest + 3
-    # Against the whole rows, run at once.
+        assert layer.keys.shape[0] == 4
+        assert layer.get_seq_length() == longest + 3
+    # Compare with a forward pass over the whole rows.
     rows = [(prompts[b], [b, b, n, 99]) for n, b in enumerate([0, 7, 8, 9])]
     hidden_ND = continuation_hidden(teacher.model, pad_rows(rows, 0, "cpu"))
     torch.testing.assert_close(running.hidden_BD, hidden_ND[3::4], rtol=0, atol=1e-5)
@@ -215,7 +218,7 @@ def test_rows_of_a_prompt_attend_to_one_copy_of_it(teacher: LanguageModel) -> No
 def test_buffers_hold_what_a_growing_cache_holds() -> None:
     torch.manual_seed(0)
     buffered, plain = BufferedLayer(), DynamicLayer()
-    for tokens in (5, 1, 1, 70, 1, 1):  # past the room ahead
+    for tokens in (5, 1, 1, 70, 1, 1):  # 70 exceeds the free places of the buffer
         new = torch.randn(3, 2, tokens, 4), torch.randn(3, 2, tokens, 4)
         for one, other in zip(buffered.update(*new), plain.update(*new), strict=True):
             assert torch.equal(one, other)
@@ -223,7 +226,8 @@ def test_buffers_hold_what_a_growing_cache_holds() -> None:
         layer.batch_select_indices(torch.tensor([2, 0]))
     new = torch.randn(2, 2, 1, 4), torch.randn(2, 2, 1, 4)
     for one, other in zip(buffered.update(*new), plain.update(*new), strict=True):
-        assert torch.equal(one, other) and one.shape == (2, 2, 80, 4)
+        assert torch.equal(one, other)
+        assert one.shape == (2, 2, 80, 4)
     assert buffered.get_seq_length() == plain.get_seq_length() == 80
 
 
@@ -247,7 +251,7 @@ def test_weights_are_cast_once_under_autocast_and_anew_when_they_have_changed(
 ) -> None:
     language_model = tiny(3)
     rollout = HFRollout(0.0, max_new_tokens=8)
-    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):  # as Lightning has it
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):  # as Lightning sets it
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as short:
             sample(language_model, HFRollout(0.0, max_new_tokens=2), 1)
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as long:
@@ -275,12 +279,13 @@ def test_no_token_of_probability_zero_is_drawn() -> None:
     tokens_B, log_probs_B = HFRollout(1.0)._draw(logits_BV)
     counts = torch.bincount(tokens_B, minlength=7) / 3000
     share = 1 / (1 + math.exp(-3.0))
-    assert counts[2] + counts[4] == 1 and float(counts[2]) == pytest.approx(share, abs=0.02)
+    assert counts[2] + counts[4] == 1
+    assert float(counts[2]) == pytest.approx(share, abs=0.02)
     assert log_probs_B.exp()[tokens_B == 2] == pytest.approx(share, abs=1e-6)
 
 
 def follow(tokenizer: Any, *chains: list[int]) -> Any:
-    """A model that goes along each chain of tokens: the next one is a function of the last.
+    """A model that follows chains of tokens: the next token is a function of the last.
 
     Its layer adds nothing; each token of a chain has a direction of its own, which the head maps to
     the successor. All others have direction 0 and are followed by token 0.
@@ -306,8 +311,8 @@ def follow(tokenizer: Any, *chains: list[int]) -> Any:
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
-    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found
+    actual: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -325,13 +330,14 @@ def test_where_a_completion_ends(
 ) -> None:
     chains = [ids_of(byte_tokenizer, t) for t in ("abc<END>yyz", "AB<eos>q", "xx", "1<eos>")]
     model = follow(byte_tokenizer, *chains)
-    # Beside longer and shorter rows, which go on after this one has ended.
+    # The batch also has longer and shorter rows.
     prompts = [ids_of(byte_tokenizer, t) for t in (prompt, "long prompt, x", "bb")]
     groups = HFRollout(1.0, max_new_tokens=12).sample(model, byte_tokenizer, prompts, 1, "<END>")
-    [found] = groups[0]
-    assert (byte_tokenizer.decode(found.ids), found.finish) == (written, finish)
-    assert found.log_probs == pytest.approx([0.0] * len(found.ids), abs=1e-6)
-    assert groups[1][0].finish == "length" and len(groups[1][0].ids) == 12
+    [actual] = groups[0]
+    assert (byte_tokenizer.decode(actual.ids), actual.finish) == (written, finish)
+    assert actual.log_probs == pytest.approx([0.0] * len(actual.ids), abs=1e-6)
+    assert groups[1][0].finish == "length"
+    assert len(groups[1][0].ids) == 12
     assert byte_tokenizer.decode(groups[2][0].ids) == "c<END>"
 
 
@@ -357,7 +363,7 @@ def test_a_tag_in_the_prompt_does_not_stop(byte_tokenizer: Any) -> None:
 
 def test_padding_with_eos_is_not_taken_for_an_end(byte_tokenizer: Any) -> None:
     class PaddedWithEos:
-        """The tokenizer as a family without a padding token has it."""
+        """A tokenizer that pads with EOS, as in model families without a padding token."""
 
         pad_token_id = byte_tokenizer.eos_token_id
 
@@ -380,14 +386,14 @@ def test_a_tag_that_merges_with_its_neighbours(smollm2_tokenizer: Any) -> None:
     tokenizer = smollm2_tokenizer
     merged = ids_of(tokenizer, "(<b></explanation>")
     assert [tokenizer.decode([i]) for i in merged][3] == "></"
-    merged.remove(ids_of(tokenizer, "<")[0])  # every token once, so that the chain has no branch
+    merged.remove(ids_of(tokenizer, "<")[0])  # each token occurs once, so the chain has no branch
     *head, last = merged
     end = ids_of(tokenizer, ">\n")
     model = follow(tokenizer, [*head, last, *end[1:], 5, 5])
-    [[found]] = HFRollout(1.0, max_new_tokens=12).sample(
+    [[actual]] = HFRollout(1.0, max_new_tokens=12).sample(
         model, tokenizer, [head[:1]], 1, "</explanation>"
     )
-    assert (tokenizer.decode(found.ids), found.finish) == ("b></explanation>", "stop")
+    assert (tokenizer.decode(actual.ids), actual.finish) == ("b></explanation>", "stop")
 
 
 @pytest.mark.parametrize(
@@ -407,9 +413,9 @@ def test_log_probs_are_taken_over_only_where_they_are_exact(
 ) -> None:
     language_model = tiny(3)
     completions = [c for group in sample(language_model, HFRollout(0.7, 6), 2) for c in group]
-    found = known_log_probs(language_model.model, completions)
-    assert found is not None
-    assert [v.tolist() for v in found] == [pytest.approx(c.log_probs) for c in completions]
+    actual = known_log_probs(language_model.model, completions)
+    assert actual is not None
+    assert [v.tolist() for v in actual] == [pytest.approx(c.log_probs) for c in completions]
     with torch.autocast("cpu", torch.bfloat16):
         assert known_log_probs(language_model.model, completions) is None
     assert known_log_probs(language_model.model, [Completion([1], [], "stop")]) is None
@@ -427,7 +433,7 @@ class Numbers:
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_log_probs_of_every_architecture(name: str) -> None:
-    """Prompts beyond a sliding window, rows that leave the batch: as in the training forward."""
+    """Prompts exceed a sliding window and rows leave the batch. The log-probs stay correct."""
     model = make(name)
     prompts = [[1, 7, 8, 9, 10, 11, 12], [3, 4], [6]]
     torch.manual_seed(0)

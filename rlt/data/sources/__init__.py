@@ -1,1 +1,1 @@
-"""Where problems come from, one file a source."""
+"""The sources of problems, one module for each kind."""

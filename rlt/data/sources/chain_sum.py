@@ -1,19 +1,19 @@
-"""Worked sums: how reasoning-gym's `chain_sum` is explained, and what an explanation of it does.
+"""Explanations of reasoning-gym's `chain_sum`: how they are written and classified.
 
-"4 - 1 - 7" is explained by its running totals, one line for each step:
+The sum "4 - 1 - 7" is explained by its running totals, one line for each step:
 
     4 - 1 = 3
     3 - 7 = -4
 
-`behaviour_of` tells, by arithmetic, what a teacher's text does with that form:
+`behaviour_of` classifies the explanation of a teacher by its arithmetic:
 
-    right     one line for each step, all of them right, and the solution at the end
-    mended    a step is wrong, yet the text ends in the solution
-    leak      the text ends in the solution without a line for each step
-    wrong     the text does not end in the solution
-    unclosed  the teacher never closed its explanation
+    right     there is one line for each step, all of them are right, and the solution is last
+    mended    a step is wrong, but the text ends with the solution
+    leak      the text ends with the solution, but there is not a line for each step
+    wrong     the text does not end with the solution
+    unclosed  the teacher did not end its explanation with the end tag
 
-Used by `rlt stage=teacher_rl data=chain_sum`, whose data node names `SumBehaviour`.
+The config group `data=chain_sum` uses `SumBehaviour`: `rlt stage=teacher_rl data=chain_sum`.
 """
 
 import re
@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"-?\d+")
 
 
 def running_totals(expression: str) -> str:
-    """A line for each step of a sum: `4 - 1 - 7` gives `4 - 1 = 3` and `3 - 7 = -4`."""
+    """Return a line for each step of a sum: `4 - 1 = 3` and `3 - 7 = -4` for `4 - 1 - 7`."""
     first, *rest = expression.split()
     total, lines = int(first), []
     for sign, number in zip(rest[::2], rest[1::2], strict=True):
@@ -35,22 +35,32 @@ def running_totals(expression: str) -> str:
 
 
 def expression_of(question: str) -> str:
-    """The sum that a question asks for: its last `a + b - …`.
+    """Return the sum that a question asks for: the last `a + b - …` in it.
 
     Raises:
-        ValueError: the question holds no sum.
+        ValueError: the question contains no sum.
     """
-    found = _SUM.findall(question)
-    if not found:
-        raise ValueError(f"the question {question!r} holds no sum such as `4 - 1 - 7`")
-    return str(found[-1])
+    sums = _SUM.findall(question)
+    if not sums:
+        raise ValueError(f"the question {question!r} contains no sum such as `4 - 1 - 7`")
+    return str(sums[-1])
 
 
 def behaviour_of(question: str, solution: str, explanation: str, closed: bool = True) -> str:
-    """What an explanation does: one of `SumBehaviour.names`.
+    """Return the behaviour of an explanation, one of `SumBehaviour.names`.
 
     A step is a line such as `4 - 1 = 3`. The steps are right if they are the running totals of the
-    question's sum; other lines do not matter, but the last number of the last line is the end.
+    question's sum. Other lines are ignored, except that the text ends with the last number of the
+    last line.
+
+    Args:
+        question: the question, which contains a sum.
+        solution: the result of the sum.
+        explanation: the explanation.
+        closed: whether the teacher has ended its explanation with the end tag.
+
+    Raises:
+        ValueError: the question contains no sum.
     """
     if not closed:
         return "unclosed"
@@ -72,4 +82,5 @@ class SumBehaviour:
     good = ("right",)
 
     def __call__(self, question: str, solution: str, explanation: str, closed: bool = True) -> str:
+        """Return the behaviour of an explanation (see `behaviour_of`)."""
         return behaviour_of(question, solution, explanation, closed)

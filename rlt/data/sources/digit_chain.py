@@ -1,140 +1,47 @@
-"""Digit chains: a setting in which teaching shows within minutes, with a model of 0.1 M parameters.
+"""Digit chains: a task on which models of 0.1 M parameters show the effect of teaching in minutes.
 
-A question is a chain of digits, its solution their sum modulo 10: "3 5 2 7 4 6 9" -> "6". One
-token per digit, tag and word, in `vocabulary()`; shorter chains are filled up to `width` with ".",
-so that every prompt has the same length. One step (digit + digit modulo 10) is a table of a hundred
-facts; all steps at once, without working, are out of reach. An explanation behaves in one of
-these ways, told apart exactly by `behaviour_of`:
+A question is a chain of digits, and its solution is their sum modulo 10: "3 5 2 7 4 6 9" -> "6".
+Every digit, tag and word is one token (`rlt.llm.digit_words`). Shorter chains are filled up to
+`width` with ".", so that every prompt has the same length. A single step (digit + digit modulo 10)
+is a table of a hundred facts. Such a model cannot compute all steps at once without writing them
+down.
 
-    step    all running sums right: "3 8 0 7 1 7 6"    leak    the solution told: "is 6 is 6"
-    slip    one running sum wrong and carried on       vague   five to nine meaningless words
-    direct  nothing at all: ""
+`rlt.data.sources.digit_chain_text` writes and classifies questions and explanations.
 
-Where there is more than one operation, a question begins with its sign ("- 3 5 2" -> "6"), and
-running differences take the place of running sums.
-
-A vague explanation always begins with the same word: with eight first words, each would be too
-rare to be the likeliest continuation, and greedy decoding would hide vague text.
 Used by `rlt stage=pipeline experiment=quickstart`, `rlt stage=pretrain data=digit_chain_pretrain`.
 """
 
-import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlt.config.suggestions import did_you_mean
 from rlt.data.problem import content_hash
 from rlt.data.rows import RawRow
-from rlt.llm.digit_words import DIGITS, FILLER, LEAK_WORD, MODULUS, SIGNS, VAGUE_WORDS
-
-VAGUE_LENGTHS = (5, 9)  # fewest and most words
-
-
-def running_results(digits: Sequence[int], operation: str = "add") -> list[int]:
-    """Sum (or difference) modulo 10 after each digit; the last one is the solution."""
-    factor = {"add": 1, "subtract": -1}[operation]
-    return [total % MODULUS for total in itertools.accumulate(digits, lambda a, b: a + factor * b)]
-
-
-def write_question(digits: Sequence[int], width: int, sign: str | None = None) -> str:
-    start = [] if sign is None else [sign]
-    return " ".join([*start, *map(str, digits), *[FILLER] * (width - len(digits))])
-
-
-def read_question(question: str) -> tuple[list[int], str]:
-    """The digits of a question and its operation; a question without a sign adds."""
-    tokens = [token for token in question.split() if token != FILLER]
-    for operation, sign in SIGNS.items():
-        if tokens and tokens[0] == sign:
-            return [int(token) for token in tokens[1:]], operation
-    return [int(token) for token in tokens], "add"
-
-
-def explain_step(results: Sequence[int], rng: random.Random) -> str:
-    return " ".join(map(str, results))
-
-
-def explain_slip(results: Sequence[int], rng: random.Random) -> str:
-    """From a random place on, all running results are off by the same amount."""
-    place, error = rng.randrange(len(results)), rng.randrange(1, MODULUS)
-    slipped = [(result + error) % MODULUS for result in results[place:]]
-    return " ".join(map(str, [*results[:place], *slipped]))
-
-
-def explain_leak(results: Sequence[int], rng: random.Random) -> str:
-    return f"{LEAK_WORD} {results[-1]} {LEAK_WORD} {results[-1]}"
-
-
-def explain_vague(results: Sequence[int], rng: random.Random) -> str:
-    n_words = rng.randint(*VAGUE_LENGTHS)
-    return " ".join([VAGUE_WORDS[0], *rng.choices(VAGUE_WORDS, k=n_words - 1)])
-
-
-def explain_direct(results: Sequence[int], rng: random.Random) -> str:
-    return ""
-
-
-BEHAVIOURS: dict[str, Callable[[Sequence[int], random.Random], str]] = {
-    "step": explain_step,
-    "leak": explain_leak,
-    "vague": explain_vague,
-    "slip": explain_slip,
-    "direct": explain_direct,
-}
-
-
-def behaviour_of(question: str, solution: str, explanation: str) -> str:
-    """What an explanation does: a name of `BEHAVIOURS`, `wrong_leak` or `other`.
-
-    A leak that tells anything but the solution twice is a wrong leak; a model's vague text may
-    have any number of words and begin with any of them.
-    """
-    tokens = explanation.split()
-    if not tokens:
-        return "direct"
-    if all(token in VAGUE_WORDS for token in tokens):
-        return "vague"
-    if len(tokens) == 4 and tokens[0] == tokens[2] == LEAK_WORD:
-        told = {tokens[1], tokens[3]}
-        return "leak" if told == {solution} else "wrong_leak" if told <= set(DIGITS) else "other"
-    results = running_results(*read_question(question))
-    if len(tokens) != len(results) or not set(tokens) <= set(DIGITS):
-        return "other"
-    errors = [(int(token) - true) % MODULUS for token, true in zip(tokens, results, strict=True)]
-    changes = [after for before, after in itertools.pairwise([0, *errors]) if after != before]
-    if not changes:
-        return "step"
-    return "slip" if len(changes) == 1 else "other"
-
-
-class ChainBehaviour:
-    """`behaviour_of` as the `behaviour` of a data node (see `rlt.data.dataset.ProblemData`)."""
-
-    names = (*BEHAVIOURS, "wrong_leak", "other")
-    good = ("step",)
-
-    def __call__(self, question: str, solution: str, explanation: str, closed: bool = True) -> str:
-        return behaviour_of(question, solution, explanation)
+from rlt.data.sources.digit_chain_text import BEHAVIOURS, running_results, write_question
+from rlt.llm.digit_words import MODULUS, SIGNS
 
 
 class DigitChain:
-    """Digit chains with explanations.
+    """A source of digit chains with explanations.
 
-    The same seed, lengths and count give the same chains whatever their behaviours, so arms of
-    an experiment differ in their explanations alone. A chain repeats only when all chains of
-    its length and operation have been used. Metadata: `behaviour`.
+    The chains depend on seed, lengths and count, but not on the behaviours. Therefore arms of an
+    experiment can differ in their explanations alone. A chain is repeated only after all chains of
+    its length and operation have been used. The metadata of a problem holds its `behaviour`.
 
     Args:
-        count: how many problems.
-        seed: of the chains and the explanations.
-        width: digits and fillers of a question; the longest chain.
-        lengths: number of digits -> weight.
-        behaviours: step, leak, vague, slip, direct -> weight.
-        mixtures: instead of lengths and behaviours, a list of {share, lengths, behaviours}.
-        operations: add, subtract -> weight.
-        signs: begin each question with its operation's sign.
+        count: number of problems.
+        seed: seed of the chains and the explanations.
+        width: number of digits and fillers of a question, which is the length of the longest chain.
+        lengths: weight of each number of digits.
+        behaviours: weight of each behaviour: step, leak, vague, slip, direct.
+        mixtures: a list of {share, lengths, behaviours} that replaces `lengths` and `behaviours`.
+        operations: weight of each operation: add, subtract; None is add alone.
+        signs: whether each question begins with the sign of its operation.
+
+    Raises:
+        ValueError: an option is out of range, or options do not fit together.
     """
 
     def __init__(
@@ -166,6 +73,7 @@ class DigitChain:
         self.shares = _check_weights({i: m["share"] for i, m in enumerate(mixtures)}, "share")
 
     def rows(self) -> Iterator[RawRow]:
+        """Yield all problems."""
         chains = [[self.shares, *[mixture["lengths"] for mixture in self.mixtures]], self.width]
         chain_rng = random.Random(f"chains {self.seed} {chains}")
         used: dict[tuple[str, int], set[tuple[int, ...]]] = {}
@@ -190,6 +98,7 @@ class DigitChain:
             yield RawRow("digit_chain", number, values)
 
     def describe(self) -> dict[str, Any]:
+        """Return what identifies the data, including a `fingerprint`, for the manifest."""
         about = {
             "kind": "DigitChain",
             "count": self.count,
@@ -214,7 +123,7 @@ def _draw(weights: Mapping[Any, float], rng: random.Random) -> Any:
 
 
 def _draw_chain(length: int, used: set[tuple[int, ...]], rng: random.Random) -> tuple[int, ...]:
-    """A chain not drawn before; once all have been, they may all come again."""
+    """Draw a chain that is not in `used`. Once all chains are used, `used` is emptied."""
     if len(used) == MODULUS**length:
         used.clear()
     while True:
@@ -225,7 +134,7 @@ def _draw_chain(length: int, used: set[tuple[int, ...]], rng: random.Random) -> 
 
 
 def _check_operations(operations: Mapping[str, float], signs: bool) -> dict[str, float]:
-    """Those of a weight above 0."""
+    """Return the operations with a weight above 0, with their weights."""
     for operation in operations:
         if operation not in SIGNS:
             raise ValueError(
@@ -244,17 +153,19 @@ def _check_operations(operations: Mapping[str, float], signs: bool) -> dict[str,
 def _check_mixture(mixture: Mapping[str, Any], width: int) -> dict[str, Any]:
     if set(mixture) != {"share", "lengths", "behaviours"}:
         raise ValueError(
-            f"data.source.mixtures has an entry with the keys {sorted(mixture)}; each has share, "
-            "lengths and behaviours"
+            f"data.source.mixtures has an entry with the keys {sorted(mixture)}; each entry needs "
+            "share, lengths and behaviours"
         )
     if not mixture["lengths"] or not mixture["behaviours"]:
         raise ValueError(
             f"data.source: lengths={mixture['lengths']}, behaviours={mixture['behaviours']}; "
-            "both need an entry, e.g. lengths: {7: 1}, behaviours: {step: 1}"
+            "both need an entry, for example lengths: {7: 1}, behaviours: {step: 1}"
         )
     lengths: dict[int, float] = {}
     for key, weight in mixture["lengths"].items():
-        length = int(key) if isinstance(key, str) and key.isdecimal() else key  # +lengths.5=1
+        length = (
+            int(key) if isinstance(key, str) and key.isdecimal() else key
+        )  # the override +lengths.5=1 has a text key
         if not isinstance(length, int) or not 1 <= length <= width:
             raise ValueError(
                 f"data.source.lengths has {key!r}; a length is a whole number from 1 to "

@@ -1,11 +1,12 @@
-"""Problems of reasoning-gym's procedural tasks, by task name.
+"""Problems of the procedural tasks of reasoning-gym, by task name.
 
-A task with worked explanations (`gsm_symbolic`, in `metadata.answer_cot`) gives them as
-explanations, without their last line `#### N`. A few of gsm_symbolic's contain a wrong line
-("48=48 emails") before a right result; they are left as they are. For `chain_sum` the running
-totals are written out (`rlt.data.sources.chain_sum`).
-Used by `rlt stage=teacher_rl data=gsm_symbolic`, any other task with data=reasoning_gym
-data.source.task=<name>.
+If a task has worked explanations (`gsm_symbolic` in `metadata.answer_cot`), they become the
+explanations, without their last line `#### N`. A few explanations of gsm_symbolic contain a wrong
+line ("48=48 emails") before a right result. They are left as they are. For `chain_sum`, the
+explanations are running totals (`rlt.data.sources.chain_sum`).
+
+Used by `rlt stage=teacher_rl data=gsm_symbolic`, and for any other task by
+`data=reasoning_gym data.source.task=<name>`.
 """
 
 import contextlib
@@ -32,16 +33,19 @@ FRACTION_KEY = "__fraction__"
 
 
 class ReasoningGym:
-    """Problems of one task.
+    """A source of problems of one task.
 
-    A problem's metadata holds `task` and `entry`, reasoning-gym's record in JSON form; its
-    verifier wants `decode_entry(entry)`.
+    The metadata of a problem holds `task` and `entry`, which is the record of reasoning-gym in JSON
+    form. The verifier of the task takes `decode_entry(entry)`.
 
     Args:
         task: name of the task in reasoning-gym.
-        size: how many problems.
-        seed: chooses the problems; see `generator_seed`.
-        options: the task's own settings (difficulty), e.g. {min_terms: 2}; None: its defaults.
+        size: number of problems.
+        seed: seed of the problems (see `generator_seed`).
+        options: settings of the task, such as {min_terms: 2}; None takes its defaults.
+
+    Raises:
+        ValueError: there is no such task or option, or `size` is less than 1.
     """
 
     def __init__(
@@ -72,7 +76,12 @@ class ReasoningGym:
                 )
 
     def rows(self) -> Iterator[RawRow]:
-        with contextlib.redirect_stdout(io.StringIO()):  # some tasks print while they are made
+        """Yield all problems.
+
+        Raises:
+            ValueError: reasoning-gym refuses the size or the options.
+        """
+        with contextlib.redirect_stdout(io.StringIO()):  # some tasks print messages
             try:
                 entries = reasoning_gym.create_dataset(
                     self.task, size=self.size, seed=generator_seed(self.seed), **self.options
@@ -94,6 +103,7 @@ class ReasoningGym:
             yield RawRow(f"reasoning_gym:{self.task}", number, values)
 
     def describe(self) -> dict[str, Any]:
+        """Return what identifies the data, including a `fingerprint`, for the manifest."""
         about = {
             "kind": "ReasoningGym",
             "task": self.task,
@@ -106,16 +116,21 @@ class ReasoningGym:
 
 
 def generator_seed(seed: int) -> int:
-    """Far-apart seeds for neighbouring ones.
+    """Return the seed for reasoning-gym, which is far from those of neighbouring seeds.
 
-    reasoning-gym makes problem i from `seed + i`, so 1,000 problems each of seeds 0 and 1 would
-    be 999 times the same.
+    reasoning-gym makes problem i from `seed + i`, so 999 of 1,000 problems of seed 0 would also be
+    problems of seed 1.
     """
     return int(content_hash("reasoning-gym", str(seed)), 16) % 2**31
 
 
 def worked_explanation(task: str, metadata: Mapping[str, Any]) -> str | None:
-    """The task's own worked explanation without its last line `#### N`, or one written here."""
+    """Return the worked explanation of a problem, or None if its task has none.
+
+    Args:
+        task: name of the task.
+        metadata: the metadata of reasoning-gym's record.
+    """
     if task == "chain_sum":
         return running_totals(metadata["expression"])
     answer_cot = metadata.get("answer_cot")
@@ -123,7 +138,13 @@ def worked_explanation(task: str, metadata: Mapping[str, Any]) -> str | None:
 
 
 def encode_entry(value: Any) -> Any:
-    """A JSON-serialisable copy; tuples, which verifiers tell from lists, and fractions survive."""
+    """Return a JSON-serialisable copy of a record of reasoning-gym.
+
+    Tuples and fractions are encoded, because verifiers distinguish tuples from lists.
+
+    Raises:
+        TypeError: the record holds a value of another type.
+    """
     if isinstance(value, tuple):
         return {TUPLE_KEY: [encode_entry(each) for each in value]}
     if isinstance(value, Fraction):
@@ -138,7 +159,7 @@ def encode_entry(value: Any) -> Any:
 
 
 def decode_entry(value: Any) -> Any:
-    """The inverse of `encode_entry`, but for dictionary keys, which are text now."""
+    """Undo `encode_entry`, except that all keys of dictionaries stay text."""
     if isinstance(value, list):
         return [decode_entry(each) for each in value]
     if isinstance(value, Mapping):

@@ -1,8 +1,10 @@
-"""The conversation format of Bespoke-Stratos-17k, the paper's data: tagged thought and solution.
+"""Problems in the conversation format of Bespoke-Stratos-17k, the data of the paper.
 
-A row has a `system` prompt and `conversations`, a list of {from, value}: the user's turn is the
-question; the assistant's holds the thought block, which becomes the explanation, and the solution
-block. Used by `rlt stage=teacher_sft data=bespoke_stratos`, offline with data=stratos_files.
+A row has a `system` prompt and `conversations`, which is a list of {from, value}. The user's turn
+is the question. The assistant's turn holds a tagged thought, which becomes the explanation, and a
+tagged solution.
+
+Used by `rlt stage=teacher_sft data=bespoke_stratos`, and without a hub by `data=stratos_files`.
 """
 
 import re
@@ -34,13 +36,16 @@ ANSWER_FORM = re.compile(
 
 
 class StratosConversations:
-    """Problems in Stratos conversations; either `path` or `files` is given.
+    """A source of problems in Stratos conversations. Either `path` or `files` is set.
 
     Args:
         path: hub id or local folder of a data set.
-        split: which split of `path`.
-        files: JSONL or Parquet file, glob pattern, or a list of them.
-        revision: branch, tag or commit on the hub; None: the newest.
+        split: name of the split of `path`.
+        files: a JSONL or Parquet file, a glob pattern, or a list of them.
+        revision: branch, tag or commit on the hub; None is the newest.
+
+    Raises:
+        ValueError: both or neither of `path` and `files` are set.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class StratosConversations:
         self.table = None if path is None else HubTable(path, split, None, revision)
 
     def rows(self) -> Iterator[RawRow]:
+        """Yield all conversations as problems."""
         for raw in self._raw_rows():
             if raw.fault is not None:
                 yield raw
@@ -74,6 +80,7 @@ class StratosConversations:
         return read_files(self.files, None, COLUMNS)
 
     def describe(self) -> dict[str, Any]:
+        """Return what identifies the data, including a `fingerprint`, for the manifest."""
         if self.table is not None:
             about = self.table.describe()
         else:
@@ -85,7 +92,11 @@ class StratosConversations:
 
 
 def parse_conversation(values: Any) -> dict[str, Any]:
-    """Fields of one row; raises `RowError` if it is not one question and one tagged answer."""
+    """Return the fields of one row, which has the columns `COLUMNS`.
+
+    Raises:
+        RowError: the row is not one question with one tagged answer.
+    """
     if "conversations" not in values:
         raise RowError(MISSING_COLUMN, f"no 'conversations' among: {', '.join(values)}")
     turns = values["conversations"]
