@@ -2,14 +2,15 @@
 
 import gc
 import logging
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Self, TypeVar
 
 import torch
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Cut = Callable[[int], list[list[int]]]  # from a token budget to the row indices of micro-batches
 
 # Not every allocator has an error class of its own; these are what the others say.
 _MESSAGES = (
@@ -25,6 +26,38 @@ class OutOfMemoryError(ValueError):
     """Some work does not fit into memory, in however small parts."""
 
 
+class Attempt:
+    """One attempt at some work, as a context that takes in an out-of-memory error of its block.
+
+    Args:
+        tokens: the token budget of this attempt.
+        cut: the micro-batches that a token budget makes of the rows.
+
+    Attributes:
+        shortage: the first line of the out-of-memory error that ended the attempt; None if it
+            succeeded.
+    """
+
+    def __init__(self, tokens: int, cut: Cut) -> None:
+        self.tokens = tokens
+        self.cut = cut
+        self.shortage: str | None = None
+
+    @property
+    def micro_batches(self) -> list[list[int]]:
+        """Row indices of each micro-batch of this attempt."""
+        return self.cut(self.tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if error is None or not is_out_of_memory(error):
+            return False
+        self.shortage = str(error).strip().partition("\n")[0] or type(error).__name__
+        return True
+
+
 class TokenBudget:
     """How many padded tokens a model is given at once; lowered, for good, where they do not fit.
 
@@ -37,16 +70,20 @@ class TokenBudget:
         self.tokens = tokens
         self.setting = setting
 
-    def fit(self, work: Callable[[int], Result], cut: Callable[[int], Any]) -> Result:
-        """What `work` returns, given this budget or the half, quarter, … of it that fits.
+    def attempts(self, cut: Cut) -> Iterator[Attempt]:
+        """Attempts at this budget, then at the half, quarter, … of it, until one succeeds.
 
-        An attempt that ran out of memory is forgotten: its tensors are freed, and random numbers
-        are drawn again from where they stood. So the result is that of a lower budget from the
-        start, if `work` keeps nothing elsewhere that the next attempt does not overwrite.
+            for attempt in budget.attempts(cut):
+                with attempt:
+                    for indices in attempt.micro_batches: ...
+
+        The work begins again in each attempt. Before the next attempt, memory is freed and random
+        numbers are set back to where they stood. So the result is that of a lower budget from the
+        start, if an attempt leaves nothing behind that the next one does not overwrite. Tensors
+        that variables outside the block still name are not freed.
 
         Args:
-            work: takes a token budget.
-            cut: the micro-batches that a budget makes of the same rows; a budget that cuts them
+            cut: the micro-batches that a budget makes of the same rows. A budget that cuts them
                 just as one that was too large is passed over.
 
         Raises:
@@ -54,20 +91,32 @@ class TokenBudget:
         """
         random_state = _random_state()
         while True:
-            try:
-                return work(self.tokens)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            # No longer in `except`, where the traceback would keep the attempt's tensors alive.
+            attempt = Attempt(self.tokens, cut)
+            yield attempt
+            if attempt.shortage is None:
+                return
             gc.collect()
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
-            self._lower(cut, reason)
+            self._lower(cut, attempt.shortage)
             _restore_random_state(random_state)
 
-    def _lower(self, cut: Callable[[int], Any], reason: str) -> None:
+    def fit(self, work: Callable[[int], Result], cut: Cut) -> Result:
+        """What `work` returns in the first of the `attempts` that succeeds.
+
+        Args:
+            work: takes a token budget.
+            cut: see `attempts`.
+
+        Raises:
+            OutOfMemoryError: no lower budget cuts the rows into smaller micro-batches.
+        """
+        for attempt in self.attempts(cut):
+            with attempt:
+                result = work(attempt.tokens)
+        return result
+
+    def _lower(self, cut: Cut, reason: str) -> None:
         too_large = cut(self.tokens)
         lower = self.tokens
         while cut(lower) == too_large:
