@@ -42,18 +42,6 @@ class ScoredExplanation:
     teacher_prompt: Sequence[int]
     teacher_log_probs_T: Tensor | None
 
-    @property
-    def text(self) -> str:
-        return self.explanation.text
-
-    @property
-    def thought(self) -> str:
-        return self.explanation.text
-
-    @property
-    def closed(self) -> bool:
-        return self.explanation.end_tag_found
-
 
 class RewardScorer:
     """Scores explanations with a frozen student.

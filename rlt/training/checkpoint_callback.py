@@ -18,6 +18,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rlt.runs.folder import RunRefusedError
 from rlt.training.checkpoints import CHECKPOINTS, CheckpointError, listed, write_checkpoint
+from rlt.training.lightning_private import (
+    count_last_step,
+    dump_checkpoint,
+    saved_progress,
+    steps_begun,
+    validate_within_fit,
+)
 from rlt.training.policy import PolicyModule
 
 _LEAST = {"every_steps": 1, "keep": 2}
@@ -60,7 +67,7 @@ class Checkpoint(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Raises RunRefusedError when the run was trained for longer than it now shall be."""
-        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        batches = saved_progress(checkpoint)
         done, steps = batches["current"]["ready"], cast(Any, trainer).datamodule.steps
         if done > steps:
             raise RunRefusedError(
@@ -78,15 +85,11 @@ class Checkpoint(L.Callback):
         cast(PolicyModule, pl_module).use_configured_hyperparameters()
         # The checkpoint was written before the validation of its step, which may have been cut
         # short; Lightning takes it for done.
-        loop = trainer.fit_loop.epoch_loop
-        done = loop.batch_progress.current.ready
+        done = steps_begun(trainer)
         if done % int(trainer.val_check_batch or 1) == 0:
-            loop.val_loop.restarting = False
-            trainer.validating = True
-            loop.val_loop.run()
-            trainer.training = True
+            validate_within_fit(trainer)
         if done == trainer.num_training_batches:
-            loop._batches_that_stepped += 1  # else counted when the next step begins
+            count_last_step(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -99,7 +102,7 @@ class Checkpoint(L.Callback):
     ) -> None:  # fmt: skip
         # Some are logged now and then: those of steps before the one that was resumed from, too.
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        state = _state(trainer)
+        state = dump_checkpoint(trainer)
         small = copy.deepcopy({k: v for k, v in state.items() if k not in _WEIGHTS})
         self._done_steps, self._small, self._logged = batch_idx + 1, small, False
         # Last: interrupted before it, the step is not taken for whole.
@@ -161,18 +164,12 @@ class Checkpoint(L.Callback):
         folder = _folder(trainer)
         if any(entry.step == self._done_steps for entry in listed(folder)):
             return
-        weights = {name: v for name, v in _state(trainer).items() if name in _WEIGHTS}
+        weights = {name: v for name, v in dump_checkpoint(trainer).items() if name in _WEIGHTS}
         write_checkpoint(folder, self._done_steps, weights | self._small, self.keep)
 
 
 def _folder(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir) / CHECKPOINTS
-
-
-def _state(trainer: L.Trainer) -> dict[str, Any]:
-    """The content of a checkpoint as it is now; tensors are the live ones, not copies."""
-    state: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-    return state
 
 
 def random_state() -> dict[str, Any]:
