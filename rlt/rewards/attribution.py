@@ -1,9 +1,10 @@
-"""Which tokens made a reward: the log-ratio along an explanation, the log-probs of a solution, and
-the advantages that RL gave to the explanation's tokens.
+"""Which tokens made a reward, and what RL made of it.
+
+That is the log-ratio along an explanation, the log-probs of a solution, and the advantages that RL
+gave to the explanation's tokens.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ def attribution(
     scores: TokenScores,
     advantages_T: Tensor | None = None,
 ) -> Attribution:
-    """(token, value) lists, rounded for the page.
+    """(token, value) lists in nats, rounded for the page.
 
     `solution`: student's log-prob of each solution token; the lowest sets r_SS's minimum.
     `explanation`: teacher's less student's log-prob of each token, the highest sets r_KL's maximum;
@@ -45,7 +46,7 @@ def attribution(
     return found
 
 
-def extremes(found: Mapping[str, Sequence[Any]]) -> dict[str, int]:
+def extremes(found: Mapping[str, Sequence[tuple[str, float]]]) -> dict[str, int]:
     """Place of the token that set r_KL's maximum and of the one that set r_SS's minimum."""
     places = {}
     for name, pick in (("explanation", max), ("solution", min)):

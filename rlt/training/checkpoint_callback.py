@@ -78,6 +78,7 @@ class Checkpoint(L.Callback):
             batches["is_last_batch"] = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After a checkpoint: restore random numbers, repeat the validation of its step."""
         if self._random is None:
             return
         _restore_random_state(self._random)
@@ -94,12 +95,14 @@ class Checkpoint(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Write the checkpoint that is due."""
         self._after_logging(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
         batch_idx: int,
     ) -> None:  # fmt: skip
+        """Remember all that is small of the step that has ended."""
         # Some are logged now and then: those of steps before the one that was resumed from, too.
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         state = dump_checkpoint(trainer)
@@ -109,22 +112,26 @@ class Checkpoint(L.Callback):
         cast(PolicyModule, pl_module).weights_moved = False
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the checkpoint that is due; give validation random numbers of its own."""
         self._after_logging(trainer)
         self._in_training = random_state()
         torch.manual_seed(torch.initial_seed())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give training its random numbers back."""
         assert self._in_training is not None
         _restore_random_state(self._in_training)
         self._in_training = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the last checkpoint that is due, and let go of the rest."""
         self._after_logging(trainer)
         self._small = None  # the optimizer's state is let go
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
+        """Interrupted by Ctrl-C or SIGTERM, write the last whole step."""
         if not isinstance(exception, KeyboardInterrupt | SIGTERMException):
             return
         # Lightning raises the latter between two steps, when all is logged.
@@ -140,9 +147,11 @@ class Checkpoint(L.Callback):
         print(f"\nTraining was interrupted. Checkpoints: {newest}.{failure}", flush=True)
 
     def state_dict(self) -> dict[str, Any]:
+        """Random numbers and metrics, for a checkpoint."""
         return {"random": random_state(), "metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over random numbers and metrics of a checkpoint."""
         self._random = state_dict["random"]
         self.metrics = state_dict["metrics"]
 

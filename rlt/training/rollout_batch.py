@@ -80,7 +80,8 @@ class RolloutBatch:
         """The batch of P groups of completions, each of one problem and its prompt.
 
         Args:
-            problems, prompts: of the P groups; a prompt is a list of token ids.
+            problems: of the P groups.
+            prompts: token ids of the P prompts.
             groups: the G completions of each problem.
             parse: says what the token ids of a completion say.
         """

@@ -110,6 +110,7 @@ class SFT(PolicyModule):
 
     @names_the_step
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the mean loss over the target tokens of held-out examples."""
         rows = rows_of(batch.items)
         log_probs = self.row_log_probs(self.policy, rows)
         require_finite("a log-prob", log_probs, [example.id for example in batch.items])
@@ -118,6 +119,7 @@ class SFT(PolicyModule):
         self.log("validation/loss", loss, prog_bar=True, batch_size=tokens)
 
     def on_validation_epoch_end(self) -> None:
+        """Log the share of held-out questions that the policy answers right."""
         if self.answer_accuracy is not None:
             self.policy.eval()
             accuracy = self.answer_accuracy(self.policy)
@@ -125,4 +127,5 @@ class SFT(PolicyModule):
 
 
 def rows_of(examples: Sequence[Example]) -> list[Row]:
+    """Prompt and target of each example, as token ids."""
     return [(example.prompt, example.target) for example in examples]
