@@ -234,8 +234,7 @@ class RL(PolicyModule):
         held_out, self._held_out = self._held_out, HeldOutRewards()
         if self.on_held_out is not None:
             self.on_held_out(self.global_step, held_out.rows)
-        area = held_out.area()
-        if area is not None:
+        if (area := held_out.area()) is not None:
             self.log("validation/reward_area", area)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

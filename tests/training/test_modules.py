@@ -597,6 +597,22 @@ def test_what_is_logged_and_handed_on(
     assert all(row["explanation"] in texts and row["solution"] in "27" for row in rows)
 
 
+def test_a_step_that_leaves_every_completion_out_has_no_entropy(
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
+) -> None:
+    made = tiny(0)
+    before = weights(made.model)
+    module = teacher_rl(
+        renderer, made, student=freeze(tiny(5).model), mask_overlong=True,
+        rollout=HFRollout(1.0, max_new_tokens=2),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    metrics = fit_rl(module, 1, tmp_path).callback_metrics
+    assert float(metrics["train/overlong_rate"]) == 1.0
+    assert "monitor/repetition" in metrics and "monitor/entropy" not in metrics
+    assert torch.equal(weights(made.model), before)
+
+
 # --- learning -----------------------------------------------------------------------------------
 
 
