@@ -31,9 +31,9 @@ from benchmarks.work import (
     Work,
     compose_stage,
     device_for,
-    experience_of,
     inside_fit,
     random_groups,
+    rollout_of,
     scored_of,
     scorer_of,
     teacher_rl,
@@ -114,12 +114,11 @@ def measure(cfg: DictConfig, point: Point, repeats: int, rate: float) -> dict[st
     group = random_groups(
         work.renderer, QUESTIONS, point.completions, point.prompt_tokens, point.new_tokens
     )
-    experience = experience_of(module, group)
-    scored = scored_of(module, group, experience.log_probs)
-    advantages_N = torch.randn(len(group.rows), generator=torch.Generator().manual_seed(0))
+    rollout = rollout_of(module, group, point.completions)
+    scored = scored_of(module, group, rollout.log_probs)
     arms = {
         "scoring": lambda: scorer_of(module)(scored, teacher=work.model),
-        "update": lambda: module.update(experience, advantages_N[:, None]),
+        "update": lambda: module.update(rollout),
     }
     seconds: dict[str, list[float]] = {}
     inside_fit(work, module, lambda: seconds.update(alternate(arms, repeats)))

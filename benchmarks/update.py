@@ -28,15 +28,15 @@ from benchmarks.floor import update_floor
 from benchmarks.machine import machine_facts
 from benchmarks.work import (
     Work,
-    experience_of,
     inside_fit,
     load,
     random_groups,
+    rollout_of,
     teacher_rl,
 )
 from rlt.llm.logprobs import shares_prefixes
 from rlt.training import RL
-from rlt.training.experience import Experience
+from rlt.training.rollout_batch import RolloutBatch
 
 TOLERANCE = 1e-4
 
@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     group = random_groups(
         work.renderer, args.questions, args.completions, args.prompt_tokens, args.new_tokens
     )
-    experience = experience_of(module, group)
+    rollout = rollout_of(module, group, args.completions)
     seconds: dict[str, list[float]] = {}
     differences: list[float] = []
 
     def measure() -> None:
-        arms = arms_of(module, experience)
+        arms = arms_of(module, rollout)
         differences.append(gradient_difference(work, arms["shared"], arms["unshared"]))
         if work.model.dtype == torch.float32 and differences[0] > TOLERANCE:
             raise AssertionError(f"gradients differ by {differences[0]:.3g}, relative")
@@ -92,19 +92,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def arms_of(module: RL, experience: Experience) -> dict[str, Callable[[], Any]]:
-    N = len(experience.rows)
-    advantages_N = torch.randn(N, generator=torch.Generator().manual_seed(0))
-    reference = None
-    if module.reference is not None and module.algorithm.needs_reference:
-        reference = module.row_log_probs(module.reference, experience.rows)
-    old = experience.log_probs if module.algorithm.needs_old_log_probs else None
-
+def arms_of(module: RL, rollout: RolloutBatch) -> dict[str, Callable[[], Any]]:
     def update() -> None:
-        module.update(experience, advantages_N[:, None])
+        module.update(rollout)
 
-    def policy_alone() -> None:
-        module.update_on(list(range(N)), experience, advantages_N[:, None], old, reference)
+    def policy_alone() -> None:  # after an update, which has taken the reference's log-probs
+        module.minibatch_step(rollout, list(range(len(rollout))))
 
     return {
         "unshared": lambda: run_unshared(update),

@@ -28,11 +28,11 @@ from rlt.data.renderer import Renderer
 from rlt.llm.batching import Row
 from rlt.llm.device import on_device
 from rlt.llm.models import LanguageModel
-from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
+from rlt.rewards import RewardScorer, ScoredExplanation
 from rlt.sampling import Completion
 from rlt.stages.teacher_rl import TeacherRL
 from rlt.training import RL, SFT, Teaching
-from rlt.training.experience import Experience
+from rlt.training.rollout_batch import RolloutBatch
 
 NEVER = "\u2402 never \u2402"  # a stop string that no model writes
 
@@ -158,12 +158,17 @@ def scored_of(
     ]
 
 
-def experience_of(module: RL, group: Written) -> Experience:
-    """What rollout and reward hand to the update."""
-    log_probs = module.row_log_probs(module.policy, group.rows)
-    scored = scored_of(module, group, log_probs)
-    written = [Completion(list(ids), [], "length") for _, ids in group.rows]
-    return Experience(group.rows, written, scored, log_probs, RewardTable([], {}), {})
+def rollout_of(module: RL, group: Written, group_size: int) -> RolloutBatch:
+    """What rollout, reward and credit hand to the update, with random advantages."""
+    completions = [Completion(list(ids), [], "length") for _, ids in group.rows]
+    rollout = RolloutBatch(
+        group_size, group.problems, [prompt for prompt, _ in group.rows], completions,
+        [module.task.parse(completion.ids) for completion in completions],
+    )  # fmt: skip
+    rollout.log_probs = module.row_log_probs(module.policy, group.rows)
+    advantages_N = torch.randn(len(rollout), generator=torch.Generator().manual_seed(0))
+    rollout.advantages_NT = advantages_N[:, None].expand(-1, max(rollout.lengths))
+    return rollout
 
 
 @contextlib.contextmanager

@@ -1,17 +1,18 @@
-"""A token budget that is lowered when memory runs out. The work is then redone in smaller parts."""
+"""Token budgets that give way: what does not fit into memory is done again in smaller parts."""
 
 import gc
 import logging
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Self, TypeVar
 
 import torch
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Cut = Callable[[int], list[list[int]]]  # from a token budget to the row indices of micro-batches
 
-# Some allocators raise a plain RuntimeError. These texts in its message mean that memory ran out.
+# Not every allocator has an error class of its own; these are what the others say.
 _MESSAGES = (
     "out of memory",  # CUDA, HIP, MPS
     "can't allocate memory",  # torch on a CPU
@@ -22,61 +23,100 @@ _MESSAGES = (
 
 
 class OutOfMemoryError(ValueError):
-    """Some work does not fit into memory, even one row at a time."""
+    """Some work does not fit into memory, in however small parts."""
+
+
+class Attempt:
+    """One attempt at some work, as a context that takes in an out-of-memory error of its block.
+
+    Args:
+        tokens: the token budget of this attempt.
+        cut: the micro-batches that a token budget makes of the rows.
+
+    Attributes:
+        shortage: the first line of the out-of-memory error that ended the attempt; None if it
+            succeeded.
+    """
+
+    def __init__(self, tokens: int, cut: Cut) -> None:
+        self.tokens = tokens
+        self.cut = cut
+        self.shortage: str | None = None
+
+    @property
+    def micro_batches(self) -> list[list[int]]:
+        """Row indices of each micro-batch of this attempt."""
+        return self.cut(self.tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if error is None or not is_out_of_memory(error):
+            return False
+        self.shortage = str(error).strip().partition("\n")[0] or type(error).__name__
+        return True
 
 
 class TokenBudget:
-    """The number of padded tokens that a model is given at once.
-
-    The budget is lowered when memory runs out, and stays lowered.
+    """How many padded tokens a model is given at once; lowered, for good, where they do not fit.
 
     Args:
-        tokens: the initial budget.
-        setting: the config option that it comes from, for messages.
-
-    Attributes:
-        tokens: the current budget.
+        tokens: to begin with.
+        setting: the option they come from, for messages.
     """
 
     def __init__(self, tokens: int, setting: str) -> None:
         self.tokens = tokens
         self.setting = setting
 
-    def fit(self, work: Callable[[int], Result], cut: Callable[[int], Any]) -> Result:
-        """Call `work` with the budget, and with half, a quarter, … of it until it fits into memory.
+    def attempts(self, cut: Cut) -> Iterator[Attempt]:
+        """Attempts at this budget, then at the half, quarter, … of it, until one succeeds.
 
-        An attempt that ran out of memory leaves no trace: its tensors are freed, and the random
-        number generators are set back. The result is therefore the same as with the lower budget
-        from the start, provided that the next attempt overwrites everything that `work` stores
-        elsewhere.
+            for attempt in budget.attempts(cut):
+                with attempt:
+                    for indices in attempt.micro_batches: ...
+
+        The work begins again in each attempt. Before the next attempt, memory is freed and random
+        numbers are set back to where they stood. So the result is that of a lower budget from the
+        start, if an attempt leaves nothing behind that the next one does not overwrite. Tensors
+        that variables outside the block still name are not freed.
 
         Args:
-            work: the work to do; it takes a token budget.
-            cut: takes a token budget and returns the micro-batches that `work` makes with it. A
-                budget is skipped if it gives the same micro-batches as the one that was too large.
-
-        Returns:
-            What `work` returns.
+            cut: the micro-batches that a budget makes of the same rows. A budget that cuts them
+                just as one that was too large is passed over.
 
         Raises:
-            OutOfMemoryError: memory ran out and no lower budget gives smaller micro-batches.
+            OutOfMemoryError: no lower budget cuts the rows into smaller micro-batches.
         """
         random_state = _random_state()
         while True:
-            try:
-                return work(self.tokens)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            # Inside `except`, the traceback would keep the tensors of the attempt alive.
+            attempt = Attempt(self.tokens, cut)
+            yield attempt
+            if attempt.shortage is None:
+                return
             gc.collect()
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
-            self._lower(cut, reason)
+            self._lower(cut, attempt.shortage)
             _restore_random_state(random_state)
 
-    def _lower(self, cut: Callable[[int], Any], reason: str) -> None:
+    def fit(self, work: Callable[[int], Result], cut: Cut) -> Result:
+        """What `work` returns in the first of the `attempts` that succeeds.
+
+        Args:
+            work: takes a token budget.
+            cut: see `attempts`.
+
+        Raises:
+            OutOfMemoryError: no lower budget cuts the rows into smaller micro-batches.
+        """
+        for attempt in self.attempts(cut):
+            with attempt:
+                result = work(attempt.tokens)
+        return result
+
+    def _lower(self, cut: Cut, reason: str) -> None:
         too_large = cut(self.tokens)
         lower = self.tokens
         while cut(lower) == too_large:
@@ -97,7 +137,7 @@ class TokenBudget:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the memory of the device or of the machine ran out."""
+    """Whether an error says that there was no memory left, of the device or of the machine."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)

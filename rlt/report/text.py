@@ -25,7 +25,7 @@ def as_number(text: str) -> float | None:
 
 
 def metric_unit(name: str) -> str:
-    """the unit that a metric's name tells: `fraction`, `seconds`, `bytes`, or nothing."""
+    """The unit that a metric's name tells: `fraction`, `seconds`, `bytes`, or nothing."""
     if name.endswith("_bytes"):
         return "bytes"
     if name.endswith("_seconds"):

@@ -1,14 +1,15 @@
-"""Which tokens made a reward: the log-ratio along an explanation, the log-probs of a solution, and
-the advantages that RL gave to the explanation's tokens.
+"""Which tokens made a reward, and what RL made of it.
+
+That is the log-ratio along an explanation, the log-probs of a solution, and the advantages that RL
+gave to the explanation's tokens.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
+from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
-from rlt.rewards.scorer import ScoredExplanation
 from rlt.rewards.terms import TokenScores
 
 Attribution = dict[str, list[tuple[str, float]]]
@@ -18,33 +19,34 @@ _CONTEXT = 8  # tokens before one that decide how it is written
 
 def attribution(
     renderer: Renderer,
-    scored: ScoredExplanation,
+    problem: Problem,
+    ids: Sequence[int],
     scores: TokenScores,
     advantages_T: Tensor | None = None,
 ) -> Attribution:
-    """(token, value) lists, rounded for the page.
+    """(token, value) lists in nats, rounded for the page.
 
     `solution`: student's log-prob of each solution token; the lowest sets r_SS's minimum.
     `explanation`: teacher's less student's log-prob of each token, the highest sets r_KL's maximum;
     without a teacher the student's surprise alone.
     `advantage`: of each explanation token in RL; given where tokens have advantages of their own.
     """
-    text = renderer.student_text(scored.problem, scored.explanation.ids)
+    text = renderer.student_text(problem, ids)
     solution_ids = text.continuation[slice(*text.solution_span)]
     ratios_T = -scores.student_log_probs_T
     if scores.teacher_log_probs_T is not None:
         ratios_T = ratios_T + scores.teacher_log_probs_T
     found = {
-        "explanation": _tokens(renderer, scored.explanation.ids, ratios_T.tolist()),
+        "explanation": _tokens(renderer, ids, ratios_T.tolist()),
         "solution": _tokens(renderer, solution_ids, scores.solution_log_probs_K.tolist()),
     }
     if advantages_T is not None and bool((advantages_T != advantages_T[0]).any()):
-        values = advantages_T[: len(scored.explanation.ids)].tolist()
-        found["advantage"] = _tokens(renderer, scored.explanation.ids, values)
+        values = advantages_T[: len(ids)].tolist()
+        found["advantage"] = _tokens(renderer, ids, values)
     return found
 
 
-def extremes(found: Mapping[str, Sequence[Any]]) -> dict[str, int]:
+def extremes(found: Mapping[str, Sequence[tuple[str, float]]]) -> dict[str, int]:
     """Place of the token that set r_KL's maximum and of the one that set r_SS's minimum."""
     places = {}
     for name, pick in (("explanation", max), ("solution", min)):

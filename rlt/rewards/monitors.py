@@ -9,7 +9,9 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 EARLY = 0.5  # a solution that stands in this first part of the text is told early
 
@@ -37,12 +39,14 @@ def early_excess(solutions: Sequence[str], texts: Sequence[str], group: int) -> 
     A short solution (one digit) stands in many a text by chance; what is over that is told.
 
     Args:
+        solutions: of each text's own problem.
+        texts: explanations, group after group.
         group: completions of one problem, which stand together.
     """
     return early_fraction(solutions, texts) - early_fraction(rotated(solutions, group), texts)
 
 
-def rotated(items: Sequence[Any], by: int = 1) -> list[Any]:
+def rotated(items: Sequence[Item], by: int = 1) -> list[Item]:
     """The items from place `by` on, then those before it."""
     return [*items[by:], *items[:by]]
 
@@ -54,6 +58,7 @@ def repetition(text: str) -> float:
 
 
 def outside(value: float, low: float | None, high: float | None) -> bool:
+    """Whether a value lies beyond a bound; None is no bound."""
     return (low is not None and value < low) or (high is not None and value > high)
 
 

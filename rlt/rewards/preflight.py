@@ -158,8 +158,10 @@ def corrupted(
 
 
 def ends_in(explanation: str) -> str:
-    """What a verifier takes for an explanation's result: its last `\\boxed{…}`, else what follows
-    the last equals sign of its last line, else the last number there, else the whole line.
+    r"""What a verifier takes for an explanation's result.
+
+    It is the last `\boxed{…}`, else what follows the last equals sign of the last line, else the
+    last number there, else the whole line.
     """
     boxed = unwrap_boxed(explanation)
     if boxed is not None:

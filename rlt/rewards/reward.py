@@ -39,6 +39,7 @@ class RewardTable:
     kl_weight: float = 0.0  # of the mean k1 log-ratio in the reward, the paper's λ
 
     def row(self, n: int) -> dict[str, float]:
+        """Reward and terms of completion n, by name."""
         return {"reward": self.rewards[n]} | {name: v[n] for name, v in self.terms.items()}
 
     def require_finite(self, problems: Sequence[str]) -> None:
@@ -86,6 +87,7 @@ class Reward:
 
     @property
     def needs(self) -> frozenset[str]:
+        """What its terms need beyond the student's log-probs (see `Term.needs`)."""
         return frozenset().union(*(term.needs for term in self.terms.values()))
 
     @property
@@ -122,11 +124,12 @@ class Reward:
 
     @property
     def correctness(self) -> Correctness | None:
+        """The term that verifies sampled answers, if there is one."""
         found = [term for term in self.terms.values() if isinstance(term, Correctness)]
         return found[0] if found else None
 
     def __call__(self, scores: Sequence[TokenScores]) -> RewardTable:
-        """Reward each completion."""
+        """Reward each completion; a pure function of its scores, but for the term `Random`."""
         rewards: list[float] = []
         token_rewards: list[Tensor] = []
         columns: dict[str, list[float]] = {}

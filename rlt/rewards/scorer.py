@@ -5,9 +5,8 @@ teacher's half of the log-ratio is passed in by the caller, who has it from its 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,16 +15,16 @@ from transformers import PreTrainedModel
 from rlt.data.problem import Problem
 from rlt.data.renderer import Explanation, Renderer, StudentText
 from rlt.evaluation.answers import extract_answer
+from rlt.evaluation.graders import Grader
 from rlt.llm.batching import PaddedRows, Row, cut_rows, pad_rows
 from rlt.llm.lm_head import chunked_exact_kl
-from rlt.llm.logprobs import (
-    continuation_hidden,
-    row_log_probs,
-    shares_prefixes,
-)
+from rlt.llm.logprobs import continuation_hidden, row_log_probs, shares_prefixes
 from rlt.llm.token_budget import TokenBudget
 from rlt.rewards.reward import Reward, RewardTable, TokenScores
 from rlt.rewards.terms import Correctness
+
+# Called with row indices, padded rows and hidden states `[N, D]` of each micro-batch.
+Visit = Callable[[list[int], PaddedRows, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -42,18 +41,6 @@ class ScoredExplanation:
     explanation: Explanation
     teacher_prompt: Sequence[int]
     teacher_log_probs_T: Tensor | None
-
-    @property
-    def text(self) -> str:
-        return self.explanation.text
-
-    @property
-    def thought(self) -> str:
-        return self.explanation.text
-
-    @property
-    def closed(self) -> bool:
-        return self.explanation.end_tag_found
 
 
 class RewardScorer:
@@ -81,7 +68,7 @@ class RewardScorer:
         *,
         temperature: float,
         token_budget: int,
-        grader: Any = None,
+        grader: Grader | None = None,
         keep_hidden: bool = False,
     ) -> None:
         if reward.correctness is not None and grader is None:
@@ -144,16 +131,20 @@ class RewardScorer:
         values = self._student_log_probs(texts)
         return [v[slice(*t.solution_span)].cpu() for v, t in zip(values, texts, strict=True)]
 
-    def _student_log_probs(self, texts: Sequence[StudentText], visit: Any = None) -> list[Tensor]:
+    def _student_log_probs(
+        self, texts: Sequence[StudentText], visit: Visit | None = None
+    ) -> list[Tensor]:
         rows = [(text.prompt, text.continuation) for text in texts]
         return self.row_log_probs(self.student, rows, visit)
 
     def row_log_probs(
-        self, model: PreTrainedModel, rows: Sequence[Row], visit: Any = None
+        self, model: PreTrainedModel, rows: Sequence[Row], visit: Visit | None = None
     ) -> list[Tensor]:
         """A model's log-probs of rows at the reward's temperature (see `rlt.llm.logprobs`).
 
         Args:
+            model: the language model.
+            rows: token ids of prompt and continuation of each.
             visit: begins again with the first micro-batch where memory runs out.
         """
         return self.token_budget.fit(
@@ -243,5 +234,6 @@ class RewardScorer:
                 text = tags["solution_open"] + self.renderer.decode(completion.ids)
                 answer = extract_answer(text, tags["solution_open"], tags["solution_close"])
                 pairs.append((row.problem, answer or ""))
+        assert self.grader is not None, "checked when the scorer was made"
         verdicts = iter(self.grader.grade_all(pairs))
         return [sum(next(verdicts).correct for _ in c) / len(c) for c in answers]

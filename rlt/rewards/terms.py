@@ -1,5 +1,6 @@
-"""The terms of a teacher's reward (arXiv 2506.08388, section 3.2), as pure functions of one
-completion's scores, and the reductions that turn token values into numbers.
+"""The terms of a teacher's reward, and the reductions that turn token values into numbers.
+
+Terms are pure functions of one completion's scores (arXiv 2506.08388, section 3.2).
 
 A term gives token values, reduces them in one or more ways and weighs them: with the paper's λ as
 `weight: 3` and its α in `coefficients: {mean: 1, max: 0.01}` it contributes 3 * (mean + 0.01 max).
@@ -9,10 +10,13 @@ To add a term, write a class with `needs`, `sign`, `weight`, `coefficients`, `of
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from rlt.sampling import Rollout
 
 
 @dataclass(frozen=True)
@@ -44,25 +48,33 @@ class Term(Protocol):
     """One addend of the reward."""
 
     @property
-    def needs(self) -> frozenset[str]: ...
-
-    # beyond the student's log-probs: "teacher_log_probs", "exact_kl", "correct_rate"
-
-    @property
-    def sign(self) -> float: ...
+    def needs(self) -> frozenset[str]:
+        """Beyond the student's log-probs: `teacher_log_probs`, `exact_kl`, `correct_rate`."""
+        ...
 
     @property
-    def weight(self) -> float: ...
+    def sign(self) -> float:
+        """1 if more is better, -1 if less is."""
+        ...
 
     @property
-    def coefficients(self) -> Mapping[str, float]: ...
+    def weight(self) -> float:
+        """Of the term in the reward."""
+        ...
 
     @property
-    def of_explanation(self) -> bool: ...
+    def coefficients(self) -> Mapping[str, float]:
+        """Reduction → its share in the term."""
+        ...
 
-    # whether there is one value for each token of the explanation
+    @property
+    def of_explanation(self) -> bool:
+        """Whether there is one value for each token of the explanation."""
+        ...
 
-    def values(self, scores: TokenScores) -> Tensor: ...
+    def values(self, scores: TokenScores) -> Tensor:
+        """The term's values `[T]` at the tokens of one completion, or `[1]` for the whole of it."""
+        ...
 
 
 # `median` is the lower of the two middle values, as torch has it and the published code uses it.
@@ -125,7 +137,7 @@ KL_ESTIMATORS = (*ESTIMATORS, "cross_entropy", "exact")
 
 @dataclass
 class SolutionLogProb:
-    """r_SS: does the explanation make the solution likely for the student?
+    """r_SS, which asks whether the explanation makes the solution likely for the student.
 
     Args:
         coefficients: reduction → its share in the term.
@@ -148,6 +160,7 @@ class SolutionLogProb:
             raise ValueError(f"SolutionLogProb.transform={self.transform!r}: choose none or exp")
 
     def values(self, scores: TokenScores) -> Tensor:
+        """Log-probs (nats) or probabilities `[K]` of the solution's tokens."""
         values_K = scores.solution_log_probs_K
         if self.transform == "exp":
             values_K = values_K.exp()
@@ -156,7 +169,7 @@ class SolutionLogProb:
 
 @dataclass
 class ThoughtKL:
-    """r_KL: would the student have come to this thought by itself? (Counts against the reward.)
+    """r_KL, which counts against what the student would not have thought by itself.
 
     Args:
         coefficients: reduction → its share in the term; what is positive counts against the reward.
@@ -192,11 +205,13 @@ class ThoughtKL:
 
     @property
     def needs(self) -> frozenset[str]:
+        """`teacher_log_probs` or `exact_kl`, as the estimator asks."""
         if self.estimator == "cross_entropy":
             return frozenset()
         return frozenset({"exact_kl" if self.estimator == "exact" else "teacher_log_probs"})
 
     def values(self, scores: TokenScores) -> Tensor:
+        """The estimate of KL(teacher‖student) `[T]`, in nats, at the explanation's tokens."""
         if self.estimator == "exact":
             assert scores.exact_kl_T is not None
             values_T = scores.exact_kl_T
@@ -226,6 +241,7 @@ class Length:
         check_coefficients("Length", self.coefficients)
 
     def values(self, scores: TokenScores) -> Tensor:
+        """Ones `[T]`."""
         return torch.ones_like(scores.student_log_probs_T)
 
 
@@ -243,6 +259,7 @@ class Random:
         check_coefficients("Random", self.coefficients)
 
     def values(self, scores: TokenScores) -> Tensor:
+        """One number `[1]`, drawn anew at each call."""
         return torch.rand(1)
 
 
@@ -259,7 +276,7 @@ class Correctness:
 
     coefficients: dict[str, float]
     samples: int
-    rollout: Any
+    rollout: "Rollout"
     weight: float = 1.0
     sign: float = field(default=1.0, init=False)
     of_explanation: bool = field(default=False, init=False)
@@ -271,5 +288,6 @@ class Correctness:
             raise ValueError(f"Correctness.samples={self.samples} must be at least 1")
 
     def values(self, scores: TokenScores) -> Tensor:
+        """The share of right answers, `[1]`."""
         assert scores.correct_rate is not None
         return torch.tensor([scores.correct_rate])

@@ -160,7 +160,10 @@ class Collect(ModelStage):
                 text = renderer.student_text(row.problem, row.explanation.ids)
                 tokens = len(text.prompt) + len(text.continuation)
                 behaviour = data.behaviour and data.behaviour(
-                    row.problem.question, row.problem.solution, row.explanation.text, row.closed
+                    row.problem.question,
+                    row.problem.solution,
+                    row.explanation.text,
+                    row.explanation.end_tag_found,
                 )
                 rows.append(
                     {

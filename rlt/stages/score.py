@@ -144,7 +144,9 @@ class Score(ModelStage):
                     "student_tokens": student_tokens(renderer, one.problem),
                     "reward": table.rewards[n],
                     "reward_terms": {name: column[n] for name, column in table.terms.items()},
-                    "attribution": attribution(renderer, one, table.scores[n]),
+                    "attribution": attribution(
+                        renderer, one.problem, one.explanation.ids, table.scores[n]
+                    ),
                     **prints,
                     "config": run.key,
                 }

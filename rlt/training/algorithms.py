@@ -104,6 +104,7 @@ class Algorithm:
 
     @property
     def optimizer_steps_per_rollout(self) -> int:
+        """Optimizer steps on one rollout: iterations × minibatches."""
         return self.num_iterations * self.minibatches
 
     @property
@@ -292,7 +293,7 @@ def token_means(micro_batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
 
 @torch.no_grad()
 def move_reference_(reference: Iterable[Tensor], policy: Iterable[Tensor], mix_up: float) -> None:
-    """reference = mix_up * policy + (1 - mix_up) * reference, in place, parameter by parameter."""
+    """Move each parameter to mix_up * policy + (1 - mix_up) * reference, in place."""
     for reference_parameter, policy_parameter in zip(reference, policy, strict=True):
         assert reference_parameter.shape == policy_parameter.shape, "not the same model"
         moved = torch.lerp(reference_parameter.float(), policy_parameter.float(), mix_up)

@@ -18,6 +18,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rlt.runs.folder import RunRefusedError
 from rlt.training.checkpoints import CHECKPOINTS, CheckpointError, listed, write_checkpoint
+from rlt.training.lightning_private import (
+    count_last_step,
+    dump_checkpoint,
+    saved_progress,
+    steps_begun,
+    validate_within_fit,
+)
 from rlt.training.policy import PolicyModule
 
 _LEAST = {"every_steps": 1, "keep": 2}
@@ -60,7 +67,7 @@ class Checkpoint(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Raises RunRefusedError when the run was trained for longer than it now shall be."""
-        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        batches = saved_progress(checkpoint)
         done, steps = batches["current"]["ready"], cast(Any, trainer).datamodule.steps
         if done > steps:
             raise RunRefusedError(
@@ -71,6 +78,7 @@ class Checkpoint(L.Callback):
             batches["is_last_batch"] = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After a checkpoint: restore random numbers, repeat the validation of its step."""
         if self._random is None:
             return
         _restore_random_state(self._random)
@@ -78,50 +86,52 @@ class Checkpoint(L.Callback):
         cast(PolicyModule, pl_module).use_configured_hyperparameters()
         # The checkpoint was written before the validation of its step, which may have been cut
         # short; Lightning takes it for done.
-        loop = trainer.fit_loop.epoch_loop
-        done = loop.batch_progress.current.ready
+        done = steps_begun(trainer)
         if done % int(trainer.val_check_batch or 1) == 0:
-            loop.val_loop.restarting = False
-            trainer.validating = True
-            loop.val_loop.run()
-            trainer.training = True
+            validate_within_fit(trainer)
         if done == trainer.num_training_batches:
-            loop._batches_that_stepped += 1  # else counted when the next step begins
+            count_last_step(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Write the checkpoint that is due."""
         self._after_logging(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
         batch_idx: int,
     ) -> None:  # fmt: skip
+        """Remember all that is small of the step that has ended."""
         # Some are logged now and then: those of steps before the one that was resumed from, too.
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        state = _state(trainer)
+        state = dump_checkpoint(trainer)
         small = copy.deepcopy({k: v for k, v in state.items() if k not in _WEIGHTS})
         self._done_steps, self._small, self._logged = batch_idx + 1, small, False
         # Last: interrupted before it, the step is not taken for whole.
         cast(PolicyModule, pl_module).weights_moved = False
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the checkpoint that is due; give validation random numbers of its own."""
         self._after_logging(trainer)
         self._in_training = random_state()
         torch.manual_seed(torch.initial_seed())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give training its random numbers back."""
         assert self._in_training is not None
         _restore_random_state(self._in_training)
         self._in_training = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the last checkpoint that is due, and let go of the rest."""
         self._after_logging(trainer)
         self._small = None  # the optimizer's state is let go
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
+        """Interrupted by Ctrl-C or SIGTERM, write the last whole step."""
         if not isinstance(exception, KeyboardInterrupt | SIGTERMException):
             return
         # Lightning raises the latter between two steps, when all is logged.
@@ -137,9 +147,11 @@ class Checkpoint(L.Callback):
         print(f"\nTraining was interrupted. Checkpoints: {newest}.{failure}", flush=True)
 
     def state_dict(self) -> dict[str, Any]:
+        """Random numbers and metrics, for a checkpoint."""
         return {"random": random_state(), "metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over random numbers and metrics of a checkpoint."""
         self._random = state_dict["random"]
         self.metrics = state_dict["metrics"]
 
@@ -161,18 +173,12 @@ class Checkpoint(L.Callback):
         folder = _folder(trainer)
         if any(entry.step == self._done_steps for entry in listed(folder)):
             return
-        weights = {name: v for name, v in _state(trainer).items() if name in _WEIGHTS}
+        weights = {name: v for name, v in dump_checkpoint(trainer).items() if name in _WEIGHTS}
         write_checkpoint(folder, self._done_steps, weights | self._small, self.keep)
 
 
 def _folder(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir) / CHECKPOINTS
-
-
-def _state(trainer: L.Trainer) -> dict[str, Any]:
-    """The content of a checkpoint as it is now; tensors are the live ones, not copies."""
-    state: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-    return state
 
 
 def random_state() -> dict[str, Any]:

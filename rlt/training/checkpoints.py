@@ -40,6 +40,7 @@ class Entry:
 
     @property
     def name(self) -> str:
+        """Its file name."""
         return _name(self.step)
 
 

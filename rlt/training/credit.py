@@ -19,10 +19,11 @@ Shapes: P problem, G completion in its group, N = P × G, T token of a completio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from rlt.llm.lm_head import exact_kl
 from rlt.training.algorithms import group_advantages
@@ -39,8 +40,9 @@ class Credit(Protocol):
     exact: bool
 
     def kl_weights(self, rewards_PG: Tensor, scale: bool) -> Tensor | None:
-        """What each completion's mean exact KL weighs in the loss, `[N]`, in units of the reward's
-        own r_KL; None where the loss has no exact KL.
+        """What each completion's mean exact KL weighs in the loss, `[N]`.
+
+        The weights are in units of the reward's own r_KL; None where the loss has no exact KL.
         """
         ...
 
@@ -177,9 +179,9 @@ class TokenCredit:
 
 
 def exact_kl_loss(
-    policy: Any,
+    policy: PreTrainedModel,
     policy_hidden: Sequence[Tensor],
-    student: Any,
+    student: PreTrainedModel | None,
     student_hidden: Sequence[Tensor | None],
     kl_weights_B: Tensor,
     token_weights_BT: Tensor,
@@ -188,12 +190,16 @@ def exact_kl_loss(
     """The loss's part of an exact credit: Σ over explanations' tokens of their weighted KL.
 
     Args:
+        policy: the model that is trained.
         policy_hidden: policy's hidden states `[C, D]` of B completions, with gradient.
+        student: the frozen student of the reward.
         student_hidden: student's hidden states `[T, D]` at their explanations' tokens, T ≤ C.
         kl_weights_B: what the mean KL of each completion weighs, in units of the loss.
         token_weights_BT: what each token's loss counts for (see
-        `rlt.training.algorithms.token_weights`).
+            `rlt.training.algorithms.token_weights`).
+        temperature: divides both models' logits.
     """
+    assert student is not None, "the reward has no student"
     policy_parts, student_parts, weights = [], [], []
     for b, student_TD in enumerate(student_hidden):
         assert student_TD is not None, "the scorer kept no hidden states"

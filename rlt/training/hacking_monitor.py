@@ -52,6 +52,7 @@ class HackingMonitor(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
         batch_idx: int,
     ) -> None:  # fmt: skip
+        """Take in what the step logged, and judge it."""
         found = trainer.callback_metrics
         logged = [name for name in found if name.startswith(PREFIX)]
         if batch_idx % getattr(pl_module, "monitor_every_steps", 1) or not logged:
@@ -84,6 +85,7 @@ class HackingMonitor(L.Callback):
                 )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
+        """What was seen so far, for a checkpoint."""
         return {
             "values": self._values,
             "first_tokens": self._first_tokens,
@@ -91,6 +93,7 @@ class HackingMonitor(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what a checkpoint had seen."""
         self._values = state_dict["values"]
         self._first_tokens = state_dict["first_tokens"]
         self._ringing = state_dict["ringing"]

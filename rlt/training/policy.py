@@ -6,7 +6,7 @@ token budget; micro-batches then add up to the same gradient, whatever the cut.
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlt.data.batches import Batch
+from rlt.data.renderer import Renderer
 from rlt.llm.batching import Row, cut_rows, padding_fraction
 from rlt.llm.finite_checks import NotFiniteError, require_finite_sum
 from rlt.llm.flop_count import forward_flops, matmul_flops_per_second
 from rlt.llm.logprobs import row_log_probs, shares_prefixes
-from rlt.llm.token_budget import TokenBudget
+from rlt.llm.token_budget import Attempt, TokenBudget
 from rlt.training.algorithms import token_means
+from rlt.training.lightning_private import forget_logged_values
 
 Step = Callable[[Any, Batch, int], None]
 
@@ -61,8 +63,8 @@ class PolicyModule(L.LightningModule):
 
     def __init__(
         self,
-        policy: Any,
-        renderer: Any,
+        policy: PreTrainedModel,
+        renderer: Renderer,
         optim: Callable[..., torch.optim.Optimizer],
         schedule: Callable[..., Any],
         optimizer_steps: int,
@@ -87,6 +89,7 @@ class PolicyModule(L.LightningModule):
             enable({"use_reentrant": False})
 
     def configure_optimizers(self) -> Any:
+        """Make optimizer and schedule from the config, for Lightning."""
         optimizer = self.optim(self.policy.parameters())
         schedule = self.schedule(optimizer=optimizer, num_training_steps=self.optimizer_steps)
         self._configured = [
@@ -96,13 +99,14 @@ class PolicyModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_fit_start(self) -> None:
+        """Begin in train mode."""
         self.policy.train()  # where Lightning expects it; every phase then sets its own mode
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Have this step log nothing that an earlier step measured."""
         # Lightning would log what only some steps measure again at every other step, and, after a
         # checkpoint, would not: a resumed run's curves would differ.
-        results: Any = self.trainer._results
-        results.clear()
+        forget_logged_values(self.trainer)
 
     def use_configured_hyperparameters(self) -> None:
         """Put the config's learning rate, betas, … in place of those that a checkpoint brought.
@@ -119,6 +123,7 @@ class PolicyModule(L.LightningModule):
 
     @property
     def pad_id(self) -> int:
+        """Token id of padding."""
         return int(self.renderer.tokenizer.pad_token_id)
 
     @property
@@ -135,42 +140,64 @@ class PolicyModule(L.LightningModule):
             lambda tokens: cut_rows(rows, tokens, shares_prefixes(model)),
         )
 
-    def optimizer_step_on(
+    def gradient_attempts(self, rows: Sequence[Row]) -> Iterator[Attempt]:
+        """Attempts at the gradient of one optimizer step, each begun from a gradient of zero.
+
+        Args:
+            rows: the rows that the step is over; `Attempt.micro_batches` are indices of them.
+
+        Raises:
+            OutOfMemoryError: not even one row at a time fits into memory.
+        """
+        self.policy.train()
+        optimizer: Any = self.optimizers()
+        for attempt in self.token_budget.attempts(self._cut(rows)):
+            optimizer.zero_grad()
+            yield attempt
+
+    def backward_on(self, loss: Tensor, problems: Sequence[str]) -> float:
+        """Add the gradient of a micro-batch's loss.
+
+        Args:
+            loss: a scalar.
+            problems: the id of each row's problem.
+
+        Returns:
+            The value of the loss.
+
+        Raises:
+            NotFiniteError: the loss is NaN or infinite; its gradient was not added.
+        """
+        value = float(loss.detach())
+        require_finite_sum("the loss", value, problems)
+        self.manual_backward(loss)
+        return value
+
+    def take_step(
         self,
         rows: Sequence[Row],
         problems: Sequence[str],
-        loss_of: Callable[[list[int]], tuple[Tensor, dict[str, Tensor]]],
+        loss: float,
+        sums: Sequence[dict[str, Tensor]],
+        started: float,
     ) -> dict[str, float]:
-        """One optimizer step over `rows`.
+        """Clip the gradient, step the optimizer and the schedule.
 
         Args:
+            rows: the rows that the step is over.
             problems: the id of each row's problem.
-            loss_of: weighted loss of the rows at the given indices, to be summed over all of them,
-                and sums over their tokens, to be made means of (see `token_means`).
+            loss: the sum over the micro-batches.
+            sums: of each micro-batch, sums over its tokens (see `token_means`).
+            started: `time.perf_counter()` at the beginning of the step.
+
+        Returns:
+            Loss, norm of the gradient before clipping, learning rate, share of padding, token
+            budget, model FLOPs utilisation (`mfu`, of the peak rate), means over tokens.
 
         Raises:
-            NotFiniteError: the loss or the gradient's norm is NaN or infinite; no step was taken.
-            OutOfMemoryError: not even one row at a time fits into memory.
+            NotFiniteError: the gradient's norm is NaN or infinite; no step was taken.
         """
-        started = time.perf_counter()
-        self.policy.train()
         optimizer: Any = self.optimizers()
-        shared = shares_prefixes(self.policy)
-        cut = functools.partial(cut_rows, rows, shared=shared)
-
-        def accumulate(tokens: int) -> tuple[float, list[dict[str, Tensor]]]:
-            optimizer.zero_grad()
-            total, sums = 0.0, []
-            for indices in cut(tokens):
-                loss, sums_of_batch = loss_of(indices)
-                value = float(loss.detach())
-                require_finite_sum("the loss", value, [problems[i] for i in indices])
-                self.manual_backward(loss)
-                total += value
-                sums.append(sums_of_batch)
-            return total, sums
-
-        total, sums = self.token_budget.fit(accumulate, cut)
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
         require_finite_sum("the gradient norm", norm, problems)
@@ -179,18 +206,24 @@ class PolicyModule(L.LightningModule):
         optimizer.step()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
+        shared = shares_prefixes(self.policy)  # in train mode, as the step ran
+        micro_batches = cut_rows(rows, self.token_budget.tokens, shared)
         self.policy.eval()
         flops = 3 * forward_flops(self.policy, rows, shared)  # forward, and twice that backward
         seconds = time.perf_counter() - started
         return {
-            "loss": total,
+            "loss": loss,
             "grad_norm": norm,
             "lr": lr,
-            "padding_fraction": padding_fraction(rows, cut(self.token_budget.tokens), shared),
+            "padding_fraction": padding_fraction(rows, micro_batches, shared),
             "tokens_per_micro_batch": float(self.token_budget.tokens),
             "mfu": flops / seconds / self.peak_flops_per_second,
             **token_means(sums),
         }
+
+    def _cut(self, rows: Sequence[Row]) -> Callable[[int], list[list[int]]]:
+        shared = shares_prefixes(self.policy)
+        return lambda tokens: cut_rows(rows, tokens, shared)
 
     @property
     def peak_flops_per_second(self) -> float:

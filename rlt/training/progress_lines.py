@@ -27,6 +27,7 @@ class ProgressLines(L.Callback):
         self._done_before: int | None = None  # steps of an earlier, interrupted run
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
         self._started = self._printed = time.monotonic()
         self._done_before = None
 
@@ -34,6 +35,7 @@ class ProgressLines(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
         batch_idx: int,
     ) -> None:  # fmt: skip
+        """Print a line, if one is due."""
         now = time.monotonic()
         if self._done_before is None:
             self._done_before = batch_idx

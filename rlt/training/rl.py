@@ -1,10 +1,12 @@
-"""RL of a policy with group-relative advantages: sample completions, reward them, move the policy.
-One `training_step` is one rollout and all optimizer steps on it. What is rewarded is the task's
+"""RL of a policy with group-relative advantages: sample, score, assign credit, update.
+
+One `RL.training_step` is one rollout and all optimizer steps on it. What is rewarded is the task's
 business (`rlt.training.tasks`): a teacher's explanations (arXiv 2506.08388, section 3), by what
 they do for the student, or a student's answers.
 
 Run by `rlt stage=teacher_rl` and `rlt stage=student_rl`. Log-probs of policy, reference and student
 are all taken at the sampling temperature, as the published code takes them.
+Shapes: P problem, G completion in its group, N = P × G, B completion of a micro-batch, T token.
 """
 
 import time
@@ -13,29 +15,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from rlt.data.batches import Batch
 from rlt.data.dataset import Behaviour
 from rlt.data.problem import Problem
-from rlt.evaluation.statistics import roc_area_interval
-from rlt.llm.batching import Row, pad_rows
+from rlt.data.renderer import Renderer
 from rlt.llm.device import on_device
 from rlt.llm.finite_checks import require_finite
-from rlt.llm.logprobs import batch_log_probs, continuation_hidden
 from rlt.sampling import Rollout, known_log_probs
-from rlt.training.algorithms import (
-    Algorithm,
-    loss_mask,
-    move_reference_,
-    policy_loss_terms,
-    token_sums,
-    token_weights,
-)
-from rlt.training.credit import CompletionCredit, Credit, exact_kl_loss, within_completions
-from rlt.training.experience import Experience
+from rlt.training.algorithms import Algorithm, move_reference_
+from rlt.training.credit import CompletionCredit, Credit
 from rlt.training.policy import PolicyModule, names_the_step
+from rlt.training.rl_logging import HeldOutRewards, log_rollout, log_step
+from rlt.training.rl_loss import loss_mask_and_weights, micro_batch_loss
+from rlt.training.rollout_batch import RolloutBatch
+from rlt.training.rollout_metrics import best_and_worst
 from rlt.training.tasks import Task
 
 
@@ -47,7 +42,7 @@ class RL(PolicyModule):
         task: prompts and rewards; its `scoring_model` may be the `reference` object itself.
         rollout: samples completions.
         algorithm: loss settings.
-        group_size: G, the group size; at least 2.
+        group_size: G, completions of each problem; at least 2.
         credit: how a completion's reward is shared out among its tokens.
         samples_per_step: completions handed to `on_samples` at each step (best and worst ones).
         monitor_every_steps: steps between two looks for reward hacking (`monitor/…`).
@@ -63,8 +58,8 @@ class RL(PolicyModule):
 
     def __init__(
         self,
-        policy: Any,
-        renderer: Any,
+        policy: PreTrainedModel,
+        renderer: Renderer,
         reference: PreTrainedModel | None,
         task: Task,
         rollout: Rollout,
@@ -87,11 +82,9 @@ class RL(PolicyModule):
             policy, renderer, optim, schedule, optimizer_steps, max_grad_norm,
             tokens_per_micro_batch, gradient_checkpointing,
         )  # fmt: skip
-        if group_size < 2:
-            raise ValueError(
-                f"module.group_size={group_size}: advantages compare "
-                "completions of one problem, take at least 2"
-            )
+        errors = self.settings_errors(group_size, samples_per_step, monitor_every_steps)
+        if errors:
+            raise ValueError(f"module.{errors[0]}")
         if algorithm.needs_reference and reference is None:
             raise ValueError(f"algorithm.beta={algorithm.beta} needs a reference model")
         # Kept out of the module tree: frozen models are no part of a checkpoint's state.
@@ -106,215 +99,169 @@ class RL(PolicyModule):
         self.behaviour = behaviour
         self.on_samples = on_samples
         self.on_held_out = on_held_out
-        self._held_out: list[dict[str, Any]] = []
-        self._scored_held_out: list[tuple[str, bool, float]] = []  # problem, is good, reward
+        self._held_out = HeldOutRewards()
+
+    @staticmethod
+    def settings_errors(
+        group_size: int, samples_per_step: int, monitor_every_steps: int
+    ) -> list[str]:
+        """What is wrong with settings that need no model, a line each."""
+        errors = []
+        if group_size < 2:
+            errors.append(
+                f"group_size={group_size}: advantages compare completions of one problem, so it "
+                "must be at least 2"
+            )
+        for name, value, least in (
+            ("samples_per_step", samples_per_step, 0),
+            ("monitor_every_steps", monitor_every_steps, 1),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                errors.append(f"{name}={value}: must be a whole number of at least {least}")
+        return errors
 
     @property
     def reference(self) -> PreTrainedModel | None:
+        """The frozen reference model, or None."""
         return self._frozen["reference"]
-
-    def setup(self, stage: str) -> None:
-        for model in self._frozen.values():
-            if model is not None:
-                on_device(model, self.trainer.strategy.root_device)
-
-    @names_the_step
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        experience = self.collect_experience(batch.items)
-        G = self.group_size
-        rewards_PG = torch.tensor(experience.table.rewards).view(-1, G)
-        lengths = [len(ids) for _, ids in experience.rows]
-        scale = self.algorithm.scale_rewards
-        advantages_NT = self.credit.advantages(
-            rewards_PG, experience.table.token_rewards, lengths, scale
-        )
-        started = time.perf_counter()
-        kl_weights_N = self.credit.kl_weights(rewards_PG, scale)
-        stats = self.update(experience, advantages_NT, kl_weights_N)
-        experience.seconds["update"] = time.perf_counter() - started
-        self.log_experience("train", experience, rewards_PG)
-        self.log("time/train_mfu", stats.pop("mfu"))
-        self.log_dict({f"policy/{name}": value for name, value in stats.items()}, batch_size=1)
-        speed = sum(lengths) / sum(experience.seconds.values())
-        self.log("time/train_tokens_per_second", speed, prog_bar=True)
-        idle_P = (advantages_NT.reshape(len(rewards_PG), -1) == 0).all(1)
-        self.log("policy/zero_advantage_rate", idle_P.float().mean())
-        self.log("policy/token_credit_fraction", within_completions(advantages_NT, lengths))
-        if batch_idx % self.monitor_every_steps == 0:
-            values = experience.monitors(self.task, G) | {"entropy": stats["entropy"]}
-            self.log_dict({f"monitor/{name}": value for name, value in values.items()})
-        if self.on_samples is not None and self.samples_per_step:
-            samples = experience.samples(self.task, self.samples_per_step, advantages_NT)
-            self.on_samples(batch_idx, samples)
-
-    @names_the_step
-    @torch.no_grad()
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        experience = self.collect_experience(batch.items)
-        rewards_PG = torch.tensor(experience.table.rewards).view(-1, self.group_size)
-        self.log_experience("validation", experience, rewards_PG)
-        self._held_out += [
-            {"problem_id": problem.id, "reward": float(rewards_G.mean())}
-            for problem, rewards_G in zip(batch.items, rewards_PG, strict=True)
-        ]
-        if self.behaviour is not None:
-            marks = [name in self.behaviour.good for name in experience.behaviours(self.behaviour)]
-            self._scored_held_out += zip(
-                experience.problems, marks, experience.table.rewards, strict=True
-            )
-
-    def on_validation_epoch_end(self) -> None:
-        if self.on_held_out is not None:
-            self.on_held_out(self.global_step, self._held_out)
-        self._held_out = []
-        scored, self._scored_held_out = self._scored_held_out, []
-        marks = [is_good for _, is_good, _ in scored]
-        if 0 < sum(marks) < len(marks):
-            rewards, problems = [row[2] for row in scored], [row[0] for row in scored]
-            area = roc_area_interval(rewards, marks, problems, resamples=1).mean
-            self.log("validation/reward_area", area)
-
-    @torch.no_grad()
-    def collect_experience(self, problems: list[Problem]) -> Experience:
-        """Roll out, with the policy's log-probs of what it wrote, and reward it.
-
-        Raises:
-            NotFiniteError: a log-prob, a reward or one of its terms is NaN or infinite.
-        """
-        self.policy.eval()
-        clock = [time.perf_counter()]
-        prompts = [self.task.prompt(problem) for problem in problems]
-        groups = self.rollout.sample(
-            self.policy, self.renderer.tokenizer, prompts, self.group_size,
-            self.task.stop,
-        )  # fmt: skip
-        clock.append(time.perf_counter())
-        completions = [c for group in groups for c in group]
-        owners = [p for p, group in enumerate(groups) for _ in group]
-        rows: list[Row] = [(prompts[p], c.ids) for p, c in zip(owners, completions, strict=True)]
-        log_probs = known_log_probs(self.policy, completions)
-        if log_probs is None:
-            log_probs = self.row_log_probs(self.policy, rows)
-        owned = [problems[p] for p in owners]
-        require_finite("a log-prob of the policy", log_probs, [problem.id for problem in owned])
-        scored, table = self.task.score(self.policy, owned, rows, log_probs, self.temperature)
-        clock.append(time.perf_counter())
-        seconds = {"rollout": clock[1] - clock[0], "reward": clock[2] - clock[1]}
-        return Experience(rows, completions, scored, log_probs, table, seconds)
-
-    def update(
-        self, experience: Experience, advantages_NT: Tensor, kl_weights_N: Tensor | None = None
-    ) -> dict[str, float]:
-        """All optimizer steps on one rollout: `num_iterations` × `minibatches` of them.
-
-        Args:
-            advantages_NT: of every token, or `[N, 1]` of every completion.
-            kl_weights_N: weight of each completion's exact KL to the student (`credit.exact`).
-        """
-        algorithm = self.algorithm
-        rows, N = experience.rows, len(experience.rows)
-        reference = None
-        if algorithm.needs_reference:
-            assert self.reference is not None
-            reference = self.row_log_probs(self.reference, rows)
-            require_finite("a log-prob of the reference", reference, experience.problems)
-        old = experience.log_probs if algorithm.needs_old_log_probs else None
-        if algorithm.minibatches > N:
-            raise ValueError(
-                f"algorithm.minibatches={algorithm.minibatches} exceeds the {N} completions of a "
-                "step; lower it, or raise datamodule.batch_size"
-            )
-        stats: dict[str, float] = {}
-        for _ in range(algorithm.num_iterations):
-            order = torch.randperm(N) if algorithm.minibatches > 1 else torch.arange(N)
-            for picked in order.tensor_split(algorithm.minibatches):
-                stats = self.update_on(
-                    picked.tolist(), experience, advantages_NT, old, reference, kl_weights_N
-                )
-        return stats
-
-    def update_on(
-        self,
-        picked: list[int],
-        experience: Experience,
-        advantages_NT: Tensor,
-        old: list[Tensor] | None,
-        reference: list[Tensor] | None,
-        kl_weights_N: Tensor | None = None,
-    ) -> dict[str, float]:
-        """One optimizer step over the completions at `picked`."""
-        algorithm = self.algorithm
-        rows = [experience.rows[n] for n in picked]
-        lengths = torch.tensor([len(ids) for _, ids in rows])
-        mask_BT = torch.arange(max(1, int(lengths.max()))) < lengths[:, None]
-        overlong_B = torch.tensor([experience.completions[n].finish == "length" for n in picked])
-        mask_BT = loss_mask(mask_BT, overlong_B, algorithm)
-        weights_BT = token_weights(mask_BT, algorithm.aggregation, self.rollout.max_new_tokens)
-
-        def stacked(values: list[Tensor] | None, indices: list[int]) -> Tensor | None:
-            if values is None:
-                return None
-            return pad_sequence([values[picked[i]] for i in indices], batch_first=True)
-
-        def loss_of(indices: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-            batch = pad_rows([rows[i] for i in indices], self.pad_id, self.device)
-            hidden_ND = continuation_hidden(self.policy, batch)
-            log_probs_BT, entropy_BT = batch_log_probs(
-                self.policy, batch, self.temperature, hidden_ND
-            )
-            T = log_probs_BT.shape[1]
-            mask = mask_BT[indices, :T].to(self.device)
-            terms = policy_loss_terms(
-                log_probs_BT,
-                stacked(old, indices),
-                advantages_NT[[picked[i] for i in indices], :T].to(self.device),
-                mask,
-                algorithm,
-                stacked(reference, indices),
-            )
-            token_weights_BT = weights_BT[indices, :T].to(self.device)
-            loss = (terms.per_token_BT * token_weights_BT).sum()
-            if kl_weights_N is not None:
-                own = [picked[i] for i in indices]
-                loss = loss + exact_kl_loss(
-                    self.policy,
-                    hidden_ND.split(batch.mask_BC.sum(1).tolist()),
-                    self._frozen["judge"],
-                    [experience.table.scores[n].student_hidden_TD for n in own],
-                    experience.table.kl_weight * kl_weights_N[own],
-                    token_weights_BT,
-                    self.temperature,
-                )
-            return loss, token_sums(terms, mask) | {"entropy": (entropy_BT * mask).sum()}
-
-        problems = [experience.scored[n].problem.id for n in picked]
-        stats = self.optimizer_step_on(rows, problems, loss_of)
-        if algorithm.moves_reference_after(self.global_step) and self.reference is not None:
-            move_reference_(
-                self.reference.parameters(), self.policy.parameters(), algorithm.reference_mix_up
-            )
-        return stats
 
     @property
     def temperature(self) -> float:
         """At which log-probs are taken: the sampling temperature."""
         return self.rollout.temperature or 1.0
 
-    def log_experience(self, prefix: str, experience: Experience, rewards_PG: Tensor) -> None:
-        N = rewards_PG.numel()
-        values = {f"{prefix}/reward_std": float(rewards_PG.std(1).mean())}
-        for name, value in experience.metrics(self.behaviour).items():
-            values[f"{prefix}/{name}"] = value
-        for name, seconds in experience.seconds.items():
-            values[f"time/{prefix}_{name}_seconds"] = seconds
-        self.log_dict(values, batch_size=N)
-        self.log(f"{prefix}/reward", float(rewards_PG.mean()), prog_bar=True, batch_size=N)
+    def setup(self, stage: str) -> None:
+        """Bring the frozen models to the policy's device."""
+        for model in self._frozen.values():
+            if model is not None:
+                on_device(model, self.trainer.strategy.root_device)
+
+    @names_the_step
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step of RL on the problems of a batch."""
+        rollout = self.sample(batch.items)
+        self.score(rollout)
+        self.assign_credit(rollout)
+        stats = self.update(rollout)
+        log_step(self, rollout, stats, monitored=batch_idx % self.monitor_every_steps == 0)
+        if self.on_samples is not None and self.samples_per_step:
+            self.on_samples(batch_idx, best_and_worst(rollout, self.task, self.samples_per_step))
+
+    @torch.no_grad()
+    def sample(self, problems: list[Problem]) -> RolloutBatch:
+        """Sample G completions of each problem."""
+        started = time.perf_counter()
+        self.policy.eval()
+        prompts = [self.task.prompt(problem) for problem in problems]
+        groups = self.rollout.sample(
+            self.policy, self.renderer.tokenizer, prompts, self.group_size, self.task.stop
+        )
+        rollout = RolloutBatch.of_groups(problems, prompts, groups, self.task.parse)
+        rollout.seconds["rollout"] = time.perf_counter() - started
+        return rollout
+
+    @torch.no_grad()
+    def score(self, rollout: RolloutBatch) -> None:
+        """Take the policy's log-probs of what it wrote, and reward it.
+
+        Raises:
+            NotFiniteError: a log-prob, a reward or one of its terms is NaN or infinite.
+        """
+        started = time.perf_counter()
+        log_probs = known_log_probs(self.policy, rollout.completions)
+        if log_probs is None:
+            log_probs = self.row_log_probs(self.policy, rollout.rows)
+        require_finite("a log-prob of the policy", log_probs, rollout.problem_ids)
+        rollout.log_probs = log_probs
+        rollout.reward_table = self.task.score(rollout, self.policy, self.temperature)
+        rollout.seconds["reward"] = time.perf_counter() - started
+
+    def assign_credit(self, rollout: RolloutBatch) -> None:
+        """Give each token its advantage, and each completion the weight of its exact KL."""
+        rewards_PG, scale = rollout.rewards_PG, self.algorithm.scale_rewards
+        rollout.advantages_NT = self.credit.advantages(
+            rewards_PG, rollout.reward_table.token_rewards, rollout.lengths, scale
+        )
+        rollout.exact_kl_weights_N = self.credit.kl_weights(rewards_PG, scale)
+
+    def update(self, rollout: RolloutBatch) -> dict[str, float]:
+        """All optimizer steps on one rollout: `num_iterations` × `minibatches` of them.
+
+        Returns:
+            What `PolicyModule.take_step` tells of the last one.
+
+        Raises:
+            ValueError: there are more minibatches than completions.
+            NotFiniteError: a log-prob of the reference, the loss or the gradient is not finite.
+        """
+        started = time.perf_counter()
+        if self.algorithm.needs_reference:
+            assert self.reference is not None
+            reference = self.row_log_probs(self.reference, rollout.rows)
+            require_finite("a log-prob of the reference", reference, rollout.problem_ids)
+            rollout.reference_log_probs = reference
+        stats: dict[str, float] = {}
+        iterations, minibatches = self.algorithm.num_iterations, self.algorithm.minibatches
+        for picked in rollout.minibatches(iterations, minibatches):
+            stats = self.minibatch_step(rollout, picked)
+        rollout.seconds["update"] = time.perf_counter() - started
+        return stats
+
+    def minibatch_step(self, rollout: RolloutBatch, picked: list[int]) -> dict[str, float]:
+        """One optimizer step over the completions at `picked`; see `update`."""
+        started = time.perf_counter()
+        mask_BT, weights_BT = loss_mask_and_weights(
+            rollout, picked, self.algorithm, self.rollout.max_new_tokens
+        )
+        rows = [rollout.rows[n] for n in picked]
+        for attempt in self.gradient_attempts(rows):
+            with attempt:  # where memory runs out, the loop begins again with smaller micro-batches
+                loss, sums = 0.0, []
+                for indices in attempt.micro_batches:
+                    own = [picked[i] for i in indices]
+                    part = self.micro_batch(rollout, own, mask_BT[indices], weights_BT[indices])
+                    loss += part[0]
+                    sums.append(part[1])
+        stats = self.take_step(rows, [rollout.problems[n].id for n in picked], loss, sums, started)
+        if self.reference is not None and self.algorithm.moves_reference_after(self.global_step):
+            mix_up = self.algorithm.reference_mix_up
+            move_reference_(self.reference.parameters(), self.policy.parameters(), mix_up)
+        return stats
+
+    def micro_batch(
+        self, rollout: RolloutBatch, own: list[int], mask_BT: Tensor, weights_BT: Tensor
+    ) -> tuple[float, dict[str, Tensor]]:
+        """Add the gradient of the completions at `own`; arguments and result of the loss."""
+        loss, sums = micro_batch_loss(
+            self.policy, self._frozen["judge"], rollout, own, mask_BT, weights_BT,
+            self.algorithm, self.temperature, self.pad_id,
+        )  # fmt: skip
+        return self.backward_on(loss, [rollout.problems[n].id for n in own]), sums
+
+    @names_the_step
+    @torch.no_grad()
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Sample and score the held-out problems of a batch."""
+        rollout = self.sample(batch.items)
+        self.score(rollout)
+        log_rollout(self, "validation", rollout)
+        self._held_out.add(rollout, self.behaviour)
+
+    def on_validation_epoch_end(self) -> None:
+        """Hand the held-out rewards on, and begin anew."""
+        held_out, self._held_out = self._held_out, HeldOutRewards()
+        if self.on_held_out is not None:
+            self.on_held_out(self.global_step, held_out.rows)
+        if (area := held_out.area()) is not None:
+            self.log("validation/reward_area", area)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the reference's weights if they move."""
         if self.reference is not None and self.algorithm.reference_update_every_steps:
             checkpoint["reference"] = self.reference.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load the reference's weights if they were saved."""
         if "reference" in checkpoint:
             assert self.reference is not None
             self.reference.load_state_dict(checkpoint["reference"])

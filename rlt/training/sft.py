@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from rlt.data.batches import Batch
+from rlt.data.renderer import Renderer
 from rlt.llm.batching import Row, pad_rows
 from rlt.llm.finite_checks import require_finite
 from rlt.llm.logprobs import batch_log_probs
@@ -42,15 +44,15 @@ class SFT(PolicyModule):
 
     def __init__(
         self,
-        policy: Any,
-        renderer: Any,
+        policy: PreTrainedModel,
+        renderer: Renderer,
         optim: Callable[..., torch.optim.Optimizer],
         schedule: Callable[..., Any],
         optimizer_steps: int,
         max_grad_norm: float | None,
         tokens_per_micro_batch: int,
         gradient_checkpointing: bool = False,
-        answer_accuracy: Callable[[Any], float] | None = None,
+        answer_accuracy: Callable[[PreTrainedModel], float] | None = None,
     ) -> None:
         super().__init__(
             policy, renderer, optim, schedule, optimizer_steps, max_grad_norm,
@@ -60,17 +62,20 @@ class SFT(PolicyModule):
 
     @names_the_step
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        rows = rows_of(batch.items)
-        target_tokens = sum(len(target) for _, target in rows)
-
-        def loss_of(indices: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-            padded = pad_rows([rows[i] for i in indices], self.pad_id, self.device)
-            log_probs_BC, entropy_BC = batch_log_probs(self.policy, padded, self.temperature)
-            sums = {"tokens": padded.mask_BC.sum(), "entropy": entropy_BC.sum()}
-            return -log_probs_BC.sum() / target_tokens, sums
-
+        """One optimizer step over the examples of a batch."""
         started = time.perf_counter()
-        stats = self.optimizer_step_on(rows, [example.id for example in batch.items], loss_of)
+        rows, ids = rows_of(batch.items), [example.id for example in batch.items]
+        target_tokens = sum(len(target) for _, target in rows)
+        for attempt in self.gradient_attempts(rows):
+            with attempt:  # where memory runs out, the loop begins again with smaller micro-batches
+                loss, sums = 0.0, []
+                for indices in attempt.micro_batches:
+                    part = self.micro_batch(
+                        [rows[i] for i in indices], target_tokens, [ids[i] for i in indices]
+                    )
+                    loss += part[0]
+                    sums.append(part[1])
+        stats = self.take_step(rows, ids, loss, sums, started)
         seconds = time.perf_counter() - started
         self.log_dict(
             {
@@ -88,8 +93,24 @@ class SFT(PolicyModule):
         tokens = sum(len(prompt) + len(target) for prompt, target in rows)
         self.log("time/train_tokens_per_second", tokens / seconds, prog_bar=True, batch_size=1)
 
+    def micro_batch(
+        self, rows: Sequence[Row], target_tokens: int, ids: Sequence[str]
+    ) -> tuple[float, dict[str, Tensor]]:
+        """Add the gradient of a micro-batch; its loss, and sums over its tokens.
+
+        Args:
+            rows: the micro-batch.
+            target_tokens: of the whole batch, over which the loss is a mean.
+            ids: of the rows' problems.
+        """
+        padded = pad_rows(rows, self.pad_id, self.device)
+        log_probs_BC, entropy_BC = batch_log_probs(self.policy, padded, self.temperature)
+        sums = {"tokens": padded.mask_BC.sum(), "entropy": entropy_BC.sum()}
+        return self.backward_on(-log_probs_BC.sum() / target_tokens, ids), sums
+
     @names_the_step
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the mean loss over the target tokens of held-out examples."""
         rows = rows_of(batch.items)
         log_probs = self.row_log_probs(self.policy, rows)
         require_finite("a log-prob", log_probs, [example.id for example in batch.items])
@@ -98,6 +119,7 @@ class SFT(PolicyModule):
         self.log("validation/loss", loss, prog_bar=True, batch_size=tokens)
 
     def on_validation_epoch_end(self) -> None:
+        """Log the share of held-out questions that the policy answers right."""
         if self.answer_accuracy is not None:
             self.policy.eval()
             accuracy = self.answer_accuracy(self.policy)
@@ -105,4 +127,5 @@ class SFT(PolicyModule):
 
 
 def rows_of(examples: Sequence[Example]) -> list[Row]:
+    """Prompt and target of each example, as token ids."""
     return [(example.prompt, example.target) for example in examples]

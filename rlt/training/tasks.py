@@ -5,35 +5,19 @@ losses, logs) is the same for both.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Protocol
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlt.data.problem import Problem
-from rlt.data.renderer import Renderer
+from rlt.data.renderer import Explanation, Renderer
 from rlt.evaluation.answers import extract_answer
-from rlt.llm.batching import Row
+from rlt.evaluation.graders import Grader
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
 from rlt.rewards.attribution import attribution
 from rlt.rewards.monitors import early_excess, rotated
-
-
-class Written(Protocol):
-    """One scored completion: its problem, its text, what of it is a thought, and whether it was
-    brought to its end.
-    """
-
-    @property
-    def problem(self) -> Problem: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def thought(self) -> str: ...
-    @property
-    def closed(self) -> bool: ...
+from rlt.training.rollout_batch import ParsedCompletion, RolloutBatch
 
 
 class Task(Protocol):
@@ -49,37 +33,45 @@ class Task(Protocol):
     stop: str
     scoring_model: PreTrainedModel | None
 
-    def prompt(self, problem: Problem) -> list[int]: ...
+    def prompt(self, problem: Problem) -> list[int]:
+        """Token ids that the policy continues."""
+        ...
+
+    def parse(self, ids: Sequence[int]) -> ParsedCompletion:
+        """What the token ids of a completion say."""
+        ...
 
     def score(
-        self,
-        policy: Any,
-        problems: Sequence[Problem],
-        rows: Sequence[Row],
-        log_probs: Sequence[Tensor],
-        temperature: float,
-    ) -> tuple[list[Any], RewardTable]:
-        """N completions scored, each a `Written`, and their rewards.
+        self, rollout: RolloutBatch, policy: PreTrainedModel, temperature: float
+    ) -> RewardTable:
+        """Rewards of the N completions.
 
         Args:
-            rows: prompt and completion of each.
-            log_probs: of the completions' tokens under the policy, at `temperature`.
+            rollout: sampled completions with the policy's log-probs.
+            policy: the model that sampled them.
+            temperature: at which the rollout's log-probs were taken.
+
+        Raises:
+            NotFiniteError: a reward or one of its terms is NaN or infinite.
         """
         ...
 
-    def monitor(self, scored: Sequence[Any], group_size: int) -> dict[str, float]:
-        """What tells that this task's reward is being hacked."""
+    def monitor(self, rollout: RolloutBatch) -> dict[str, float]:
+        """Numbers that tell whether this task's reward is being hacked."""
         ...
 
-    def details(
-        self, scored: Any, table: RewardTable, n: int, advantages_T: Tensor
-    ) -> dict[str, Any]:
+    def details(self, rollout: RolloutBatch, n: int) -> dict[str, Any]:
         """What else a sample of completion n shows."""
         ...
 
 
 class Teaching:
-    """The policy is a teacher; a student's log-probs are its reward (arXiv 2506.08388)."""
+    """The policy is a teacher; a student's log-probs are its reward (arXiv 2506.08388).
+
+    Args:
+        renderer: prompts of teacher and student.
+        scorer: rewards explanations with a frozen student.
+    """
 
     kind = "explanation"
 
@@ -90,40 +82,56 @@ class Teaching:
         self.scoring_model: PreTrainedModel | None = scorer.student
 
     def prompt(self, problem: Problem) -> list[int]:
+        """Token ids of the teacher's prompt: question and solution."""
         return self.renderer.teacher_prompt(problem)
 
+    def parse(self, ids: Sequence[int]) -> ParsedCompletion:
+        """The explanation up to its end tag."""
+        found = self.renderer.explanation(ids)
+        return ParsedCompletion(found.ids, found.text, found.text, found.end_tag_found)
+
     def score(
-        self,
-        policy: Any,
-        problems: Sequence[Problem],
-        rows: Sequence[Row],
-        log_probs: Sequence[Tensor],
-        temperature: float,
-    ) -> tuple[list[ScoredExplanation], RewardTable]:
+        self, rollout: RolloutBatch, policy: PreTrainedModel, temperature: float
+    ) -> RewardTable:
+        """Rewards of the explanations, by one forward of the student (see `Task.score`).
+
+        The policy's log-probs are taken again where the reward has a temperature of its own.
+        """
+        log_probs = rollout.log_probs
         if self.scorer.temperature != temperature:  # reward.temperature
-            log_probs = self.scorer.row_log_probs(policy, rows)
-        scored = [
-            ScoredExplanation(problem, self.renderer.explanation(ids), prompt, values)
-            for problem, (prompt, ids), values in zip(problems, rows, log_probs, strict=True)
+            log_probs = self.scorer.row_log_probs(policy, rollout.rows)
+        explanations = [
+            ScoredExplanation(
+                problem, Explanation(list(parsed.ids), parsed.text, parsed.closed), prompt, values
+            )
+            for problem, parsed, prompt, values in zip(
+                rollout.problems, rollout.parsed, rollout.prompts, log_probs, strict=True
+            )
         ]
-        return scored, self.scorer(scored, teacher=policy)
+        return self.scorer(explanations, teacher=policy)
 
-    def details(
-        self, scored: ScoredExplanation, table: RewardTable, n: int, advantages_T: Tensor
-    ) -> dict[str, Any]:
-        return {"attribution": attribution(self.renderer, scored, table.scores[n], advantages_T)}
+    def details(self, rollout: RolloutBatch, n: int) -> dict[str, Any]:
+        """Token by token, what made the reward and what came of it."""
+        return {
+            "attribution": attribution(
+                self.renderer,
+                rollout.problems[n],
+                rollout.parsed[n].ids,
+                rollout.reward_table.scores[n],
+                rollout.advantages_NT[n],
+            )
+        }
 
-    def monitor(self, scored: Sequence[ScoredExplanation], group_size: int) -> dict[str, float]:
+    def monitor(self, rollout: RolloutBatch) -> dict[str, float]:
         """Leaks over all completions; what the first of each problem really adds for the student.
 
-        The student's log-prob of the solution after the explanation, less that after none, and
-        less that after the next problem's; the last two need two problems at least.
+        The latter is the student's mean log-prob of the solution (nats a token) after the
+        explanation, less that after none, and less that after the next problem's explanation. The
+        second difference and the leaks need two problems at least.
         """
-        solutions = [one.problem.solution for one in scored]
-        texts = [one.text for one in scored]
-        firsts = scored[::group_size]
-        problems = [one.problem for one in firsts]
-        thoughts = [one.explanation.ids for one in firsts]
+        firsts = range(0, len(rollout), rollout.group_size)
+        problems = [rollout.problems[n] for n in firsts]
+        thoughts = [rollout.parsed[n].ids for n in firsts]
 
         def solution_log_prob(thoughts: Sequence[Sequence[int]]) -> float:
             values = self.scorer.solution_log_probs(problems, thoughts)
@@ -133,25 +141,18 @@ class Teaching:
         values = {"gain_over_empty": own - solution_log_prob([[]] * len(problems))}
         if len(problems) > 1:
             values["gain_over_swapped"] = own - solution_log_prob(rotated(thoughts))
-            values["solution_early_excess"] = early_excess(solutions, texts, group_size)
+            solutions = [problem.solution for problem in rollout.problems]
+            texts = [parsed.text for parsed in rollout.parsed]
+            values["solution_early_excess"] = early_excess(solutions, texts, rollout.group_size)
         return values
-
-
-@dataclass(frozen=True)
-class GradedAnswer:
-    """What a student wrote after its opening thought tag; closed if it holds an answer."""
-
-    problem: Problem
-    text: str
-    thought: str
-    closed: bool
 
 
 class Answering:
     """The policy is a student; a verifier's verdict on its answer is its reward.
 
     Args:
-        grader: judges answers; right is 1, anything else 0.
+        renderer: prompts of the student.
+        grader: judges answers; a right one is worth 1, any other 0.
         missing_answer_penalty: subtracted where there is no answer to judge.
 
     Raises:
@@ -162,7 +163,7 @@ class Answering:
     scoring_model: PreTrainedModel | None = None
 
     def __init__(
-        self, renderer: Renderer, grader: Any, missing_answer_penalty: float = 0.0
+        self, renderer: Renderer, grader: Grader | None, missing_answer_penalty: float = 0.0
     ) -> None:
         if grader is None:
             raise ValueError("student RL verifies answers: set data.grader (it is null)")
@@ -178,41 +179,41 @@ class Answering:
         self.stop = self.tags[1]
 
     def prompt(self, problem: Problem) -> list[int]:
+        """Token ids of the student's prompt: the question."""
         return self.renderer.student_prompt(problem)
 
+    def parse(self, ids: Sequence[int]) -> ParsedCompletion:
+        """What follows the opening thought tag; it is closed if it holds an answer."""
+        text = self.renderer.decode(ids)
+        thought = text.partition(self.renderer.style.tags["thought_close"])[0].strip()
+        return ParsedCompletion(ids, text, thought, self._answer(text) is not None)
+
     def score(
-        self,
-        policy: Any,
-        problems: Sequence[Problem],
-        rows: Sequence[Row],
-        log_probs: Sequence[Tensor],
-        temperature: float,
-    ) -> tuple[list[GradedAnswer], RewardTable]:
-        texts = [self.renderer.decode(ids) for _, ids in rows]
-        found = [extract_answer(text, *self.tags) for text in texts]
-        answers = [answer if answer and answer.strip() else None for answer in found]
+        self, rollout: RolloutBatch, policy: PreTrainedModel, temperature: float
+    ) -> RewardTable:
+        """Verdicts on the answers, less the penalty for missing ones (see `Task.score`)."""
+        answers = [self._answer(parsed.text) for parsed in rollout.parsed]
         graded = iter(
             self.grader.grade_all(
-                [(p, a) for p, a in zip(problems, answers, strict=True) if a is not None]
+                [(p, a) for p, a in zip(rollout.problems, answers, strict=True) if a is not None]
             )
         )
         correct = [0.0 if a is None else float(next(graded).correct) for a in answers]
         penalties = [self.missing_answer_penalty if a is None else 0.0 for a in answers]
         rewards = [c - p for c, p in zip(correct, penalties, strict=True)]
-        end = self.renderer.style.tags["thought_close"]
-        written = [
-            GradedAnswer(problem, text, text.partition(end)[0].strip(), answer is not None)
-            for problem, text, answer in zip(problems, texts, answers, strict=True)
-        ]
         terms = {"answer/correct": correct, "answer/missing_penalty": penalties}
         table = RewardTable(rewards, terms)
-        table.require_finite([problem.id for problem in problems])
-        return written, table
+        table.require_finite(rollout.problem_ids)
+        return table
 
-    def monitor(self, scored: Sequence[GradedAnswer], group_size: int) -> dict[str, float]:
+    def monitor(self, rollout: RolloutBatch) -> dict[str, float]:
+        """No monitors of its own."""
         return {}
 
-    def details(
-        self, scored: GradedAnswer, table: RewardTable, n: int, advantages_T: Tensor
-    ) -> dict[str, Any]:
+    def details(self, rollout: RolloutBatch, n: int) -> dict[str, Any]:
+        """No details beyond the reward terms."""
         return {}
+
+    def _answer(self, text: str) -> str | None:
+        found = extract_answer(text, *self.tags)
+        return found if found and found.strip() else None

@@ -91,6 +91,19 @@ def test_a_budget_is_halved_until_the_work_fits_and_stays(
     assert not caplog.records
 
 
+def test_a_loop_over_micro_batches_is_begun_again_with_smaller_ones() -> None:
+    budget = TokenBudget(4096, "hardware.tokens_per_micro_batch")
+    for attempt in budget.attempts(cut):
+        with attempt:
+            done = []
+            for indices in attempt.micro_batches:
+                if len(indices) > 2:
+                    raise MemoryError
+                done.append(indices)
+    assert done == cut(16) and budget.tokens == attempt.tokens == 16
+    assert attempt.shortage is None
+
+
 def test_nothing_is_left_to_halve() -> None:
     tried = []
 

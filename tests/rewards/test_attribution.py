@@ -11,7 +11,7 @@ import torch
 from rlt.data.problem import make_problem
 from rlt.data.renderer import Renderer
 from rlt.report.attribution import attribution_fence, attribution_figure, colour, coloured
-from rlt.rewards import ScoredExplanation, TokenScores
+from rlt.rewards import TokenScores
 from rlt.rewards.attribution import attribution, extremes
 
 FOUND = {
@@ -28,18 +28,17 @@ def renderer(byte_tokenizer: Any, renderer_of: Callable[[str, Any], Renderer]) -
 def test_values_by_hand(renderer: Renderer) -> None:
     problem = make_problem("?", "12")
     ids = renderer.encode("ab")
-    scored = ScoredExplanation(problem, renderer.explanation(ids), [], None)
     text = renderer.student_text(problem, ids)
     K = text.solution_span[1] - text.solution_span[0]
     log_probs = -torch.arange(1.0, K + 1)
     scores = TokenScores(log_probs, torch.tensor([-2.0, -0.5]), torch.tensor([-1.0, -1.5]), True)
-    found = attribution(renderer, scored, scores)
+    found = attribution(renderer, problem, ids, scores)
     assert found["explanation"] == [("a", 1.0), ("b", -1.0)]
     assert [value for _, value in found["solution"]] == log_probs.tolist()
     assert "".join(token for token, _ in found["solution"]).strip() == "12"
     assert extremes(found) == {"explanation": 0, "solution": K - 1}
     alone = TokenScores(log_probs, torch.tensor([-2.0, -0.5]), None, True)
-    assert attribution(renderer, scored, alone)["explanation"] == [("a", 2.0), ("b", 0.5)]
+    assert attribution(renderer, problem, ids, alone)["explanation"] == [("a", 2.0), ("b", 0.5)]
 
 
 def test_the_block_survives_any_token_and_is_read_back_in_colour() -> None:

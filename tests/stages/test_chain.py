@@ -64,7 +64,7 @@ def test_manifests_know_the_models_by_their_weights(chain: Path) -> None:
     rl = read(chain / "teacher_rl" / "manifest.json")["models"]
     assert rl["teacher"] == rl["student"] == of("teacher_sft")
     held = rl["bytes_in_memory"]
-    assert held == {role: 4 * rl["parameters"] for role in ("teacher", "reference and student")}
+    assert held == dict.fromkeys(("teacher", "reference and student"), 4 * rl["parameters"])
     collect = read(chain / "collect" / "manifest.json")["models"]
     assert collect == {"teacher": of("teacher_rl"), "student": of("pretrain")}
     assert read(chain / "evaluate" / "manifest.json")["models"] == {"student": of("distill")}

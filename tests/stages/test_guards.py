@@ -145,12 +145,12 @@ def test_memory_that_really_runs_out(tmp_path: Path) -> None:
 def test_a_reward_term_that_is_nan_stops_before_its_step(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values, judged, problems = SolutionLogProb.values, RL.collect_experience, []
+    values, sampled, problems = SolutionLogProb.values, RL.sample, []
 
-    def collect(module: RL, batch: Any) -> Any:
+    def sample(module: RL, batch: Any) -> Any:
         if module.global_step == 3:
             problems.extend(batch)
-        return judged(module, batch)
+        return sampled(module, batch)
 
     def broken(term: SolutionLogProb, scores: TokenScores) -> Tensor:
         found = values(term, scores)
@@ -159,7 +159,7 @@ def test_a_reward_term_that_is_nan_stops_before_its_step(
             return found * float("nan")
         return found
 
-    monkeypatch.setattr(RL, "collect_experience", collect)
+    monkeypatch.setattr(RL, "sample", sample)
     monkeypatch.setattr(SolutionLogProb, "values", broken)
     told = run("teacher_rl", "run", status=2)
     reason = (

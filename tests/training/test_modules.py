@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from rlt.data.batches import StepDataModule
-from rlt.data.problem import make_problem
+from rlt.data.problem import Problem, make_problem
 from rlt.data.renderer import Renderer
 from rlt.llm.finite_checks import NotFiniteError
 from rlt.llm.logprobs import row_log_probs
@@ -23,6 +23,7 @@ from rlt.rewards import Length, Reward, RewardScorer, SolutionLogProb, ThoughtKL
 from rlt.sampling import Completion, HFRollout
 from rlt.training import RL, SFT, Example, Teaching
 from rlt.training.algorithms import Algorithm
+from rlt.training.rollout_batch import RolloutBatch
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 CONSTANT = functools.partial(get_scheduler, name="constant")
@@ -109,6 +110,13 @@ def teacher_rl(
         tokens_per_micro_batch, samples_per_step=0,
         gradient_checkpointing=gradient_checkpointing,
     )  # fmt: skip
+
+
+def scored(module: RL, problems: list[Problem]) -> RolloutBatch:
+    """A rollout of the module, with its rewards."""
+    rollout = module.sample(problems)
+    module.score(rollout)
+    return rollout
 
 
 def fit_rl(module: RL, steps: int, folder: Path, **options: Any) -> L.Trainer:
@@ -252,7 +260,8 @@ def test_the_first_update_is_the_policy_gradient(
     before = teacher_rl(renderer, copied, student=student)
     # Problems come in the order of the first epoch.
     order = StepDataModule(PROBLEMS, [], 2, 1, None, 0).train_dataloader().batch(0)
-    rewards = torch.tensor(before.collect_experience(order).table.rewards).view(2, 4)
+    rewards = scored(before, order).rewards_PG
+    assert rewards.shape == (2, 4)
     advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
     loss = torch.zeros(())
     for p, problem in enumerate(order):
@@ -418,13 +427,13 @@ def test_optimizer_steps_per_rollout(
         minibatches=minibatches,
     )  # fmt: skip
     picked: list[list[int]] = []
-    original = module.update_on
+    original = module.minibatch_step
 
-    def spy(indices: list[int], *rest: Any) -> dict[str, float]:
+    def spy(rollout: RolloutBatch, indices: list[int]) -> dict[str, float]:
         picked.append(indices)
-        return original(indices, *rest)
+        return original(rollout, indices)
 
-    module.update_on = spy  # type: ignore[method-assign]
+    module.minibatch_step = spy  # type: ignore[method-assign]
     made_trainer = fit_rl(module, 2, tmp_path)
     assert len(steps) == made_trainer.global_step == 2 * num_iterations * minibatches
     for start in range(0, len(picked), minibatches):  # each pass sees every completion once
@@ -493,13 +502,14 @@ def test_both_halves_of_the_log_ratio_are_taken_at_the_rewards_temperature(
     # The student is the policy itself, told the same text: only temperatures could differ.
     made = tiny(0)
     module = teacher_rl(renderer, made, reward=paper_reward(temperature=1.0))
-    experience = module.collect_experience(PROBLEMS)
-    for row, log_probs in zip(experience.scored, experience.log_probs, strict=True):
-        ids = [*row.explanation.ids]
+    rollout = scored(module, PROBLEMS)
+    for n, log_probs in enumerate(rollout.log_probs):
+        ids = [*rollout.parsed[n].ids]
         [expected] = row_log_probs(
-            made.model, [(row.teacher_prompt, ids)], temperature=1.0, pad_id=0, token_budget=99
+            made.model, [(rollout.prompts[n], ids)], temperature=1.0, pad_id=0, token_budget=99
         )
-        found = row.teacher_log_probs_T[: len(ids)]
+        found = rollout.reward_table.scores[n].teacher_log_probs_T
+        assert found is not None
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
         if ids:  # what the policy is updated on stays at the sampling temperature
             assert (log_probs[: len(ids)] - expected).abs().max() > 1e-2
@@ -561,7 +571,7 @@ def test_what_is_logged_and_handed_on(
     module.samples_per_step = 3
     module.on_samples = lambda step, rows: handed.append((step, rows))
     order = StepDataModule(PROBLEMS, [], 2, 1, None, 0).train_dataloader().batch(0)
-    expected = module.collect_experience(order).table
+    expected = scored(module, order).reward_table
     made = fit_rl(module, 1, tmp_path, limit_val_batches=1.0)
     metrics = {name: float(value) for name, value in made.callback_metrics.items()}
     rewards = torch.tensor(expected.rewards)
@@ -585,6 +595,22 @@ def test_what_is_logged_and_handed_on(
     assert step == 0 and json.dumps(rows)
     texts = {"one", "a b c", "", "so on and on"}
     assert all(row["explanation"] in texts and row["solution"] in "27" for row in rows)
+
+
+def test_a_step_that_leaves_every_completion_out_has_no_entropy(
+    renderer: Renderer, tiny: Callable[..., LanguageModel], tmp_path: Path
+) -> None:
+    made = tiny(0)
+    before = weights(made.model)
+    module = teacher_rl(
+        renderer, made, student=freeze(tiny(5).model), mask_overlong=True,
+        rollout=HFRollout(1.0, max_new_tokens=2),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    metrics = fit_rl(module, 1, tmp_path).callback_metrics
+    assert float(metrics["train/overlong_rate"]) == 1.0
+    assert "monitor/repetition" in metrics and "monitor/entropy" not in metrics
+    assert torch.equal(weights(made.model), before)
 
 
 # --- learning -----------------------------------------------------------------------------------

@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from rlt.data.problem import make_problem
+from rlt.data.problem import Problem, make_problem
 from rlt.data.renderer import Renderer
 from rlt.evaluation.graders import ExactGrader
 from rlt.llm.logprobs import row_log_probs
 from rlt.llm.models import LanguageModel
 from rlt.rewards import Reward, RewardScorer, SolutionLogProb
+from rlt.sampling import Completion
 from rlt.training import Answering, Teaching
+from rlt.training.rollout_batch import RolloutBatch
 
 PROBLEMS = [make_problem("1 + 1", "2"), make_problem("2 + 3", "5")]
 
@@ -22,26 +24,34 @@ def renderer(byte_tokenizer: Any, renderer_of: Callable[[str, Any], Renderer]) -
     return renderer_of("compact", byte_tokenizer)
 
 
-def written(renderer: Renderer, prompt: list[int], *texts: str) -> list[Any]:
-    return [(prompt, renderer.encode(text)) for text in texts]
+def rollout_of(task: Any, problems: list[Problem], groups: list[list[str]]) -> RolloutBatch:
+    """What `RL.sample` gives where the policy writes these texts."""
+    completions = [
+        [Completion(task.renderer.encode(text), [], "stop") for text in group] for group in groups
+    ]
+    prompts = [task.prompt(problem) for problem in problems]
+    return RolloutBatch.of_groups(problems, prompts, completions, task.parse)
 
 
-def test_answers_are_verified_and_missing_ones_penalised(renderer: Renderer) -> None:
+def test_answers_are_verified_and_missing_ones_penalised(
+    renderer: Renderer, tiny: Callable[..., LanguageModel]
+) -> None:
+    policy = tiny(0).model
     task = Answering(renderer, ExactGrader(), missing_answer_penalty=0.5)
     tags = renderer.style.tags
     assert task.stop == tags["solution_close"]
     assert task.prompt(PROBLEMS[0]) == renderer.student_prompt(PROBLEMS[0])
     opened = tags["thought_close"] + tags["solution_open"]
     texts = [f"so{opened}2{task.stop}", f"{opened}3", "nothing", opened]
-    rows = written(renderer, task.prompt(PROBLEMS[0]), *texts)
-    scored, table = task.score(None, [PROBLEMS[0]] * 4, rows, [], 1.0)
+    rollout = rollout_of(task, PROBLEMS[:1], [texts])
+    table = task.score(rollout, policy, 1.0)
     assert table.rewards == [1.0, 0.0, -0.5, -0.5]
     assert table.terms["answer/correct"] == [1.0, 0.0, 0.0, 0.0]
     assert table.terms["answer/missing_penalty"] == [0.0, 0.0, 0.5, 0.5]
-    assert [one.closed for one in scored] == [True, True, False, False]
-    assert scored[2].text == "nothing"
-    assert [one.thought for one in scored] == ["so", "", "nothing", ""]
-    assert task.monitor(scored, 4) == {} == task.details(scored[0], table, 0, torch.ones(9))
+    assert [one.closed for one in rollout.parsed] == [True, True, False, False]
+    assert rollout.parsed[2].text == "nothing"
+    assert [one.thought for one in rollout.parsed] == ["so", "", "nothing", ""]
+    assert task.monitor(rollout) == {} == task.details(rollout, 0)
 
 
 def test_student_rl_needs_a_grader(renderer: Renderer) -> None:
@@ -61,13 +71,11 @@ def test_gains_are_those_of_log_probs_written_out(
     )  # fmt: skip
     task = Teaching(renderer, scorer)
     texts = ["is 2</think>", "is 9</think>", "a 5</think>", "so</think>"]
-    owners = [PROBLEMS[0], PROBLEMS[0], PROBLEMS[1], PROBLEMS[1]]
-    rows = [
-        (renderer.teacher_prompt(p), renderer.encode(t)) for p, t in zip(owners, texts, strict=True)
-    ]
-    log_probs = [torch.zeros(len(ids)) for _, ids in rows]
-    scored, table = task.score(None, owners, rows, log_probs, 0.7)
-    found = task.monitor(scored, 2)
+    rollout = rollout_of(task, PROBLEMS, [texts[:2], texts[2:]])
+    rollout.log_probs = [torch.zeros(length) for length in rollout.lengths]
+    table = rollout.reward_table = task.score(rollout, student, 0.7)
+    rollout.advantages_NT = torch.ones(4, 9)
+    found = task.monitor(rollout)
 
     def mean_of(problem: Any, thought: list[int]) -> float:
         text = renderer.student_text(problem, thought)
@@ -77,7 +85,7 @@ def test_gains_are_those_of_log_probs_written_out(
         )  # fmt: skip
         return float(values[slice(*text.solution_span)].mean())
 
-    thoughts = [scored[0].explanation.ids, scored[2].explanation.ids]
+    thoughts = [rollout.parsed[0].ids, rollout.parsed[2].ids]
     own = sum(mean_of(p, t) for p, t in zip(PROBLEMS, thoughts, strict=True)) / 2
     empty = sum(mean_of(p, []) for p in PROBLEMS) / 2
     swapped = sum(mean_of(p, t) for p, t in zip(PROBLEMS, thoughts[::-1], strict=True)) / 2
@@ -86,10 +94,6 @@ def test_gains_are_those_of_log_probs_written_out(
     # "is 2" tells it at 3/4, "a 5" at 2/3: neither early, and no other's solution either.
     assert found["solution_early_excess"] == 0.0
     assert table.rewards[0] == pytest.approx(mean_of(PROBLEMS[0], thoughts[0]), abs=1e-4)
-    assert set(task.monitor(scored[:2], 2)) == {"gain_over_empty"}  # one problem alone
-    assert [
-        token
-        for token, _ in task.details(scored[0], table, 0, torch.ones(9))["attribution"][
-            "explanation"
-        ]
-    ]
+    alone = rollout_of(task, PROBLEMS[:1], [texts[:2]])
+    assert set(task.monitor(alone)) == {"gain_over_empty"}  # one problem alone
+    assert task.details(rollout, 0)["attribution"]["explanation"]

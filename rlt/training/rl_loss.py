@@ -1,0 +1,97 @@
+"""The loss of one micro-batch of a rollout, weighted as a part of its optimizer step.
+
+Shapes: B completion of a micro-batch, T token, D hidden dimension, N real token of the micro-batch.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from rlt.llm.batching import pad_rows
+from rlt.llm.logprobs import batch_log_probs, continuation_hidden
+from rlt.training import algorithms
+from rlt.training.algorithms import Algorithm
+from rlt.training.credit import exact_kl_loss
+from rlt.training.rollout_batch import RolloutBatch
+
+
+def loss_mask_and_weights(
+    rollout: RolloutBatch, picked: Sequence[int], algorithm: Algorithm, max_new_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Which tokens of an optimizer step have a loss, and what the loss of each counts for.
+
+    Args:
+        rollout: the completions.
+        picked: places of those that the optimizer step is over.
+        algorithm: says which completions are left out and how tokens are averaged.
+        max_new_tokens: the limit that completions were sampled with.
+
+    Returns:
+        Mask (bool) and weights (float32), `[len(picked), T]`.
+    """
+    mask_BT = algorithms.loss_mask(rollout.token_mask(picked), rollout.overlong(picked), algorithm)
+    return mask_BT, algorithms.token_weights(mask_BT, algorithm.aggregation, max_new_tokens)
+
+
+def micro_batch_loss(
+    policy: PreTrainedModel,
+    student: PreTrainedModel | None,
+    rollout: RolloutBatch,
+    own: Sequence[int],
+    mask_BT: Tensor,
+    weights_BT: Tensor,
+    algorithm: Algorithm,
+    temperature: float,
+    pad_id: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The policy's loss over the completions at `own`, with gradient.
+
+    Args:
+        policy: the model that is trained, on its device.
+        student: the reward's student; read where the rollout has weights of an exact KL.
+        rollout: completions with advantages.
+        own: places of the B completions.
+        mask_BT: True where a token has a loss; T may be longer than these completions are.
+        weights_BT: what each token's loss counts for in the optimizer step.
+        algorithm: loss settings.
+        temperature: at which log-probs are taken.
+        pad_id: the id of padding.
+
+    Returns:
+        The loss (a scalar), and sums over its tokens for `rlt.training.algorithms.token_means`.
+    """
+    batch = pad_rows([rollout.rows[n] for n in own], pad_id, policy.device)
+    hidden_ND = continuation_hidden(policy, batch)
+    log_probs_BT, entropy_BT = batch_log_probs(policy, batch, temperature, hidden_ND)
+    T, device = log_probs_BT.shape[1], log_probs_BT.device
+    mask_BT, weights_BT = mask_BT[:, :T].to(device), weights_BT[:, :T].to(device)
+
+    def stacked(values: Sequence[Tensor] | None) -> Tensor | None:
+        if values is None:
+            return None
+        return pad_sequence([values[n] for n in own], batch_first=True)
+
+    terms = algorithms.policy_loss_terms(
+        log_probs_BT,
+        stacked(rollout.log_probs if algorithm.needs_old_log_probs else None),
+        rollout.advantages_NT[own, :T].to(device),
+        mask_BT,
+        algorithm,
+        stacked(rollout.reference_log_probs),
+    )
+    loss = (terms.per_token_BT * weights_BT).sum()
+    if rollout.exact_kl_weights_N is not None:
+        table = rollout.reward_table
+        loss = loss + exact_kl_loss(
+            policy,
+            hidden_ND.split(batch.mask_BC.sum(1).tolist()),
+            student,
+            [table.scores[n].student_hidden_TD for n in own],
+            table.kl_weight * rollout.exact_kl_weights_N[own],
+            weights_BT,
+            temperature,
+        )
+    sums = algorithms.token_sums(terms, mask_BT) | {"entropy": (entropy_BT * mask_BT).sum()}
+    return loss, sums
