@@ -100,7 +100,7 @@ lock:
 # --- cleaning ----------------------------------------------------------------------------------
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find rlt tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
