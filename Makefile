@@ -1,6 +1,7 @@
 # make quickstart   from a fresh clone to a graded student: installs, runs the whole pipeline
 # make test         the test suite        make lint        ruff and mypy
 # make test-slow    tests that take minutes; make test-gpu: tests that need a CUDA device
+# make docs         the documentation site, into build/docs; make docs-serve shows it while you write
 # make lock         pin the newest versions that pyproject.toml and requirements/*.in allow
 # make clean        remove caches and build products; make distclean: .venv too (never outputs/)
 #
@@ -20,7 +21,7 @@ UV_VENV   := build/uv
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install quickstart test test-slow test-gpu lint format lock clean distclean
+.PHONY: help install quickstart test test-slow test-gpu lint format docs docs-serve lock clean distclean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -73,6 +74,15 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# --- documentation -----------------------------------------------------------------------------
+
+# A broken link, a missing anchor or a name that no module defines fails the build.
+docs: $(INSTALLED)
+	$(BIN)/zensical build --strict --clean $(ARGS)
+
+docs-serve: $(INSTALLED)
+	$(BIN)/zensical serve $(ARGS)
+
 # --- lock --------------------------------------------------------------------------------------
 
 UV_COMPILE := $(UV_VENV)/bin/uv pip compile --quiet --no-config --upgrade --universal \
@@ -83,14 +93,14 @@ lock:
 	$(PYTHON) -m venv $(UV_VENV)
 	$(UV_VENV)/bin/python -m pip install -qq uv==0.13.9
 	$(UV_COMPILE) requirements/build.in --output-file requirements/build.lock
-	$(UV_COMPILE) requirements/main.in pyproject.toml --extra dev --extra sweep --extra submitit \
-	  --output-file requirements/main.lock --constraints requirements/build.lock \
-	  --excludes requirements/excluded.in
+	$(UV_COMPILE) requirements/main.in pyproject.toml --extra dev --extra docs --extra sweep \
+	  --extra submitit --output-file requirements/main.lock \
+	  --constraints requirements/build.lock --excludes requirements/excluded.in
 
 # --- cleaning ----------------------------------------------------------------------------------
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find rlt tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

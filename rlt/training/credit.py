@@ -181,7 +181,7 @@ class TokenCredit:
 def exact_kl_loss(
     policy: PreTrainedModel,
     policy_hidden: Sequence[Tensor],
-    student: PreTrainedModel | None,
+    student: PreTrainedModel,
     student_hidden: Sequence[Tensor | None],
     kl_weights_B: Tensor,
     token_weights_BT: Tensor,
@@ -199,7 +199,6 @@ def exact_kl_loss(
             `rlt.training.algorithms.token_weights`).
         temperature: divides both models' logits.
     """
-    assert student is not None, "the reward has no student"
     policy_parts, student_parts, weights = [], [], []
     for b, student_TD in enumerate(student_hidden):
         assert student_TD is not None, "the scorer kept no hidden states"

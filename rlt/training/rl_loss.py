@@ -84,6 +84,7 @@ def micro_batch_loss(
     loss = (terms.per_token_BT * weights_BT).sum()
     if rollout.exact_kl_weights_N is not None:
         table = rollout.reward_table
+        assert student is not None, "an exact KL needs the reward's student"
         loss = loss + exact_kl_loss(
             policy,
             hidden_ND.split(batch.mask_BC.sum(1).tolist()),

@@ -17,9 +17,9 @@ PAGES = {
 
 
 def runnable(page: Path) -> list[list[str]]:
-    """Arguments of every command in the blocks that begin with ```bash runnable."""
+    """Arguments of every command in the blocks below a line `<!-- runnable -->`."""
     text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```bash runnable\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^<!-- runnable -->\n+```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     commands = [
         shlex.split(line, comments=True)
         for block in blocks
