@@ -58,16 +58,16 @@ class Contamination:
         shared = [p for p in questions if runs & ngrams(p.question, self.ngram_words)]
         found = {"exact": exact, "ngram": shared}
         for name, problems in found.items():
-            share, limit = len(problems) / len(questions), getattr(self, f"max_{name}_rate")
+            share, limit = len(problems) / len(questions), getattr(self, f"max_{name}_fraction")
             if share > limit:
                 shown = "; ".join(repr(p.question[:80]) for p in problems[:_SHOWN])
                 raise ValueError(
                     f"{len(problems)} of {len(questions)} questions ({100 * share:.1f} %) overlap "
-                    f"with the training problems ({name}), more than contamination.max_{name}_rate"
+                    f"with the training problems ({name}), more than contamination.max_{name}_fraction"
                     f"={limit}: {shown}. Ask other questions, train on others, or raise the limit"
                 )
         return {
-            f"eval/contamination_{name}_rate": len(problems) / len(questions)
+            f"eval/contamination_{name}_fraction": len(problems) / len(questions)
             for name, problems in found.items()
         }
 
