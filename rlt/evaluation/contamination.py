@@ -58,13 +58,14 @@ class Contamination:
         shared = [p for p in questions if runs & ngrams(p.question, self.ngram_words)]
         found = {"exact": exact, "ngram": shared}
         for name, problems in found.items():
-            share, limit = len(problems) / len(questions), getattr(self, f"max_{name}_fraction")
+            share, option = len(problems) / len(questions), f"max_{name}_fraction"
+            limit = getattr(self, option)
             if share > limit:
                 shown = "; ".join(repr(p.question[:80]) for p in problems[:_SHOWN])
                 raise ValueError(
                     f"{len(problems)} of {len(questions)} questions ({100 * share:.1f} %) overlap "
-                    f"with the training problems ({name}), above contamination.max_{name}_fraction"
-                    f"={limit}: {shown}. Ask other questions, train on others, or raise the limit"
+                    f"with the training problems ({name}), more than contamination.{option}="
+                    f"{limit}: {shown}. Ask other questions, train on others, or raise the limit"
                 )
         return {
             f"eval/contamination_{name}_fraction": len(problems) / len(questions)
