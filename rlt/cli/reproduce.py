@@ -1,4 +1,4 @@
-"""`rlt reproduce=<run>`: make a run again from its folder, and tell whether the results are equal.
+"""`rlt reproduce <run>`: make a run again from its folder, and tell whether the results are equal.
 
 The run is made in a fresh process, in a folder of its own. Of what decides its numbers, the config
 and the number of torch threads are the original's; what else has changed since is told beforehand.
@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from rlt.cli.worker import load_config
+from rlt.config.saved import load_config
 from rlt.report.difference import metadata_changes, print_comparison, require_run
 from rlt.report.equality import compare_results, pipeline_steps
 from rlt.report.folder import Run

@@ -8,41 +8,11 @@ there is such a file, and `result.json` is written: metrics, or why there are no
 import sys
 from pathlib import Path
 
-from hydra.core.utils import setup_globals
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from rlt.cli.main import run
-from rlt.config.allowed_targets import raise_if_any
-from rlt.config.check import check_schema_keys, check_targets
+from rlt.cli.run import run
 from rlt.config.compose import IN_FULL, USER_ERRORS, explain
-from rlt.config.schema import of
+from rlt.config.saved import load_config
 from rlt.runs.files import read_json, write_json
 from rlt.runs.signals import end_with, exit_status, terminable
-
-
-def load_config(file: Path) -> DictConfig:
-    """A saved config, checked as a composed one is, with the types that its stage gives it.
-
-    Raises:
-        ValueError: it is no config of a stage, or has keys, values or targets that are refused.
-    """
-    setup_globals()  # Hydra's resolver `now`
-    try:
-        saved = OmegaConf.load(file)
-        try:
-            schema = of(saved.get("stage") if isinstance(saved, DictConfig) else None)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-        assert isinstance(saved, DictConfig)
-        raise_if_any(check_schema_keys(saved, schema))
-        cfg = OmegaConf.merge(OmegaConf.structured(schema), saved)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
-    assert isinstance(cfg, DictConfig)
-    OmegaConf.set_struct(cfg, True)
-    raise_if_any(check_targets(cfg))
-    return cfg
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, MutableSequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import (
@@ -98,7 +98,7 @@ def _load_configuration(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> Di
 
     cfg = _hydras_load_configuration(self, *args, **kwargs)
     # In the processes of a command alone, not where somebody composes configs of their own.
-    checked = FULL_ERROR in os.environ and not isinstance(self, _Loader)
+    checked = FULL_ERROR in os.environ and not isinstance(self, Loader)
     if checked and cfg.hydra.job.config_name is not None:
         raise_if_any(check_hydra_node(cfg.hydra))
     return cfg
@@ -121,14 +121,13 @@ def check_before_hydra_acts(arguments: list[str]) -> None:
     if options.experimental_rerun is not None:
         raise ValueError(
             "--experimental-rerun: it would unpickle a file, which can run code; go on with a run "
-            "by resume=<folder>, or make it again by reproduce=<folder>"
+            "by `rlt resume <run>`, or make it again by `rlt reproduce <run>`"
         )
-    check_search_path([options.config_path or ""])
     if options.hydra_help and options.overrides:
         raise ValueError("--hydra-help takes no overrides: they would not be checked")
     if options.hydra_help or options.shell_completion:
         return
-    name, loader = options.config_name or "config", loader_for(options)
+    name, loader = options.config_name or "config", loader_for(options, Loader)
     mode = RunMode.MULTIRUN  # leaves out what is swept over
     try:
         cfg = loader.load_configuration(
@@ -165,20 +164,7 @@ def _all_errors(
     return errors + check_schema_keys(cfg, schema.of(cfg.stage)) + check_targets(cfg)
 
 
-def loader_for(options: Namespace) -> ConfigLoaderImpl:
-    """Hydra's loader over the folders that it will itself look into."""
-    folder = compute_search_path_dir(__file__, None, options.config_path or str(config_dir()))
-    search_path = create_config_search_path(folder)
-    if options.config_dir is not None:
-        search_path.prepend(
-            provider="command-line",
-            path=f"file://{Path(options.config_dir).absolute()}",
-            anchor=SearchPathQuery(provider="schema"),
-        )
-    return _Loader(search_path)
-
-
-class _Loader(ConfigLoaderImpl):
+class Loader(ConfigLoaderImpl):
     """Hydra's loader, which imports a package that it is to search: only if that is allowed."""
 
     def _process_config_searchpath(
@@ -191,6 +177,27 @@ class _Loader(ConfigLoaderImpl):
         for paths in given:  # what is no list, Hydra refuses
             check_search_path(paths if isinstance(paths, MutableSequence) else [])
         super()._process_config_searchpath(config_name, parsed_overrides, repo)
+
+
+LoaderKind = TypeVar("LoaderKind", bound=Loader)
+
+
+def loader_for(options: Namespace, kind: type[LoaderKind]) -> LoaderKind:
+    """A loader over the folders that the command line names, and those of this project.
+
+    Raises:
+        ValueError: a folder of configs would be found by importing a package.
+    """
+    check_search_path([options.config_path or ""])
+    folder = compute_search_path_dir(__file__, None, options.config_path or str(config_dir()))
+    search_path = create_config_search_path(folder)
+    if options.config_dir is not None:
+        search_path.prepend(
+            provider="command-line",
+            path=f"file://{Path(options.config_dir).absolute()}",
+            anchor=SearchPathQuery(provider="schema"),
+        )
+    return kind(search_path)
 
 
 def check_search_path(paths: Iterable[object]) -> None:
@@ -239,7 +246,9 @@ def _groups(arguments: list[str]) -> Iterator[str]:
     groups = {"stage", "experiment", "sweep", "debug"}
     while True:
         try:
-            found = loader_for(options).compute_defaults_list("config", chosen, RunMode.MULTIRUN)
+            found = loader_for(options, Loader).compute_defaults_list(
+                "config", chosen, RunMode.MULTIRUN
+            )
             break
         except HydraException:
             if not chosen:

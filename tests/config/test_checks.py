@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.cli.run_commands import resume
+from rlt.cli.resume import resume
 from rlt.config import compose as rlt_compose
 from rlt.config.allowed_targets import ConfigError, allowed_by_user, raise_if_any
 from rlt.config.build import build, build_partial
@@ -701,7 +701,7 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, list[str]], list
     def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
         told: list[str] = []
         monkeypatch.setattr(sys, "argv", ["rlt"])
-        monkeypatch.setattr("rlt.cli.main.compose_and_run", lambda: told.extend(sys.argv[1:]))
+        monkeypatch.setattr("rlt.cli.hydra_app.compose_and_run", lambda: told.extend(sys.argv[1:]))
         monkeypatch.chdir(Path.cwd())  # where this test began is restored
         folder.mkdir()
         hydra = {
@@ -709,7 +709,7 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, list[str]], list
             "runtime": {"cwd": str(folder), "config_sources": []},
         }
         OmegaConf.save({"hydra": hydra}, folder / "multirun.yaml")
-        resume(str(folder), [])
+        resume(folder, [])
         return told
 
     return resume_sweep
