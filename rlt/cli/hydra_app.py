@@ -10,23 +10,26 @@ import socket
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
-import hydra
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from rlt import __version__
 from rlt.cli.run import run
+from rlt.config.allowed_targets import ConfigError, raise_if_any
 from rlt.config.compose import (
     IN_FULL,
     USER_ERRORS,
     Loader,
-    check_before_hydra_acts,
-    config_dir,
+    all_errors,
     explain,
     loader_for,
 )
@@ -36,9 +39,81 @@ _SHOWN_CHANGES = 60
 
 
 def compose_and_run() -> None:
-    """What `sys.argv` asks for, by Hydra."""
-    check_before_hydra_acts(sys.argv[1:])
-    _composed_job()
+    """Do what `sys.argv` asks for by Hydra, which is given a loader that checks what it composes.
+
+    Raises:
+        ConfigError: the config is refused.
+        HydraException: the config does not compose.
+        JobFailedError: jobs of a sweep have failed.
+        ValueError: an option is refused.
+    """
+    options = get_args_parser().parse_args()
+    _refuse_unchecked(options)
+    loader = loader_for(options, Loader)
+    app = Hydra(task_name="rlt", config_loader=loader)
+    GlobalHydra.instance().initialize(app)
+    try:
+        _act(app, options)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _refuse_unchecked(options: Namespace) -> None:
+    """Raises ValueError for what would not be composed, and so not be checked."""
+    if options.experimental_rerun is not None:
+        raise ValueError(
+            "--experimental-rerun: it would unpickle a file, which can run code; go on with a run "
+            "by `rlt resume <run>`, or make it again by `rlt reproduce <run>`"
+        )
+    if options.hydra_help and options.overrides:
+        raise ValueError("--hydra-help takes no overrides: they would not be checked")
+
+
+def _act(app: Hydra, options: Namespace) -> None:
+    """What Hydra's own entrypoint does with its options, but errors are raised, not printed."""
+    name, overrides = options.config_name or "config", list(options.overrides)
+    if options.hydra_help:
+        app.hydra_help(name, get_args_parser(), options)
+        return
+    if options.shell_completion:
+        app.shell_completion(name, overrides)
+        return
+    mode = _mode(app, name, options)
+    if sum(map(bool, (options.run, options.multirun, options.cfg, options.info))) > 1:
+        raise ValueError("--run, --multirun, --cfg and --info exclude each other; give one")
+    if options.cfg:
+        app.show_cfg(name, overrides, options.cfg, options.package, options.resolve)
+        return
+    if options.info:
+        app.show_info(options.info, name, overrides)
+        return
+    wanted = RunMode.MULTIRUN if options.multirun else mode or RunMode.RUN
+    if wanted != mode:
+        overrides.append(f"hydra.mode={wanted.name}")
+    begin = app.run if wanted == RunMode.RUN else app.multirun
+    begin(name, _job, overrides)
+
+
+def _mode(app: Hydra, name: str, options: Namespace) -> RunMode | None:
+    """Whether the config itself says that it is a sweep; if it does not compose, all errors."""
+    try:
+        # This mode leaves out what is swept over.
+        cfg = app.compose_config(
+            name, options.overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
+        )
+        for override in OverridesParser.create().parse_overrides(options.overrides):
+            if override.get_key_element() == "stage" and override.is_sweep_override():
+                raise ValueError(
+                    f"{override.input_line}: a sweep is of one stage; start one for each"
+                )
+    except HydraException as error:
+        assert isinstance(app.config_loader, Loader)
+        errors = all_errors(app.config_loader, options, sys.argv[1:])
+        if len(errors) > 1 and not IN_FULL:
+            raise_if_any(errors)
+        raise error
+    mode: RunMode | None = cfg.hydra.mode
+    return mode
 
 
 def print_error(error: Exception) -> None:
@@ -49,9 +124,6 @@ def print_error(error: Exception) -> None:
 
 def _job(cfg: DictConfig) -> dict[str, float]:
     """One job that Hydra composed: here, or in a process of its own if it is one of a sweep."""
-    from rlt.config.allowed_targets import raise_if_any
-    from rlt.config.hydra_guard import check_hydra_node
-
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     # Something to see before torch is imported.
     print(f"rlt {__version__}: {'check of ' if cfg.check else ''}stage={cfg.stage}", flush=True)
@@ -60,7 +132,6 @@ def _job(cfg: DictConfig) -> dict[str, float]:
     node = HydraConfig.get()
     multirun = node.mode == RunMode.MULTIRUN
     try:
-        raise_if_any(check_hydra_node(cast(DictConfig, node)))  # may be another for each job
         if cfg.check:
             return run(cfg, run_dir)
         if not multirun:
@@ -80,12 +151,6 @@ def _job(cfg: DictConfig) -> dict[str, float]:
     finally:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # made by Hydra before anything was checked
-
-
-# The undecorated function keeps its name, by which launchers send it to other processes.
-_composed_job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(
-    _job
-)
 
 
 def _asked(cfg: DictConfig) -> dict[str, Any]:
@@ -124,7 +189,7 @@ def _changed(cfg: DictConfig) -> dict[str, Any]:
         plain = loader_for(options, Loader).load_configuration(
             "config", [*search, *base], RunMode.RUN
         )
-    except HydraException:  # without the overrides it does not compose
+    except (HydraException, ConfigError):  # without the overrides it does not compose
         return {}
     with open_dict(plain):
         del plain["hydra"]

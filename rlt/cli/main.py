@@ -1,6 +1,5 @@
 """The console script `rlt`: a command on runs, or settings that Hydra composes to a config."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from omegaconf import OmegaConf
 
 from rlt.cli.commands import command_of
 from rlt.cli.hydra_app import compose_and_run, print_error
-from rlt.config.compose import FULL_ERROR, IN_FULL, USER_ERRORS, config_dir
+from rlt.config.compose import IN_FULL, USER_ERRORS, config_dir
 from rlt.runs.jobs import JobFailedError, failures, read_jobs
 from rlt.runs.signals import exit_status, terminable
 
@@ -19,15 +18,10 @@ _PARTIAL_FAILURE = 1  # exit status of a sweep of which jobs have failed
 
 def main() -> None:
     """Run what the command line asks for; an error is one line, no stack trace."""
-    # Hydra then raises errors instead of printing them.
-    given = {"HYDRA_FULL_ERROR": "1", FULL_ERROR: str(int(IN_FULL))}
-    before = {name: os.environ.get(name) for name in given}
-    os.environ |= given
     try:
         options = get_args_parser().parse_args()
-        if (
-            options.help or len(sys.argv) == 1
-        ):  # Hydra would copy every group again to list each, which takes seconds
+        if options.help or len(sys.argv) == 1:
+            # Hydra would copy every group again to list each, which takes seconds.
             print(OmegaConf.load(config_dir() / "config.yaml").hydra.help.template)
             return
         with terminable():
@@ -47,11 +41,6 @@ def main() -> None:
             raise
         print_error(error)
         sys.exit(2)
-    finally:
-        for name, value in before.items():
-            del os.environ[name]
-            if value is not None:
-                os.environ[name] = value
 
 
 if __name__ == "__main__":

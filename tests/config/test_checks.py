@@ -11,18 +11,17 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from rlt.cli import hydra_app
 from rlt.cli.resume import resume
-from rlt.config import compose as rlt_compose
 from rlt.config.allowed_targets import ConfigError, allowed_by_user, raise_if_any
 from rlt.config.build import build, build_partial
 from rlt.config.check import check_schema_keys, check_targets
-from rlt.config.compose import check_before_hydra_acts, check_search_path
+from rlt.config.compose import check_search_path
 from rlt.config.hydra_guard import check_hydra_node
 from rlt.config.launchers import check_launcher
 from rlt.config.suggestions import explain_struct_error, nearest
@@ -393,7 +392,7 @@ class Root:
 
 
 @pytest.fixture
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def conf(tmp_path: Path) -> Iterator[Path]:
     files = {
         "config.yaml": "defaults: [test_checks_schema, reward: rlt, _self_, experiment: null]",
         "reward/rlt.yaml": "alpha: 1",
@@ -403,9 +402,6 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    # Bad nodes are composed here, to be looked at.
-    own = rlt_compose._hydras_load_configuration
-    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", own)
     store = ConfigStore.instance()
     before = dict(store.repo)
     store.store("test_checks_schema", Root)
@@ -576,7 +572,8 @@ def test_a_log_file_is_not_moved_by_other_means() -> None:
     OmegaConf.set_struct(node, False)
     node.env = {"x": {"class": "logging.FileHandler", "filename": "/home/me/.bashrc"}}
     node.job_logging.handlers.more = "${hydra.env.x}"
-    written_out, error = check_hydra_node(node)
+    written_out, error, unknown = check_hydra_node(node)
+    assert unknown.startswith("hydra.env=") and "must stay {}; leave it out" in unknown
     assert "handlers.more=${hydra.env.x}: must be written out" in written_out
     assert error.startswith("hydra.job_logging.handlers.more.filename=/home/me/.bashrc: ")
 
@@ -653,8 +650,9 @@ def test_what_a_launcher_may_not_be_told(values: dict[str, Any], message: str) -
 
 
 def test_the_folder_of_a_launcher_may_have_any_name_in_one_line() -> None:
-    launcher = {"_target_": SLURM, "submitit_folder": "${dir}/.submitit/%j"}
-    assert check_hydra_node(config({"launcher": launcher, "dir": "it's & more"})) == []
+    launcher = {"_target_": SLURM, "submitit_folder": "${sweep.dir}/.submitit/%j"}
+    node = config({"launcher": launcher, "sweep": {"dir": "it's & more"}})
+    assert check_hydra_node(node) == []
 
 
 def test_a_config_does_not_choose_a_ray_cluster() -> None:
@@ -689,9 +687,10 @@ def test_a_launcher_that_is_not_installed_names_its_extra() -> None:
 # --- what would run code before anything is composed --------------------------------------------
 
 
-def test_hydras_rerun_from_a_pickle_is_refused() -> None:
+def test_hydras_rerun_from_a_pickle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["rlt", "--experimental-rerun=x.pickle"])
     with pytest.raises(ValueError, match="--experimental-rerun: it would unpickle"):
-        check_before_hydra_acts(["--experimental-rerun=x.pickle"])
+        hydra_app.compose_and_run()
 
 
 @pytest.fixture
@@ -755,8 +754,9 @@ def test_a_package_is_not_imported_for_its_configs(
         "primary config": [f"--config-dir={tmp_path}", "--config-name=mine"],
         "config path": [f"--config-path={place}"],
     }[where]
+    monkeypatch.setattr(sys, "argv", ["rlt", *arguments])
     with pytest.raises(ValueError, match="give the folder, file:///path/to/configs, or set RLT_A"):
-        check_before_hydra_acts(arguments)
+        hydra_app.compose_and_run()
     assert "hostile_package" not in sys.modules
     allow("hostile_package.*")
     check_search_path([place, f"file://{tmp_path}"])
