@@ -1,4 +1,4 @@
-"""`rlt reproduce=<run>`: make a run again from its folder, and tell whether the results are equal.
+"""`rlt reproduce <run>`: make a run again from its folder, and tell whether the results are equal.
 
 The run is made in a fresh process, in a folder of its own. Of what decides its numbers, the config
 and the number of torch threads are the original's; what else has changed since is told beforehand.
@@ -7,16 +7,16 @@ and the number of torch threads are the original's; what else has changed since 
 import contextlib
 import sys
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from rlt.cli.worker import load_config
+from rlt.config.saved import load_config
 from rlt.report.difference import metadata_changes, print_comparison, require_run
-from rlt.report.equality import compare_results, pipeline_steps
+from rlt.report.equality import Changes, compare_results, pipeline_steps
 from rlt.report.folder import Run
 from rlt.runs.environment import environment
 from rlt.runs.identity import config_key
@@ -24,11 +24,8 @@ from rlt.runs.jobs import run_config
 from rlt.stages.steps import code_digest, input_fingerprints
 
 
-def reproduce(folder: Path, into: Path | None = None) -> int:
-    """Make a finished run again from its folder alone, and compare the results.
-
-    Args:
-        into: the new run's folder; `<folder>-reproduced` if None, or with -2, -3 … behind it.
+def reproduce(folder: Path) -> int:
+    """Make a finished run again from its folder alone, in `<folder>-reproduced`, and compare.
 
     Returns:
         0 if all results are equal bit for bit, 1 if some differ; the exit status of the new run,
@@ -36,7 +33,7 @@ def reproduce(folder: Path, into: Path | None = None) -> int:
 
     Raises:
         FileNotFoundError: the folder, or what the run read, is not there.
-        ValueError: the folder holds no finished run, its config is refused, or `into` is taken.
+        ValueError: the folder holds no finished run, or its config is refused.
     """
     folder = folder.absolute()
     run = require_run(folder)
@@ -44,18 +41,19 @@ def reproduce(folder: Path, into: Path | None = None) -> int:
     if status != "finished":
         raise ValueError(
             f"{folder}: the run is {status}, not finished, and has no results to compare with; "
-            "finish it first, with the command in its manifest.json"
+            f"finish it first: rlt resume {folder}"
         )
-    into = _new_folder(folder, into)
-    threads = run.manifest.get("hardware", {}).get("torch_threads")
+    names = (f"{folder.name}-reproduced{f'-{n}' if n > 1 else ''}" for n in count(1))
+    into = next(path for path in map(folder.with_name, names) if not path.exists())
     # Resolved, a pipeline's config would not follow what its steps set.
     cfg = load_config(folder / ("composed.yaml" if pipeline_steps(folder) else "config.yaml"))
-    with contextlib.chdir(_cwd(run)):
-        lines = _changed_since(folder, cfg, threads)
+    cwd = Path(run.manifest.get("cwd") or "")  # what relative paths in the config are relative to
+    with contextlib.chdir(cwd if cwd.is_dir() else Path.cwd()):
+        changed = list(_changed_since(run, cfg))
         print(f"reproducing {folder}\n         in {into}", flush=True)
-        for line in lines:
+        for line in changed:
             print(f"changed since: {line}", flush=True)
-        ended = _run(cfg, into, threads)
+        ended = _run(cfg, into, run.manifest.get("hardware", {}).get("torch_threads"))
     if ended != 0:
         print(f"not reproduced: the run in {into} ended with exit status {ended}", file=sys.stderr)
         return max(ended, 2)  # 1 is a result
@@ -64,51 +62,32 @@ def reproduce(folder: Path, into: Path | None = None) -> int:
     return int(bool(results.differences))
 
 
-def _new_folder(folder: Path, into: Path | None) -> Path:
-    """The folder asked for, or the first free one beside the original."""
-    if into is None:
-        number, into = 1, folder.with_name(f"{folder.name}-reproduced")
-        while into.exists():
-            number += 1
-            into = folder.with_name(f"{folder.name}-reproduced-{number}")
-    elif into.exists() and not (into.is_dir() and not any(into.iterdir())):
-        raise ValueError(f"{into} is not empty: a reproduction needs a folder of its own")
-    return into.absolute()
-
-
-def _cwd(run: Run) -> Path:
-    """What relative paths in the config are relative to."""
-    recorded = Path(run.manifest.get("cwd") or "")
-    return recorded if recorded.is_dir() else Path.cwd()
-
-
-def _changed_since(folder: Path, cfg: DictConfig, threads: int | None) -> list[str]:
+def _changed_since(run: Run, cfg: DictConfig) -> Iterator[str]:
     """Lines on code, packages, machine, inputs and config that are not what they were.
 
     Raises:
         FileNotFoundError: what the run read is not there.
         ValueError: it cannot be read.
     """
-    then = Run(folder).manifest
+    then, steps = run.manifest, pipeline_steps(run.folder)
     now = {**environment(), "code": code_digest()}
-    if threads is not None:
+    if (threads := then.get("hardware", {}).get("torch_threads")) is not None:
         now["hardware"] |= {"torch_threads": threads}
     if "code" not in then:
         del now["code"]
-    lines = _lines({k: v for k, v in then.items() if k != "inputs"}, now)
-    steps = pipeline_steps(folder)
-    for name, step in steps.items():
-        lines += [f"step {name}, {line}" for line in _changed_inputs(step.folder, step.inputs)]
+    lines = _lines(metadata_changes({k: v for k, v in then.items() if k != "inputs"}, now))
+    for name, (folder, needs) in steps.items():
+        lines += [f"step {name}, {line}" for line in _changed_inputs(folder, needs)]
     if not steps:
-        lines += _changed_inputs(folder)
+        lines += _changed_inputs(run.folder)
+    yield from lines
     # A step of a pipeline lies in a folder named by its key, which is made of more than the config.
-    if not lines and folder.name != then["key"]:
+    if not lines and run.folder.name != then["key"]:
         key = config_key(cfg, {} if steps else input_fingerprints(cfg))
         if key != then["key"]:
-            lines = [f"config.yaml: its key was {then['key']}, now {key}"]
+            yield f"config.yaml: its key was {then['key']}, now {key}"
     if "went_on_with" in then:
-        lines.append("config.yaml: values were changed on the way (manifest.json: went_on_with)")
-    return lines
+        yield "config.yaml: values were changed on the way (manifest.json: went_on_with)"
 
 
 def _changed_inputs(folder: Path, needs: Collection[str] = ()) -> list[str]:
@@ -118,11 +97,10 @@ def _changed_inputs(folder: Path, needs: Collection[str] = ()) -> list[str]:
         return ["perhaps inputs: the manifest holds no fingerprints of them"]
     now = input_fingerprints(load_config(folder / "config.yaml"), needs)
     known = {key: value for key, value in inputs.items() if key not in needs}
-    return _lines({"inputs": known}, {"inputs": now})
+    return _lines(metadata_changes({"inputs": known}, {"inputs": now}))
 
 
-def _lines(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    changes = metadata_changes(then, now)
+def _lines(changes: Changes) -> list[str]:
     return [f"{fact}: was {old}, now {new}" for fact, (old, new) in changes.items()]
 
 

@@ -8,40 +8,11 @@ there is such a file, and `result.json` is written: metrics, or why there are no
 import sys
 from pathlib import Path
 
-from hydra.core.utils import setup_globals
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from rlt.cli.main import run
-from rlt.config.allowed_targets import raise_if_any
-from rlt.config.check import check_targets
+from rlt.cli.run import run
 from rlt.config.compose import IN_FULL, USER_ERRORS, explain
+from rlt.config.saved import load_config
 from rlt.runs.files import read_json, write_json
 from rlt.runs.signals import end_with, exit_status, terminable
-
-
-def load_config(file: Path) -> DictConfig:
-    """A saved config, checked as a composed one is.
-
-    Raises:
-        ValueError: it is no config of a stage, or has keys, values or targets that are refused.
-    """
-    setup_globals()  # Hydra's resolver `now`
-    try:
-        cfg = OmegaConf.load(file)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
-    if not isinstance(cfg, DictConfig) or "_target_" not in cfg:
-        raise ValueError(
-            f"{file}: no config of a run, as it names no stage by _target_ (it may be of a version "
-            "before 0.2)"
-        )
-    OmegaConf.set_struct(cfg, True)
-    try:
-        raise_if_any(check_targets(cfg))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
-    return cfg
 
 
 def main() -> None:

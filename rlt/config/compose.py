@@ -1,7 +1,7 @@
-"""Hydra's composition, from the side: checked before Hydra acts on it, and its errors explained.
+"""Hydra's composition: the folders it reads, the check of what it composes, its errors explained.
 
-Hydra composes the config by itself in `rlt.cli.main`; here it is composed beforehand, with the same
-search path, as Hydra acts on its own node before the program sees it.
+Hydra is given `Loader` by `rlt.cli.hydra_app`, so whatever it composes (a run, every job of a
+sweep, in the processes of a launcher too) is checked before Hydra acts on it.
 """
 
 import hashlib
@@ -11,8 +11,9 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, MutableSequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import (
     compute_search_path_dir,
@@ -20,7 +21,6 @@ from hydra._internal.utils import (
     get_args_parser,
 )
 from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, InstantiationException
@@ -39,10 +39,7 @@ USER_ERRORS = (
     InstantiationException,
 )
 _MAX_FOLDER_NAME = 120  # bytes
-# Whether to show stack traces. Processes that are started from here are told what the user said, as
-# Hydra's variable is set for Hydra's sake. `rlt.cli.main` sets it for all processes of a command.
-FULL_ERROR = "RLT_FULL_ERROR"
-IN_FULL = os.environ.get(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR")) == "1"
+IN_FULL = os.environ.get("HYDRA_FULL_ERROR") == "1"  # whether stack traces are shown
 
 
 def config_dir() -> Path:
@@ -79,109 +76,36 @@ def register() -> None:
     OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
     OmegaConf.register_new_resolver("config_groups", _config_groups, replace=True)
     setup_globals()  # Hydra's own resolvers: without them, what they give would not be checked
-    ConfigLoaderImpl.load_configuration = _load_configuration  # type: ignore[method-assign]
-
-
-_hydras_load_configuration = ConfigLoaderImpl.load_configuration
-
-
-def _load_configuration(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
-    """A config that Hydra composed, the job of a sweep among them, before it acts on it.
-
-    Raises:
-        ConfigError: it would run code, or set a variable, that is not allowed.
-    """
-    from rlt.config.allowed_targets import raise_if_any
-    from rlt.config.hydra_guard import check_hydra_node
-
-    cfg = _hydras_load_configuration(self, *args, **kwargs)
-    # In the processes of a command alone, not where somebody composes configs of their own.
-    checked = FULL_ERROR in os.environ and not isinstance(self, _Loader)
-    if checked and cfg.hydra.job.config_name is not None:
-        raise_if_any(check_hydra_node(cfg.hydra))
-    return cfg
+    version.setbase("1.3")
 
 
 register()
 
 
-def check_before_hydra_acts(arguments: list[str]) -> None:
-    """Compose the config once more, to check the node `hydra` before Hydra itself acts on it.
+class Loader(ConfigLoaderImpl):
+    """Hydra's loader, which refuses configs by which Hydra would run what is not allowed."""
 
-    Raises:
-        HydraException: it does not compose.
-        ValueError: it would run code, or set a variable, that is not allowed.
-    """
-    from rlt.config.allowed_targets import raise_if_any
-    from rlt.config.hydra_guard import check_hydra_node
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
+    ) -> DictConfig:
+        """A composed config, whose node `hydra` has been checked.
 
-    options = get_args_parser().parse_args(arguments)
-    if options.experimental_rerun is not None:
-        raise ValueError(
-            "--experimental-rerun: it would unpickle a file, which can run code; go on with a run "
-            "by resume=<folder>, or make it again by reproduce=<folder>"
-        )
-    check_search_path([options.config_path or ""])
-    if options.hydra_help and options.overrides:
-        raise ValueError("--hydra-help takes no overrides: they would not be checked")
-    if options.hydra_help or options.shell_completion:
-        return
-    name, loader = options.config_name or "config", loader_for(options)
-    mode = RunMode.MULTIRUN  # leaves out what is swept over
-    try:
-        cfg = loader.load_configuration(
-            name, options.overrides, mode, validate_sweep_overrides=False
-        )
-        for override in OverridesParser.create().parse_overrides(options.overrides):
-            if override.get_key_element() == "stage" and override.is_sweep_override():
-                raise ValueError(
-                    f"{override.input_line}: a sweep is of one stage; start one for each"
-                )
-    except HydraException as error:
-        errors = _all_errors(loader, name, options.overrides, arguments)
-        if len(errors) > 1 and not IN_FULL:
-            raise_if_any(errors)
-        raise error
-    raise_if_any(check_hydra_node(cfg.hydra))
+        Raises:
+            ConfigError: by that node Hydra would run code, or set a variable, that is not allowed.
+            HydraException: the config does not compose.
+        """
+        from rlt.config.allowed_targets import raise_if_any
+        from rlt.config.hydra_guard import check_hydra_node
 
-
-def _all_errors(
-    loader: ConfigLoaderImpl, name: str, overrides: list[str], arguments: list[str]
-) -> list[str]:
-    """Everything that is wrong with overrides that do not compose, and with what is left."""
-    from rlt.config.check import check_targets
-    from rlt.config.hydra_guard import check_hydra_node
-    from rlt.config.override_errors import composition_errors
-
-    refused, cfg = composition_errors(loader, name, overrides)
-    errors = [explain(error, arguments) for error in refused]
-    if cfg is None:
-        return errors
-    errors += check_hydra_node(cfg.hydra)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return errors + check_targets(cfg)
-
-
-def loader_for(options: Namespace) -> ConfigLoaderImpl:
-    """Hydra's loader over the folders that it will itself look into."""
-    folder = compute_search_path_dir(__file__, None, options.config_path or str(config_dir()))
-    search_path = create_config_search_path(folder)
-    if options.config_dir is not None:
-        search_path.prepend(
-            provider="command-line",
-            path=f"file://{Path(options.config_dir).absolute()}",
-            anchor=SearchPathQuery(provider="schema"),
-        )
-    return _Loader(search_path)
-
-
-class _Loader(ConfigLoaderImpl):
-    """Hydra's loader, which imports a package that it is to search: only if that is allowed."""
+        cfg = super().load_configuration(config_name, overrides, *args, **kwargs)
+        if config_name is not None:  # None is Hydra's own config alone, for --hydra-help
+            raise_if_any(check_hydra_node(cfg.hydra))
+        return cfg
 
     def _process_config_searchpath(
         self, config_name: str | None, parsed_overrides: list[Override], repo: Any
     ) -> None:
+        # Hydra would import a package that it is to search.
         primary = repo.load_config(config_path=config_name) if config_name else None
         given = [o.value() for o in parsed_overrides if o.key_or_group == "hydra.searchpath"]
         if primary is not None and OmegaConf.is_dict(primary.config):
@@ -189,6 +113,46 @@ class _Loader(ConfigLoaderImpl):
         for paths in given:  # what is no list, Hydra refuses
             check_search_path(paths if isinstance(paths, MutableSequence) else [])
         super()._process_config_searchpath(config_name, parsed_overrides, repo)
+
+
+LoaderKind = TypeVar("LoaderKind", bound=Loader)
+
+
+def loader_for(options: Namespace, kind: type[LoaderKind]) -> LoaderKind:
+    """A loader over the folders that the command line names, and those of this project.
+
+    Raises:
+        ValueError: a folder of configs would be found by importing a package.
+    """
+    check_search_path([options.config_path or ""])
+    folder = compute_search_path_dir(__file__, None, options.config_path or str(config_dir()))
+    search_path = create_config_search_path(folder)
+    if options.config_dir is not None:
+        if not Path(options.config_dir).is_dir():
+            raise FileNotFoundError(f"--config-dir={options.config_dir}: no such folder")
+        search_path.prepend(
+            provider="command-line",
+            path=f"file://{Path(options.config_dir).absolute()}",
+            anchor=SearchPathQuery(provider="schema"),
+        )
+    return kind(search_path)
+
+
+def all_errors(loader: ConfigLoaderImpl, options: Namespace, arguments: list[str]) -> list[str]:
+    """Everything that is wrong with overrides that do not compose, and with what is left."""
+    from rlt.config.check import check_targets
+    from rlt.config.hydra_guard import check_hydra_node
+    from rlt.config.override_errors import composition_errors
+
+    name = options.config_name or "config"
+    refused, cfg = composition_errors(loader, name, options.overrides)
+    errors = [explain(error, arguments) for error in refused]
+    if cfg is None:
+        return errors
+    errors += check_hydra_node(cfg.hydra)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return errors + check_targets(cfg)
 
 
 def check_search_path(paths: Iterable[object]) -> None:
@@ -237,7 +201,9 @@ def _groups(arguments: list[str]) -> Iterator[str]:
     groups = {"stage", "experiment", "sweep", "debug"}
     while True:
         try:
-            found = loader_for(options).compute_defaults_list("config", chosen, RunMode.MULTIRUN)
+            found = loader_for(options, Loader).compute_defaults_list(
+                "config", chosen, RunMode.MULTIRUN
+            )
             break
         except HydraException:
             if not chosen:

@@ -1,11 +1,13 @@
-"""Checks of the node `hydra`: its loggers, callbacks, launcher and environment run code as well.
+"""Checks of the node `hydra`, on which Hydra acts before the program starts.
 
-Hydra acts on it before the program starts, so `rlt.config.compose` has it checked wherever Hydra
-loads a config.
+By its loggers, callbacks, launcher, sweeper and environment Hydra runs code as well. The node is
+held against an allow-list: a key on the list may be set, and is checked by the checkers beside it;
+every other key must be as it is shipped. `rlt.config.compose.Loader` has the node
+checked wherever Hydra composes a config.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, grammar_parser
@@ -15,6 +17,8 @@ from rlt.config.allowed_targets import ALLOWED_IN_HYDRA, allowed_by_user
 from rlt.config.check import check_node, check_resolvers, join, walk
 from rlt.config.launchers import PLAIN, check_launcher
 from rlt.config.suggestions import did_you_mean
+
+Checker = Callable[[str, Any], list[str]]  # (path, value) → errors
 
 LOGGING_CLASSES = (
     "logging.Formatter",
@@ -29,15 +33,6 @@ LOG_FILE = (
     r"(?!.*\.\.)([\w./-]|\$\{hydra\.job\.name\})*\.log"
 )
 LOGGING_OBJECTS = ("ext://sys.stdout", "ext://sys.stderr")
-# What Hydra builds or sets → keys of text that may hold an interpolation, such as the run's folder.
-ACTED_ON: dict[str, tuple[str, ...] | None] = {
-    "hydra.callbacks": None,  # any
-    "hydra.hydra_logging": ("filename",),
-    "hydra.job.env_set": None,
-    "hydra.job_logging": ("filename",),
-    "hydra.launcher": ("submitit_folder",),
-    "hydra.sweeper": None,
-}
 # Not among them: what makes a process load code (LD_PRELOAD, PYTHONPATH, NCCL_NET_PLUGIN, PATH …).
 ENVIRONMENT = (
     *("CUBLAS_WORKSPACE_CONFIG", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"),
@@ -48,58 +43,132 @@ ENVIRONMENT = (
 )
 
 
-def check_hydra_node(hydra_cfg: DictConfig) -> list[str]:
-    """Its targets allowed, and its logging, job name, launcher, parameters and environment.
+# What is swept over in Hydra's own node, whatever stands before it: +, ~, a package and @.
+SWEPT_BY_HYDRA = r"[+~]*([^@]*@)?hydra([./@]|$)"
+
+
+def check_hydra_node(node: DictConfig) -> list[str]:
+    """What is wrong with the keys of the node `hydra`, all of it; see `ALLOWED_KEYS`.
 
     Values that Hydra fills in later (???, and what refers to them) are none of its errors.
     """
     errors: list[str] = []
     allowed = (*ALLOWED_IN_HYDRA, *allowed_by_user())
-
-    def value_of(key: str) -> Any:
-        return OmegaConf.select(hydra_cfg, key, throw_on_resolution_failure=False)
-
-    launcher = value_of("launcher")
-    trusted = isinstance(launcher, DictConfig) and any(
-        entry.names(str(launcher.get("_target_"))) for entry in allowed_by_user()
-    )
-    for path, value in walk(hydra_cfg, "hydra", errors=None):
+    for path, value in walk(node, "hydra", errors=None):
         errors += check_resolvers(value, path)
-        if not (trusted and path.startswith("hydra.launcher")):
-            errors += _check_written_out(value, path)
         if isinstance(value, DictConfig):
             errors += check_node(value, path, allowed)
-    for name in ("job_logging", "hydra_logging"):
-        node = value_of(name)
-        if isinstance(node, DictConfig):
-            # by itself, so that what it refers to is seen as a part of it
-            for path, value in walk(node, f"hydra.{name}", errors=None):
-                errors += _check_logging(path, value)
-    if (subdir := _written(hydra_cfg, "output_subdir")) is not None:
-        errors.append(
-            f"hydra.output_subdir={subdir}: must stay null, as Hydra would write "
-            "there before anything is checked; a run keeps its own resolved config"
-        )
-    job_name = value_of("job.name")
-    if job_name is None:
-        job_name = _written(value_of("job"), "name")
-    if re.search(r"[/\\$]", str(job_name)):
-        errors.append(f"hydra.job.name={job_name}: a log file is named so; use no / \\ or $")
-    if isinstance(launcher, DictConfig) and not trusted:
-        errors += check_launcher(launcher)
-    for key in value_of("sweeper.params") or {}:
-        if re.match(r"[+~]*([^@]*@)?hydra([./@]|$)", str(key)):
+    for key, checkers in ALLOWED_KEYS.items():
+        value = OmegaConf.select(node, key, throw_on_resolution_failure=False)
+        if value is None:  # what is not resolved yet is checked as it is written
+            parent, _, last = key.rpartition(".")
+            value = _written(OmegaConf.select(node, parent) if parent else node, last)
+        for checker in checkers if value is not None else ():
+            errors += checker(f"hydra.{key}", value)
+    listed = {key.partition(".")[0] for key in ALLOWED_KEYS}
+    for key in map(str, node):
+        written = _written(node, key)
+        if key not in listed and (key not in MUST_STAY or written != MUST_STAY[key]):
+            stay = MUST_STAY.get(key, "out of the config")
             errors.append(
-                f"hydra.sweeper.params.{key}: Hydra's own settings may not be swept over, as a "
-                "job acts on them before they are checked; set them for the whole sweep"
+                f"hydra.{key}={written}: must stay {'null' if stay is None else stay}; leave it "
+                f"out, as only these may be set: {', '.join(ALLOWED_KEYS)}"
             )
-    for name in value_of("job.env_set") or {}:
-        if name not in ENVIRONMENT:
-            errors.append(
-                f"hydra.job.env_set.{name}: this environment variable may not be set from a config"
-                f"{did_you_mean(str(name), ENVIRONMENT)}; set it in the shell if you need it"
-            )
+        elif OmegaConf.is_interpolation(node, key):
+            errors.append(f"hydra.{key}={written}: must be written out, not be an interpolation")
     return errors
+
+
+# --- checkers -----------------------------------------------------------------------------------
+
+
+def _written_out(*may_vary: str) -> Checker:
+    """Interpolations in what Hydra builds: resolved then, they may give another part than now.
+
+    With text beside it, an interpolation gives text, no part; a launcher hands text to a shell, and
+    logging imports what it names.
+
+    Args:
+        may_vary: keys of text that may hold an interpolation, such as the run's folder; `*` for
+            any.
+    """
+
+    def check(path: str, value: Any) -> list[str]:
+        plain = not path.endswith("_logging")
+        return [
+            f"{where}={text}: must be written out, not be an interpolation"
+            for where, key, text in _texts(path, value)
+            if "${" in text
+            and not (plain and PLAIN.fullmatch(text))
+            and not (("*" in may_vary or key in may_vary) and not _is_interpolation_alone(text))
+        ]
+
+    return check
+
+
+def _launcher(path: str, value: Any) -> list[str]:
+    """A launcher that the user trusts may be told anything; one of a package, what is listed."""
+    target = value.get("_target_") if isinstance(value, DictConfig) else None
+    if any(entry.names(str(target)) for entry in allowed_by_user()):
+        return []
+    errors = _written_out("submitit_folder")(path, value)
+    return errors + (check_launcher(value) if isinstance(value, DictConfig) else [])
+
+
+def _logging(path: str, value: Any) -> list[str]:
+    """By itself, so that what it refers to is seen as a part of it."""
+    if not isinstance(value, DictConfig):
+        return []
+    return [error for where, part in walk(value, path, errors=None) for error in _log(where, part)]
+
+
+def _swept(path: str, value: Any) -> list[str]:
+    params = (
+        OmegaConf.select(value, "params", throw_on_resolution_failure=False)
+        if isinstance(value, DictConfig)
+        else None
+    )
+    return [
+        f"{path}.params.{key}: Hydra's own settings may not be swept over, as a job acts on them "
+        "before they are checked; set them for the whole sweep"
+        for key in params or {}
+        if re.match(SWEPT_BY_HYDRA, str(key))
+    ]
+
+
+def _variables(path: str, value: Any) -> list[str]:
+    return [
+        f"{path}.{name}: this environment variable may not be set from a config"
+        f"{did_you_mean(str(name), ENVIRONMENT)}; set it in the shell if you need it"
+        for name in (value if isinstance(value, DictConfig) else {})
+        if name not in ENVIRONMENT
+    ]
+
+
+def _job_name(path: str, value: Any) -> list[str]:
+    bad = re.search(r"[/\\$]", str(value))
+    return [f"{path}={value}: a log file is named so; use no / \\ or $"] if bad else []
+
+
+# Key of the node → its checkers. Targets and resolvers are checked in all of them.
+ALLOWED_KEYS: dict[str, tuple[Checker, ...]] = {
+    "callbacks": (_written_out("*"),),
+    "hydra_logging": (_written_out("filename"), _logging),
+    "job.env_set": (_written_out("*"), _variables),
+    "job.name": (_job_name,),
+    "job_logging": (_written_out("filename"), _logging),
+    "launcher": (_launcher,),
+    "sweeper": (_written_out("*"), _swept),
+    # Folders, names and texts, of which Hydra builds nothing; search paths have been checked.
+    "defaults": (), "help": (), "hydra_help": (), "job": (), "mode": (), "overrides": (),
+    "run": (), "runtime": (), "searchpath": (), "sweep": (), "verbose": (),
+}  # fmt: skip
+# What is shipped of the other keys. Hydra would write into the folder `output_subdir` before
+# anything is checked; a run keeps its own resolved config.
+MUST_STAY: dict[str, Any] = {"env": {}, "output_subdir": None}
+
+
+# --- texts as they are written ------------------------------------------------------------------
 
 
 def _written(node: Any, key: Any) -> Any:
@@ -112,29 +181,16 @@ def _written(node: Any, key: Any) -> Any:
     return child._value() if isinstance(child, Node) else None
 
 
-def _check_written_out(node: Any, path: str) -> list[str]:
-    """Interpolations in what Hydra builds: resolved then, they may give another part than now.
-
-    With text beside it, an interpolation gives text, no part; a launcher hands text to a shell, and
-    logging imports what it names.
-    """
-    if not isinstance(node, DictConfig | ListConfig):
-        return []
-    errors = []
-    keys: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
-    for key in keys:
-        where = join(path, key)
-        root = next((root for root in ACTED_ON if re.match(rf"{re.escape(root)}\b", where)), None)
-        raw = _written(node, key)
-        if root is None or not isinstance(raw, str) or "${" not in raw:
-            continue
-        if "logging" not in root and PLAIN.fullmatch(raw):
-            continue
-        may_vary = ACTED_ON[root]
-        if (may_vary is None or key in may_vary) and not _is_interpolation_alone(raw):
-            continue
-        errors.append(f"{where}={raw}: must be written out, not be an interpolation")
-    return errors
+def _texts(path: str, value: Any) -> Iterator[tuple[str, Any, str]]:
+    """(path, key, text as it is written) of a value, and of all below it."""
+    if isinstance(value, str):
+        yield path, path.rpartition(".")[2], value
+        return
+    for where, node in walk(value, path, errors=None):
+        keys: Iterable[Any] = range(len(node)) if isinstance(node, ListConfig) else ()
+        for key in node if isinstance(node, DictConfig) else keys:
+            if isinstance(text := _written(node, key), str):
+                yield join(where, key), key, text
 
 
 def _is_interpolation_alone(text: str) -> bool:
@@ -144,10 +200,10 @@ def _is_interpolation_alone(text: str) -> bool:
         return True
 
 
-def _check_logging(path: str, value: Any) -> list[str]:
+def _log(path: str, value: Any) -> list[str]:
     """logging.config calls classes and factories, and imports whatever stands after ext://."""
     if isinstance(value, DictConfig):
-        return _check_handler(path, value)
+        return _handler(path, value)
     key = path.rpartition(".")[2]
     if key in ("class", "()"):
         if value in LOGGING_CLASSES:
@@ -160,7 +216,7 @@ def _check_logging(path: str, value: Any) -> list[str]:
     return []
 
 
-def _check_handler(path: str, node: DictConfig) -> list[str]:
+def _handler(path: str, node: DictConfig) -> list[str]:
     """What a logging class is, and the file that it writes, as they are written in the config."""
     errors = []
     if "." in node:  # attributes that logging.config sets afterwards, such as the file's name

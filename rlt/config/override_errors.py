@@ -41,8 +41,9 @@ def composition_errors(
     lines = {override.input_line for override in values}
     choices = [override for override in rest if override not in lines]
     try:
-        cfg = loader.load_configuration(
-            name, choices, RunMode.MULTIRUN, validate_sweep_overrides=False
+        # Not by the loader's own method, which raises what is wrong with the node `hydra`.
+        cfg = ConfigLoaderImpl.load_configuration(
+            loader, name, choices, RunMode.MULTIRUN, validate_sweep_overrides=False
         )
     except HydraException as error:  # a file is at fault
         return [*errors, error], None

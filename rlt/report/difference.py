@@ -1,7 +1,7 @@
 """Two runs side by side: their configs, what they ran on, and where their results first part."""
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,17 @@ def metadata_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Changes:
     return changes_between(facts_a, facts_b)
 
 
+def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    facts = {name: manifest[name] for name in _FACTS if name in manifest}
+    if inputs := manifest.get("inputs"):
+        # The description of a data source is kept as the text of a mapping.
+        facts["inputs"] = {
+            key: ast.literal_eval(text) if text.startswith("{") else text
+            for key, text in inputs.items()
+        }
+    return flatten(facts)
+
+
 def show_difference(a: Path, b: Path) -> int:
     """Print in what two runs differ: config, what they ran on, metrics, and where they first part.
 
@@ -63,51 +74,31 @@ def show_difference(a: Path, b: Path) -> int:
     run_a, run_b = require_run(a), require_run(b)
     console = Console()
     console.print(f"a: {a}\nb: {b}", markup=False, soft_wrap=True)
-    configs = (OmegaConf.load(folder / "config.yaml") for folder in (a, b))
-    config = config_changes(*configs)
+    config = config_changes(*(OmegaConf.load(folder / "config.yaml") for folder in (a, b)))
     metadata = metadata_changes(run_a.manifest, run_b.manifest)
-    metrics = changes_between(*(untimed(run.metrics) for run in (run_a, run_b)))
+    metrics = [
+        (name, x, y, ABSENT if ABSENT in (x, y) else f"{y - x:+.4g}")
+        for name, (x, y) in changes_between(*map(untimed, (run_a.metrics, run_b.metrics))).items()
+    ]
+    _print_table(console, "config", ("key", "a", "b"), [(k, *v) for k, v in config.items()])
+    _print_table(console, "ran on", ("fact", "a", "b"), [(k, *v) for k, v in metadata.items()])
+    _print_table(console, "metrics", ("metric", "a", "b", "b - a"), metrics)
     results = compare_results(a, b)
-    _print_table(console, "config", ("key", "a", "b"), ((k, *v) for k, v in config.items()))
-    _print_table(console, "ran on", ("fact", "a", "b"), ((k, *v) for k, v in metadata.items()))
-    _print_table(
-        console,
-        "metrics",
-        ("metric", "a", "b", "b - a"),
-        ((name, *pair, _delta(*pair)) for name, pair in metrics.items()),
-    )
     print_comparison(console, results, ("a", "b"))
     return int(bool(config or metadata or results.differences))
 
 
 def print_comparison(console: Console, results: ResultComparison, names: tuple[str, str]) -> None:
     """Print where the results first differ, or that they are equal; earliest step first."""
-    rows = [(d.where, d.a, d.b) for d in results.differences]
-    more = len(rows) - _SHOWN
+    more = len(results.differences) - _SHOWN
     title = "results, earliest step first" + (f" (and {more} more)" if more > 0 else "")
-    _print_table(console, title, ("where", *names), rows[:_SHOWN])
+    rows = [difference[:3] for difference in results.differences[:_SHOWN]]
+    _print_table(console, title, ("where", *names), rows)
     console.print(str(results), markup=False, highlight=False, soft_wrap=True)
 
 
-def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = {name: manifest[name] for name in _FACTS if name in manifest}
-    inputs = {key: _parsed(value) for key, value in (manifest.get("inputs") or {}).items()}
-    if inputs:
-        metadata["inputs"] = inputs
-    return flatten(metadata)
-
-
-def _parsed(fingerprint: str) -> Any:
-    """A data source's description is kept as the text of a mapping."""
-    return ast.literal_eval(fingerprint) if fingerprint.startswith("{") else fingerprint
-
-
-def _delta(a: Any, b: Any) -> str:
-    return ABSENT if ABSENT in (a, b) else f"{b - a:+.4g}"
-
-
 def _print_table(
-    console: Console, title: str, header: Iterable[str], rows: Iterable[tuple[Any, ...]]
+    console: Console, title: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]
 ) -> None:
     """Print rows, nothing if there is none."""
     table = Table(title=title, title_justify="left")
@@ -115,5 +106,5 @@ def _print_table(
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    if table.rows:
+    if rows:
         console.print(table)

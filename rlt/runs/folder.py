@@ -204,7 +204,7 @@ class RunFolder:
             remedy = f", or go on all the same: accept_changes=[{keys}]" if trains and keys else ""
             raise ValueError(
                 f"output_dir={self.folder} holds a run of another config ({what}); choose another "
-                f"output_dir, go on as it began: rlt resume={self.folder}{remedy}"
+                f"output_dir, go on as it began: rlt resume {self.folder}{remedy}"
             )
         return changes
 
@@ -236,7 +236,7 @@ class RunFolder:
         # The manifest first: killed between the two, the folder is known to be this run's.
         write_json(self.folder / "manifest.json", self.manifest)
         write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        # For what changes keys that others refer to: `resume=`, a pipeline's steps.
+        # For what changes keys that others refer to: `rlt resume`, a pipeline's steps.
         write_text(self.folder / "composed.yaml", OmegaConf.to_yaml(cfg))
 
     def take_back(self) -> None:

@@ -107,7 +107,7 @@ def _run(stage: Stage, run: RunFolder, is_step: bool) -> dict[str, float]:
         run.record(status="interrupted")
         if not is_step:
             print(
-                f"\nInterrupted. This goes on from here:  rlt resume={run.folder}\n"
+                f"\nInterrupted. This goes on from here:  rlt resume {run.folder}\n"
                 f"(as does the same command with output_dir={run.folder})",
                 flush=True,
             )

@@ -11,18 +11,17 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.cli.run_commands import resume
-from rlt.config import compose as rlt_compose
+from rlt.cli import hydra_app
+from rlt.cli.resume import resume
 from rlt.config.allowed_targets import ConfigError, allowed_by_user, raise_if_any
 from rlt.config.build import build, build_partial
 from rlt.config.check import check_targets
-from rlt.config.compose import check_before_hydra_acts, check_search_path
+from rlt.config.compose import check_search_path
 from rlt.config.hydra_guard import check_hydra_node
 from rlt.config.launchers import check_launcher
 from rlt.config.suggestions import explain_struct_error, nearest
@@ -226,28 +225,25 @@ def test_references_in_a_circle_end() -> None:
         ("rltx.Thing", "is not an allowed target; allowed: rlt.*"),
         ("rlt", "is not an allowed target; allowed: rlt.*"),
         ("rlt..config", "is not an allowed target; allowed: rlt.*"),
-        ("rlt.llm.model_sources.importlib.import_module", "it is really importlib.import_module"),
-        ("rlt.llm.model_sources.check_attention", "below rlt.* only classes are"),
+        ("rlt.llm.models.importlib.import_module", "it is really importlib.import_module"),
+        ("rlt.llm.models.check_attention", "below rlt.* only classes are"),
         ("rlt.runs.files.write_json", "it is the program's own, no part of a run"),
         ("rlt.cli.main.main", "it is the program's own, no part of a run"),
         ("rlt.preflight.probe.StepClock", "it is the program's own, no part of a run"),
         ("rlt.sweeps.compare_jobs.CompareJobs", "it is the program's own, no part of a run"),
         ("rlt.runs.jobs.JobFailedError", "it is the program's own, no part of a run"),
         ("rlt.evaluation.graders.Sandbox", "it is really rlt.evaluation.sandbox.Sandbox"),
-        ("rlt.llm.model_sources.Pretrained.load", "below rlt.* only classes are"),
+        ("rlt.llm.models.Pretrained.load", "below rlt.* only classes are"),
         ("rlt.evaluation.worker.main", "it is the program's own, no part of a run"),
         ("rlt.llm.models.re.compile", "it is really re.compile"),
         ("lightning.pytorch.callbacks.model_checkpoint.os.system", "it is really posix.system"),
         ("torch.optim.sgd.torch.load", "it is really torch.serialization.load"),
         ("torch.optim.lr_scheduler.partial", "it is really functools.partial"),
-        (
-            "rlt.llm.model_sources.check_attention.__globals__",
-            "names that start with _ are refused",
-        ),
-        ("rlt.llm.model_sources._refuse_code", "names that start with _ are refused"),
+        ("rlt.llm.models.check_attention.__globals__", "names that start with _ are refused"),
+        ("rlt.llm.models._ready", "names that start with _ are refused"),
         ("transformers.get_scheduler.mro", "cannot be imported: transformers.get_scheduler has no"),
         ("rlt.llm.models", "is a module, not a class or a function"),
-        ("rlt.llm.model_sources.ATTENTION", "is a tuple, not a class or a function"),
+        ("rlt.llm.models.ATTENTION", "is a tuple, not a class or a function"),
         (
             "rlt.training.algorithms.Algoritm",
             "rlt.training.algorithms has no 'Algoritm'; did you mean 'Algorithm'",
@@ -355,9 +351,7 @@ def test_errors_are_raised_together_and_numbered() -> None:
 def test_keys_that_neither_every_run_nor_its_stage_has() -> None:
     compare = {"_target_": "rlt.stages.compare.Compare", "stage": "compare", "note": None}
     (error,) = check_targets(config(compare | {"seed": 1, "sed": 2}))
-    assert error.startswith(
-        "sed: no such key; did you mean 'seed'?; valid: accept_changes, check, "
-    )
+    assert error.startswith("sed: no such key; did you mean 'seed'?; valid: accept_changes, ")
 
 
 def test_a_config_without_a_stage() -> None:
@@ -379,7 +373,7 @@ class Root:
 
 
 @pytest.fixture
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def conf(tmp_path: Path) -> Iterator[Path]:
     files = {
         "config.yaml": "defaults: [test_checks_schema, reward: rlt, _self_, experiment: null]",
         "reward/rlt.yaml": "alpha: 1",
@@ -389,9 +383,6 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    # Bad nodes are composed here, to be looked at.
-    own = rlt_compose._hydras_load_configuration
-    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", own)
     store = ConfigStore.instance()
     before = dict(store.repo)
     store.store("test_checks_schema", Root)
@@ -562,7 +553,8 @@ def test_a_log_file_is_not_moved_by_other_means() -> None:
     OmegaConf.set_struct(node, False)
     node.env = {"x": {"class": "logging.FileHandler", "filename": "/home/me/.bashrc"}}
     node.job_logging.handlers.more = "${hydra.env.x}"
-    written_out, error = check_hydra_node(node)
+    written_out, error, unknown = check_hydra_node(node)
+    assert unknown.startswith("hydra.env=") and "must stay {}; leave it out" in unknown
     assert "handlers.more=${hydra.env.x}: must be written out" in written_out
     assert error.startswith("hydra.job_logging.handlers.more.filename=/home/me/.bashrc: ")
 
@@ -639,8 +631,9 @@ def test_what_a_launcher_may_not_be_told(values: dict[str, Any], message: str) -
 
 
 def test_the_folder_of_a_launcher_may_have_any_name_in_one_line() -> None:
-    launcher = {"_target_": SLURM, "submitit_folder": "${dir}/.submitit/%j"}
-    assert check_hydra_node(config({"launcher": launcher, "dir": "it's & more"})) == []
+    launcher = {"_target_": SLURM, "submitit_folder": "${sweep.dir}/.submitit/%j"}
+    node = config({"launcher": launcher, "sweep": {"dir": "it's & more"}})
+    assert check_hydra_node(node) == []
 
 
 def test_a_config_does_not_choose_a_ray_cluster() -> None:
@@ -675,9 +668,10 @@ def test_a_launcher_that_is_not_installed_names_its_extra() -> None:
 # --- what would run code before anything is composed --------------------------------------------
 
 
-def test_hydras_rerun_from_a_pickle_is_refused() -> None:
+def test_hydras_rerun_from_a_pickle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["rlt", "--experimental-rerun=x.pickle"])
     with pytest.raises(ValueError, match="--experimental-rerun: it would unpickle"):
-        check_before_hydra_acts(["--experimental-rerun=x.pickle"])
+        hydra_app.compose_and_run()
 
 
 @pytest.fixture
@@ -687,7 +681,7 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, list[str]], list
     def resume_sweep(folder: Path, overrides: list[str]) -> list[str]:
         told: list[str] = []
         monkeypatch.setattr(sys, "argv", ["rlt"])
-        monkeypatch.setattr("rlt.cli.main.compose_and_run", lambda: told.extend(sys.argv[1:]))
+        monkeypatch.setattr("rlt.cli.hydra_app.compose_and_run", lambda: told.extend(sys.argv[1:]))
         monkeypatch.chdir(Path.cwd())  # where this test began is restored
         folder.mkdir()
         hydra = {
@@ -695,7 +689,7 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, list[str]], list
             "runtime": {"cwd": str(folder), "config_sources": []},
         }
         OmegaConf.save({"hydra": hydra}, folder / "multirun.yaml")
-        resume(str(folder), [])
+        resume(folder, [])
         return told
 
     return resume_sweep
@@ -741,8 +735,9 @@ def test_a_package_is_not_imported_for_its_configs(
         "primary config": [f"--config-dir={tmp_path}", "--config-name=mine"],
         "config path": [f"--config-path={place}"],
     }[where]
+    monkeypatch.setattr(sys, "argv", ["rlt", *arguments])
     with pytest.raises(ValueError, match="give the folder, file:///path/to/configs, or set RLT_A"):
-        check_before_hydra_acts(arguments)
+        hydra_app.compose_and_run()
     assert "hostile_package" not in sys.modules
     allow("hostile_package.*")
     check_search_path([place, f"file://{tmp_path}"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.cli import main
+from rlt.cli.run import run
 from rlt.config.allowed_targets import ConfigError
 
 Composed = Callable[..., DictConfig]
@@ -150,14 +150,14 @@ def test_keys_added_with_a_plus(
     composed: Composed, tmp_path: Path, override: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        main.run(composed("stage=teacher_rl", override), tmp_path)
+        run(composed("stage=teacher_rl", override), tmp_path)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("override", ["+teacher_rl.typo=1", "+steps.warm_up.typo=1"])
 def test_keys_added_inside_a_pipeline(composed: Composed, tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="typo: no such key"):
-        main.run(composed(override), tmp_path)
+        run(composed(override), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_all_errors_at_once(composed: Composed, tmp_path: Path) -> None:
         "stage=teacher_rl", "+typo=1", "+optim.lrr=1", "data=jsonl", "+reward.temprature=1"
     )
     with pytest.raises(ConfigError) as caught:
-        main.run(cfg, tmp_path)
+        run(cfg, tmp_path)
     lines = str(caught.value).splitlines()
     assert lines[0] == "the config has 4 errors:"
     assert sorted(line.split(":")[0].split()[1] for line in lines[1:]) == [
@@ -259,7 +259,7 @@ def test_values_that_a_run_would_stumble_over(
     composed: Composed, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(Exception) as caught:
-        main.run(composed(*overrides, "check=true"), tmp_path)
+        run(composed(*overrides, "check=true"), tmp_path)
     assert message in str(caught.value)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from rlt.cli.main import run
+from rlt.cli.run import run
 from rlt.config.build import build_stage
 from rlt.config.check import check_targets
 from rlt.config.compose import config_dir

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from rlt.cli import main
+from rlt.cli.run import run
 from rlt.config.allowed_targets import ConfigError
 from rlt.config.build import build, build_partial, build_stage
 from rlt.llm.model_sources import Packaged
@@ -68,7 +68,7 @@ def test_a_warning_where_the_machine_is_too_small(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("rlt.preflight.memory_estimate.machine_bytes", lambda hardware: 10**6)
-    main.run(composed("stage=teacher_rl", *SMALL, "check=true"), tmp_path)
+    run(composed("stage=teacher_rl", *SMALL, "check=true"), tmp_path)
     printed = capsys.readouterr().out
     assert "warning: teacher_rl: the rollout needs about" in printed
     assert "this machine has 0.0 GB: lower hardware.tokens_per_micro_batch" in printed
@@ -88,12 +88,12 @@ def test_what_a_check_refuses(
     composed: Composed, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        main.run(composed("check=true", *SMALL, *overrides), tmp_path)
+        run(composed("check=true", *SMALL, *overrides), tmp_path)
 
 
 def test_a_probe_without_a_check_is_a_config_error(composed: Composed, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="add check=true"):
-        main.run(composed("stage=pipeline", "probe=true"), tmp_path)
+        run(composed("stage=pipeline", "probe=true"), tmp_path)
 
 
 def test_a_probe_is_no_part_of_the_key(composed: Composed) -> None:
@@ -117,7 +117,7 @@ def test_a_probe_measures_and_keeps_nothing(
         "stage=teacher_rl", *SMALL, "check=true", "probe=true", "hardware.threads=1",
         "data.source.count=200", "module.group_size=4", "rollout.max_new_tokens=8",
     )  # fmt: skip
-    main.run(cfg, tmp_path / "run")
+    run(cfg, tmp_path / "run")
     printed = " ".join(capsys.readouterr().out.split())
     assert f" seconds a step{part}, rollout" in printed and "update" in printed
     assert "reward preflight, area under the ROC curve: 0." in printed

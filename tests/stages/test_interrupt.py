@@ -35,7 +35,7 @@ def test_teacher_rl_goes_on_from_its_checkpoint(chain: Path) -> None:
         command, chain, lambda: samples.is_file() and samples.read_text().count("\n") >= 6
     )
     assert "Training was interrupted. Checkpoints: the newest is of step " in output
-    assert f"rlt resume={folder}\n" in output
+    assert f"rlt resume {folder}\n" in output
     assert not (folder / "model").exists()
     assert read(folder / "manifest.json")["status"] == "interrupted"
     assert "resuming from step=0000000" in go_on(command, chain, folder)
@@ -61,7 +61,7 @@ def test_sigterm_is_told_from_a_run_that_has_finished(chain: Path) -> None:
     output = interrupt(
         [*RL, "output_dir=rl_terminated"], chain, samples.is_file, how=signal.SIGTERM
     )
-    assert f"rlt resume={folder}\n" in output
+    assert f"rlt resume {folder}\n" in output
     assert read(folder / "manifest.json")["status"] == "interrupted"
 
 
@@ -79,7 +79,7 @@ def test_collect_goes_on_without_gap_or_repetition(chain: Path) -> None:
     command = stage("collect", "output_dir=collect_cut", *paths)
     partial = folder / "traces.partial"
     output = interrupt(command, chain, lambda: partial.is_file() and partial.stat().st_size > 0)
-    assert f"rlt resume={folder}\n" in output
+    assert f"rlt resume {folder}\n" in output
     assert 1 <= len(partial.read_text().splitlines()) < 8
     go_on(command, chain, folder)
     assert not partial.exists()
@@ -96,7 +96,7 @@ def test_evaluate_goes_on_without_gap_or_repetition(chain: Path) -> None:
         command, chain, lambda: partial.is_file() and partial.stat().st_size > 0,
         how=signal.SIGTERM,  # a stage without a trainer: it ends at once, with 143
     )  # fmt: skip
-    assert f"rlt resume={folder}\n" in output
+    assert f"rlt resume {folder}\n" in output
     go_on(command, chain, folder)
     expected = (chain / "evaluate" / "answers.jsonl").read_bytes()
     assert (folder / "answers.jsonl").read_bytes() == expected
@@ -109,7 +109,7 @@ def test_pipeline_goes_on_at_the_step_it_had_reached(base: Path, piped: Path) ->
     output = interrupt(
         command, piped, lambda: any(checkpoints.glob("*/checkpoints/step=00000002.ckpt"))
     )
-    assert f"rlt resume={piped / 'cut'}\n" in output
+    assert f"rlt resume {piped / 'cut'}\n" in output
     assert output.count("This goes on from here") == 1
     assert [step["name"] for step in read(piped / "cut" / "steps.json")] == ["warm_up"]
     go_on(command, piped, piped / "cut")

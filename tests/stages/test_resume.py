@@ -1,4 +1,4 @@
-"""`resume=`, and what may change when a run goes on."""
+"""`rlt resume`, and what may change when a run goes on."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def resume(
     def run(folder: str, *overrides: str, status: int = 0) -> str:
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            here([f"resume={chain / folder}", *overrides], tmp_path, monkeypatch)
+            here(["resume", f"{chain / folder}", *overrides], tmp_path, monkeypatch)
         written = "".join(capfd.readouterr())
         assert ended.value.code == status, written
         assert "Traceback" not in written
@@ -123,7 +123,7 @@ def test_a_step_is_resumed_by_its_pipeline(
 ) -> None:
     step = (piped / "first" / "steps" / "warm_up").resolve()
     with pytest.raises(SystemExit) as ended:
-        here([f"resume={step}"], tmp_path, monkeypatch)
+        here(["resume", f"{step}"], tmp_path, monkeypatch)
     assert ended.value.code == 2
     assert "this is a step of a pipeline" in capsys.readouterr().err
 
@@ -140,9 +140,9 @@ def test_another_model_is_refused(
     ("overrides", "message"),
     [
         (["optim.lrr=1"], "optim.lrr=1: no such key 'optim.lrr'; did you mean 'lr'?"),
-        (["reward=length"], "resume= changes values below reward, not the whole part"),
-        (["+optim.amsgrad=true"], "resume= takes key=value"),
-        (["seed=0,1"], "resume= takes key=value"),
+        (["reward=length"], "resume changes values below reward, not the whole part"),
+        (["+optim.amsgrad=true"], "resume takes key=value"),
+        (["seed=0,1"], "resume takes key=value"),
     ],
 )
 def test_what_resume_does_not_take(
@@ -170,7 +170,7 @@ def test_a_pipeline_goes_on_from_any_folder(
     """Its relative paths start where it was begun."""
     before = read(piped / "first" / "metrics.json")
     with pytest.raises(SystemExit) as ended:
-        here([f"resume={piped / 'first'}"], tmp_path, monkeypatch)
+        here(["resume", f"{piped / 'first'}"], tmp_path, monkeypatch)
     assert ended.value.code == 0
     assert all(step["reused"] for step in read(piped / "first" / "steps.json"))
     assert read(piped / "first" / "metrics.json").keys() == before.keys()

@@ -46,7 +46,7 @@ def test_a_failed_job_is_told_and_tried_again_and_a_finished_one_is_not(tmp_path
         manifest = read(Path(job["dir"]) / "manifest.json")
         assert manifest["status"] == job["status"]
         assert manifest.get("error") == job["reason"]
-    again = rlt(["resume=sweep"], tmp_path, status=1)
+    again = rlt(["resume", "sweep"], tmp_path, status=1)
     assert (again.stdout + again.stderr).count("already finished, nothing to do") == 2
     for job in jobs[:2]:
         assert len(read(Path(job["dir"]) / "manifest.json")["began"]) == 1

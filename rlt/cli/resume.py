@@ -1,10 +1,8 @@
-"""What is done with runs that are there: written like overrides, `rlt resume=outputs/mine`."""
+"""`rlt resume <run>`: go on with a run, or with a sweep, from what its folder holds."""
 
 import os
 import re
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +11,40 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlt.cli import hydra_app
+from rlt.cli.run import run
+from rlt.config.saved import load_config
 from rlt.config.suggestions import explain_struct_error
+from rlt.runs.files import read_json
 
 
-def verb_of(arguments: list[str]) -> Callable[[], int] | None:
-    """What the command line asks for, if it is one of the verbs; returns its exit status.
-
-    Raises:
-        ValueError: a verb without a folder.
-    """
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in _VERBS and equals:
-            if not value:
-                raise ValueError(f"{name}= needs a run folder, such as {name}=outputs/mine")
-            return partial(_VERBS[name], value, arguments[:place] + arguments[place + 1 :])
-    return None
-
-
-def resume(folder: str, overrides: list[str]) -> int:
-    """Go on with a run, or with a sweep, from what its folder holds.
+def resume(folder: Path, overrides: list[str]) -> int:
+    """Go on with a run, or with a sweep.
 
     Args:
         overrides: new values of keys that may change (`rlt.runs.folder.MAY_CHANGE`), or that
             `accept_changes=[…]` names.
 
+    Returns:
+        The exit status, 0.
+
     Raises:
         FileNotFoundError: there is no run.
         ValueError: a key that it has not, or that may not change.
     """
-    run_dir = Path(folder).absolute()
+    run_dir = folder.absolute()
     if (run_dir / "multirun.yaml").is_file():
         return _resume_sweep(run_dir, overrides)
-    from rlt.cli.main import run
-    from rlt.cli.worker import load_config
-    from rlt.runs.files import read_json
-
     manifest_file = run_dir / "manifest.json"
     if not manifest_file.is_file():
         raise FileNotFoundError(
-            f"resume={folder}: no run is there (no manifest.json); give a run's folder, which the "
+            f"{folder}: no run is there (no manifest.json); give a run's folder, which the "
             "run named when it was interrupted"
         )
     manifest = read_json(manifest_file)
     if run_dir.name == manifest["key"]:
         raise ValueError(
-            f"resume={folder}: this is a step of a pipeline, which its pipeline goes on with; "
+            f"{folder}: this is a step of a pipeline, which its pipeline goes on with; "
             "resume that, or repeat its command"
         )
     composed = run_dir / "composed.yaml"
@@ -79,13 +65,13 @@ def _change(cfg: DictConfig, overrides: list[str]) -> None:
             raise ValueError(f"{written}: a run goes on where it is; leave it out")
         plain = not (override.is_add() or override.is_delete() or override.is_sweep_override())
         if not plain or override.package is not None:
-            raise ValueError(f"{written}: resume= takes key=value, to change a value")
+            raise ValueError(f"{written}: resume takes key=value, to change a value")
         try:
             if isinstance(
                 OmegaConf.select(cfg, key, throw_on_resolution_failure=False), DictConfig
             ):
                 raise ValueError(
-                    f"{written}: resume= changes values below {key}, not the whole part; begin "
+                    f"{written}: resume changes values below {key}, not the whole part; begin "
                     "another run for that"
                 )
             OmegaConf.update(cfg, key, override.value(), merge=False)
@@ -95,8 +81,6 @@ def _change(cfg: DictConfig, overrides: list[str]) -> None:
 
 def _resume_sweep(folder: Path, overrides: list[str]) -> int:
     """The sweep's own command once more: finished jobs are not repeated."""
-    from rlt.cli import main
-
     saved: Any = OmegaConf.load(folder / "multirun.yaml")
     hydra = saved.hydra
     if overrides:
@@ -105,12 +89,12 @@ def _resume_sweep(folder: Path, overrides: list[str]) -> int:
             "give it another output_dir"
         )
     given = _overrides_alone([*hydra.overrides.hydra, *hydra.overrides.task], folder)
-    given += [f"output_dir={_quoted(str(folder))}"]
+    given += [f"output_dir={quoted(str(folder))}"]
     os.chdir(hydra.runtime.cwd)
     sources = [s for s in hydra.runtime.config_sources if s.provider == "command-line"]
     sys.argv[1:] = [*(f"--config-dir={source.path}" for source in sources), *given]
     print(f"rlt: going on with {' '.join(sys.argv[1:])}", flush=True)
-    main.compose_and_run()
+    hydra_app.compose_and_run()
     return 0
 
 
@@ -136,44 +120,7 @@ def _overrides_alone(saved: list[Any], folder: Path) -> list[str]:
     return given
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A value for Hydra's command line, whatever characters it has."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
-
-
-def reproduce(folder: str, overrides: list[str]) -> int:
-    """Make a run again from its folder, and tell whether it came out the same."""
-    from rlt.cli.reproduce import reproduce
-
-    _no_more("reproduce", overrides)
-    return reproduce(Path(folder))
-
-
-def diff(folders: str, overrides: list[str]) -> int:
-    """Two runs side by side: configs, what they ran on, results."""
-    from rlt.report.difference import show_difference
-
-    _no_more("diff", overrides)
-    parts = folders.removeprefix("[").removesuffix("]").split(",")
-    # The folder of a sweep's job may have commas in its name.
-    pairs = [
-        (Path(",".join(parts[:n]).strip()), Path(",".join(parts[n:]).strip()))
-        for n in range(1, len(parts))
-    ]
-    there = [pair for pair in pairs if all(folder.is_dir() for folder in pair)]
-    if len(there or pairs) != 1:
-        raise ValueError(f"diff={folders}: give two run folders, diff=outputs/a,outputs/b")
-    return show_difference(*(there or pairs)[0])
-
-
-def _no_more(verb: str, overrides: list[str]) -> None:
-    if overrides:
-        raise ValueError(f"{' '.join(overrides)}: {verb}= takes no other arguments")
-
-
-_VERBS: dict[str, Callable[[str, list[str]], int]] = {
-    "resume": resume,
-    "reproduce": reproduce,
-    "diff": diff,
-}
