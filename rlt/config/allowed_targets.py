@@ -129,8 +129,13 @@ def allowed_by_user() -> tuple[Allowed, ...]:
     )
 
 
-def resolve_target(target: str, allowed: tuple[Allowed, ...] = ALLOWED) -> Callable[..., Any]:
-    """What `target` names, if it may be built; else a ValueError that says why not."""
+def resolve_target(target: str, allowed: tuple[Allowed, ...] | None = None) -> Callable[..., Any]:
+    """What `target` names, if it may be built; else a ValueError that says why not.
+
+    Args:
+        allowed: what may be built; None: what a run's config may build, the user's own included.
+    """
+    allowed = (*ALLOWED, *allowed_by_user()) if allowed is None else allowed
     parts = target.split(".")
     entries = [entry for entry in allowed if entry.names(target)]
     if not entries or not all(part.isidentifier() for part in parts):
