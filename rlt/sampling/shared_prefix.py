@@ -84,7 +84,8 @@ class RunningRows:
         try:
             self.hidden_BD = self._run(tokens_B)
         except _UnsupportedAttentionError:
-            # The first layer raises it at the first token, before the token is stored anywhere.
+            # The first layer raises it for the first token. The rows have no earlier tokens of
+            # their own, so it is enough to copy the prompts.
             assert self._groups is not None
             self.cache.layers = [
                 layer.for_rows(self._groups.owner_B) for layer in self.cache.layers
