@@ -35,7 +35,9 @@ def test_it_runs(own: Path) -> None:
     done = run(own, "data.source.count=64", "output_dir=out")
     assert done.returncode == 0, done.stderr
     assert "count/words_per_question 7." in done.stdout
-    assert json.loads((own / "out" / "metrics.json").read_text()) == {"count/words_per_question": 7.0}
+    assert json.loads((own / "out" / "metrics.json").read_text()) == {
+        "count/words_per_question": 7.0
+    }
     assert len(json.loads((own / "out" / "longest.json").read_text())) == 3
     assert "count_words" in (own / "out" / "report.md").read_text().splitlines()[0]
 
