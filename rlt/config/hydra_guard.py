@@ -60,9 +60,14 @@ def check_hydra_node(node: DictConfig) -> list[str]:
             errors += check_node(value, path, allowed)
     for key, checkers in ALLOWED_KEYS.items():
         value = OmegaConf.select(node, key, throw_on_resolution_failure=False)
-        if value is None:  # what is not resolved yet is checked as it is written
-            parent, _, last = key.rpartition(".")
-            value = _written(OmegaConf.select(node, parent) if parent else node, last)
+        parent, _, last = key.rpartition(".")
+        owner: Any = node
+        if parent:
+            owner = OmegaConf.select(node, parent, throw_on_resolution_failure=False)
+        written = _written(owner, last)
+        # A part that an interpolation gives, now or later, is checked as it is written.
+        if value is None or (isinstance(written, str) and OmegaConf.is_config(value)):
+            value = written
         for checker in checkers if value is not None else ():
             errors += checker(f"hydra.{key}", value)
     listed = {key.partition(".")[0] for key in ALLOWED_KEYS}
@@ -74,7 +79,7 @@ def check_hydra_node(node: DictConfig) -> list[str]:
                 f"hydra.{key}={written}: must stay {'null' if stay is None else stay}; leave it "
                 f"out, as only these may be set: {', '.join(ALLOWED_KEYS)}"
             )
-        elif OmegaConf.is_interpolation(node, key):
+        elif OmegaConf.is_interpolation(node, key) and not ALLOWED_KEYS.get(key):
             errors.append(f"hydra.{key}={written}: must be written out, not be an interpolation")
     return errors
 
@@ -123,11 +128,8 @@ def _logging(path: str, value: Any) -> list[str]:
 
 
 def _swept(path: str, value: Any) -> list[str]:
-    params = (
-        OmegaConf.select(value, "params", throw_on_resolution_failure=False)
-        if isinstance(value, DictConfig)
-        else None
-    )
+    node = value if isinstance(value, DictConfig) else OmegaConf.create()
+    params = OmegaConf.select(node, "params", throw_on_resolution_failure=False)
     return [
         f"{path}.params.{key}: Hydra's own settings may not be swept over, as a job acts on them "
         "before they are checked; set them for the whole sweep"

@@ -468,6 +468,8 @@ def test_code_in_the_hydra_node_is_refused(override: str, message: str) -> None:
         ({"hydra_logging": {"root": {"handlers": ["${now:x}"]}}}, "hydra_logging.root.handlers[0]"),
         ({"launcher": {"setup": "${oc.select:a.${now:cmds}}"}}, "launcher.setup"),
         ({"job": {"env_set": "${oc.select:a.${now:cmds}}"}}, "job.env_set"),
+        ({"job": {"env_set": "${sweep.more}"}, "sweep": {"more": {}}}, "job.env_set"),
+        ({"sweep": {"more": {}}, "job": "${sweep.more}"}, "job"),
     ],
 )
 def test_what_hydra_builds_is_written_out(node: dict[str, Any], where: str) -> None:
