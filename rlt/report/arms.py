@@ -49,6 +49,7 @@ class Cell:
 
     @property
     def answers(self) -> list[AnswerRecord]:
+        """The graded answers of the step, one for each sampled answer."""
         return self.step.run.answers
 
     @cached_property
@@ -100,6 +101,7 @@ class Arm:
 
     @property
     def first(self) -> Cell:
+        """The cell of the lowest seed."""
         return self.cells[min(self.cells)]
 
 
@@ -116,6 +118,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
+        """`better`, `worse` or `within noise`, said of the reference."""
         mean, low, high = self.interval
         return verdict_of(self.interval if self.sign > 0 else Interval(-mean, -high, -low))
 

@@ -33,6 +33,7 @@ class Step:
 
     @property
     def metrics(self) -> dict[str, float]:
+        """Final metrics of the step."""
         return self.run.metrics
 
 
@@ -53,10 +54,12 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
+        """`better`, `worse` or `within noise`, said of the reference."""
         return verdict_of(self.difference)
 
     @property
     def sentence(self) -> str:
+        """One Markdown sentence with the verdict, and the difference in percentage points."""
         better, worse = heading(self.reference.label), heading(self.other.label)
         interval = (
             f"{points(self.difference.mean)} points "
@@ -76,6 +79,7 @@ class Benchmark:
 
     @property
     def k(self) -> int | None:
+        """Sampled answers per question, or None if the evaluations differ in it."""
         ks = {accuracy_k(step.metrics) for step in self.steps}
         return ks.pop() if len(ks) == 1 else None
 
@@ -119,6 +123,7 @@ def compare(benchmark: Benchmark) -> list[Comparison]:
 
 
 def accuracy_header(benchmark: Benchmark) -> list[str]:
+    """Return the column titles for `accuracy_rows`."""
     k = "k" if benchmark.k is None else str(benchmark.k)
     header = ["evaluation", f"avg@{k} [95 % interval]"]
     return header + ([f"pass@{k}"] if k != "1" else []) + ["no answer", "questions"]

@@ -42,14 +42,17 @@ class Job:
 
     @property
     def seed(self) -> int:
+        """The seed of the job; 0 where none is recorded."""
         return int(self.run.manifest.get("seed") or self.overrides.get("seed") or 0)
 
     @property
     def began(self) -> str:
+        """When the job first began, in ISO 8601; empty if it never did."""
         return str((self.run.manifest.get("began") or [""])[0])
 
     @property
     def status(self) -> str:
+        """`finished`, `failed`, `interrupted`, `running`, `not started` or `unknown`."""
         own = self.run.manifest.get("status")
         if own in (None, "running"):  # it was killed, perhaps, and could not say so
             own = self.told.get("status") or own
@@ -57,6 +60,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
+        """Whether the job ran to its end."""
         return self.status == "finished"
 
     @property
@@ -69,11 +73,13 @@ class Job:
 
     @property
     def seconds(self) -> float | None:
+        """The job's time in seconds, or None if it is not known."""
         seconds = self.run.manifest.get("seconds", self.told.get("seconds"))
         return None if seconds is None else float(seconds)
 
     @property
     def is_pipeline(self) -> bool:
+        """Whether the job ran a pipeline, as its steps.json shows."""
         return (self.run.folder / "steps.json").is_file()
 
     @cached_property

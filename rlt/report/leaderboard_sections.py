@@ -103,6 +103,10 @@ def _plots_of_swept_numbers(folder: Path, study: Study) -> list[Path]:
 
 
 def differences_section(study: Study) -> str:
+    """Return a table of the reference minus every other arm, with intervals and verdicts.
+
+    It is empty where no arm can be compared with the reference.
+    """
     name = study.measure.name
     rows = [
         [

@@ -103,6 +103,7 @@ def _steps_table(steps: list[Step]) -> str:
 
 
 def status(step: Step) -> str:
+    """Return `reused` or `new`, for the tables of steps."""
     return "reused" if step.reused else "new"
 
 
