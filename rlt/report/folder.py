@@ -1,4 +1,4 @@
-"""What a run folder holds, read as far as it is there: a report is written of any run."""
+"""The content of a run folder. Missing files read as empty, so any run can have a report."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from rlt.report.events import Scalars, read_scalars
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a last line that was not written to its end is left out."""
+    """Return the rows of a JSONL file, without a last line that was only partly written."""
     if not file.is_file():
         return []
     with file.open(encoding="utf-8", newline="\n") as lines:
@@ -22,7 +22,7 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
 
 
 def read_traces(folder: Path) -> list[dict[str, Any]]:
-    """Traces in either format."""
+    """Return the rows of traces.parquet, or of traces.jsonl if there is no such file."""
     parquet = folder / "traces.parquet"
     if parquet.is_file():
         import pyarrow.parquet
@@ -57,7 +57,7 @@ class Run:
     """One run folder. Missing files read as empty.
 
     Args:
-        metrics_given: final metrics, if known already; else metrics.json is read.
+        metrics_given: the final metrics if they are already known; None reads metrics.json.
     """
 
     folder: Path
@@ -70,7 +70,7 @@ class Run:
 
     @cached_property
     def stage_class(self) -> Any:
-        """The class of the run's stage, which describes it; None where it is not to be found."""
+        """The class of the run's stage; None if it cannot be found."""
         try:
             return resolve_target(str(self.config.get("_target_")))
         except ValueError:
@@ -139,7 +139,7 @@ class Run:
 
     @property
     def note(self) -> str:
-        """What the config says of its numbers; empty if nothing."""
+        """The note of the config on its numbers; empty if there is none."""
         return str(self.config.get("note") or "")
 
     @property
