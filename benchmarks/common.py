@@ -50,6 +50,7 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse
 
 
 def run_from_command_line(main: Callable[[], Any]) -> None:
+    """Run `main` as a script does, with the libraries' own messages silenced."""
     quiet()
     main()
 
@@ -166,6 +167,7 @@ def peer_missing() -> str | None:
 
 
 def peer() -> str:
+    """Return the name and version of trl, or the reason why it takes no part."""
     return peer_missing() or f"trl {installed('trl')}"
 
 

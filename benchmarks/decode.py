@@ -32,6 +32,11 @@ from rlt.sampling import HFRollout
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark and return what it publishes, as its JSON file holds it.
+
+    Args:
+        argv: the command line; None means `sys.argv[1:]`.
+    """
     made = parser(__doc__)
     made.add_argument("--questions", type=int, default=2)
     made.add_argument("--completions", type=int, nargs="+", default=[4, 16], help="per question")
@@ -81,6 +86,7 @@ def time_arms(
 
 
 def sample(work: Work, rollout: HFRollout, prompts: list[list[int]], G: int) -> None:
+    """Sample `G` completions of full length for each prompt with rlt's own rollout."""
     groups = rollout.sample(work.model, work.tokenizer, prompts, G, NEVER)
     assert all(len(c.ids) == rollout.max_new_tokens for group in groups for c in group)
 

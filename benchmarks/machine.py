@@ -46,6 +46,7 @@ def _cpu_name() -> str:
 
 
 def installed(package: str) -> str | None:
+    """Return the version of an installed package, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -47,6 +47,16 @@ TOLERANCE = 1e-3
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark and return what it publishes, as its JSON file holds it.
+
+    In the process of a single arm, only that arm runs and the result is empty.
+
+    Args:
+        argv: the command line; None means `sys.argv[1:]`.
+
+    Raises:
+        AssertionError: the arms disagree on the rewards by more than `TOLERANCE` in float32.
+    """
     made = parser(__doc__)
     arm_options(made)
     made.add_argument("--questions", type=int, default=2)
@@ -87,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def largest_difference(found: dict[str, list[dict[str, Any]]]) -> float:
+    """Return the largest absolute difference between a reward of rlt and that of the peer."""
     [expected] = found["peer"][0]["rewards"].values()
     return max(
         abs(a - b)
@@ -99,6 +110,11 @@ def largest_difference(found: dict[str, list[dict[str, Any]]]) -> float:
 
 
 def run_arm(args: Any) -> dict[str, Any]:
+    """Score the same completions in each way of one arm.
+
+    Returns:
+        The rewards and the seconds of each way, by its name.
+    """
     work = load("teacher_rl", args.model, args.overrides, prepared=args.arm == "rlt")
     module = teacher_rl(work, steps=1)
     group = random_groups(

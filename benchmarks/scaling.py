@@ -74,6 +74,11 @@ QUESTIONS = 2
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark and return what it publishes, as its JSON file holds it.
+
+    Args:
+        argv: the command line; None means `sys.argv[1:]`.
+    """
     made = parser(__doc__, model="random")
     made.description = f"{made.description}\n--model is random, or nano for tiny sizes."
     args = parse(made, argv)
@@ -92,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def load(cfg: DictConfig, point: Point) -> Work:
+    """Build a randomly initialised model of the sizes in `point`, on the config's device."""
     own = vocabulary()  # digits, tags and special tokens; the rest are words that nothing says
     more = map(str, range(10, 10 + point.vocabulary - len(own)))
     made = RandomLlama(

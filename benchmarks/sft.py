@@ -34,6 +34,13 @@ from rlt.training import Example
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark and return what it publishes, as its JSON file holds it.
+
+    In the process of a single arm, only that arm runs and the result is empty.
+
+    Args:
+        argv: the command line; None means `sys.argv[1:]`.
+    """
     made = parser(__doc__)
     peer_options(made)
     made.add_argument("--rows", type=int, default=8)
@@ -66,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def examples_of(work: Work, args: Any) -> list[Example]:
+    """Return examples of random token ids with exactly the lengths that `args` names."""
     whole = random_ids(work.tokenizer, args.rows, args.prompt_tokens + args.target_tokens)
     return [
         Example(ids[: args.prompt_tokens], ids[args.prompt_tokens :], f"row {n}")
@@ -74,6 +82,7 @@ def examples_of(work: Work, args: Any) -> list[Example]:
 
 
 def run_rlt(args: Any) -> dict[str, Any]:
+    """Train with rlt and return the seconds of each step and the FLOPs that a step needs."""
     work, clock = load("teacher_sft", args.model, args.overrides), StepClock()
     examples = examples_of(work, args)
     fit(work, sft(work, args.steps + 1), examples, args.steps + 1, [clock])
@@ -83,6 +92,7 @@ def run_rlt(args: Any) -> dict[str, Any]:
 
 
 def run_trl(args: Any) -> dict[str, Any]:
+    """Train with trl on the same examples and return the seconds of each step."""
     checkpointing = ["hardware.gradient_checkpointing=true"] if args.peer_checkpointing else []
     work = load("teacher_sft", args.model, [*args.overrides, *checkpointing], prepared=False)
     return {"steps": sft_steps(work, examples_of(work, args), args.steps + 1)}

@@ -25,6 +25,11 @@ from benchmarks.machine import machine_facts
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark and return what it publishes, as its JSON file holds it.
+
+    Args:
+        argv: the command line; None means `sys.argv[1:]`.
+    """
     made = parser(__doc__, model="nano")
     made.set_defaults(repeats=5)
     args = parse(made, argv)

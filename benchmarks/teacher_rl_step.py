@@ -53,6 +53,13 @@ PHASES = ("rollout", "reward", "update")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark and return what it publishes, as its JSON file holds it.
+
+    In the process of a single arm, only that arm runs and the result is empty.
+
+    Args:
+        argv: the command line; None means `sys.argv[1:]`.
+    """
     made = parser(__doc__)
     peer_options(made)
     made.add_argument("--questions", type=int, default=2)
@@ -100,6 +107,11 @@ def line(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def load_work(args: Any, *overrides: str, prepared: bool = True) -> Work:
+    """Load the teacher with the group size and the completion length that `args` names.
+
+    Args:
+        prepared: whether `hardware` prepares the process, as in a run of rlt.
+    """
     lengths = [
         f"rollout.max_new_tokens={args.new_tokens}",
         f"module.group_size={args.completions}",
@@ -108,6 +120,10 @@ def load_work(args: Any, *overrides: str, prepared: bool = True) -> Work:
 
 
 def run_rlt(args: Any) -> dict[str, Any]:
+    """Train with rlt and return the seconds of each step and the least work of each phase.
+
+    The least work is a list of (FLOPs, bytes read) for each phase.
+    """
     work, clock = load_work(args), StepClock()
     module = teacher_rl(work, args.steps + 1)
     problems = problems_of(work.renderer, args.questions, args.prompt_tokens)
@@ -132,6 +148,7 @@ def run_rlt(args: Any) -> dict[str, Any]:
 
 
 def run_trl(args: Any) -> dict[str, Any]:
+    """Train with trl on prompts of the same lengths and return the seconds of each step."""
     checkpointing = ["hardware.gradient_checkpointing=true"] if args.peer_checkpointing else []
     steps = grpo_steps(
         load_work(args, *checkpointing, prepared=False), args.questions, args.completions,

@@ -42,6 +42,11 @@ TOLERANCE = 1e-4
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark and return what it publishes, as its JSON file holds it.
+
+    Args:
+        argv: the command line; None means `sys.argv[1:]`.
+    """
     made = parser(__doc__)
     made.add_argument("--questions", type=int, default=2)
     made.add_argument("--completions", type=int, default=4, help="per question")
@@ -93,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def arms_of(module: RL, rollout: RolloutBatch) -> dict[str, Callable[[], Any]]:
+    """Return the updates to compare, by name, with and without shared prefixes."""
+
     def update() -> None:
         module.update(rollout)
 
@@ -108,6 +115,7 @@ def arms_of(module: RL, rollout: RolloutBatch) -> dict[str, Callable[[], Any]]:
 
 
 def run_unshared(run: Callable[[], None]) -> None:
+    """Call `run` while no model shares prefixes."""
     with unshared_prefixes():
         run()
 
@@ -115,11 +123,15 @@ def run_unshared(run: Callable[[], None]) -> None:
 @contextlib.contextmanager
 def unshared_prefixes() -> Iterator[None]:
     """No model shares prefixes, wherever rlt asks."""
+
+    def no_model(model: Any) -> bool:
+        return False
+
     with contextlib.ExitStack() as stack:
         for name, module in list(sys.modules.items()):
             ours = name == "rlt" or name.startswith("rlt.")
             if ours and getattr(module, "shares_prefixes", None) is shares_prefixes:
-                patch = mock.patch.object(module, "shares_prefixes", lambda model: False)
+                patch = mock.patch.object(module, "shares_prefixes", no_model)
                 stack.enter_context(patch)
         yield
 

@@ -47,14 +47,17 @@ class Work:
 
     @property
     def tokenizer(self) -> Any:
+        """The tokenizer that the prompts are rendered with."""
         return self.renderer.tokenizer
 
     @property
     def device(self) -> torch.device:
+        """The device that the model is on."""
         return torch.device(self.model.device)
 
 
 def compose_stage(stage: str, model: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose the config of a stage as `rlt` does, with `model` as the teacher."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose("config", [f"stage={stage}", f"model@teacher={model}", *overrides])
 
@@ -127,12 +130,19 @@ class Written:
 
     @property
     def prompt_tokens(self) -> list[int]:
+        """The lengths of the teacher's prompts in tokens, each length once, ascending."""
         return sorted({len(prompt) for prompt, _ in self.rows})
 
 
 def random_groups(
     renderer: Renderer, questions: int, completions: int, prompt_tokens: int, new_tokens: int
 ) -> Written:
+    """Return groups of completions of exactly `new_tokens` random ids.
+
+    Args:
+        completions: for each question.
+        prompt_tokens: length of each question's teacher prompt.
+    """
     problems = problems_of(renderer, questions, prompt_tokens)
     owners = [problem for problem in problems for _ in range(completions)]
     ids = random_ids(renderer.tokenizer, len(owners), new_tokens)
@@ -142,6 +152,7 @@ def random_groups(
 
 
 def scorer_of(module: RL) -> RewardScorer:
+    """Return the scorer that gives the teacher's explanations their rewards."""
     assert isinstance(module.task, Teaching)
     return module.task.scorer
 
@@ -175,7 +186,7 @@ def rollout_of(module: RL, group: Written, group_size: int) -> RolloutBatch:
 def endless(tokenizer: Any) -> Iterator[int]:
     """Let `HFRollout` run to its last token; gives the id that now stands for an end of turn."""
     beyond = len(tokenizer) + 1000  # no token
-    with mock.patch("rlt.sampling.hf.turn_end_ids", lambda _: {beyond}):
+    with mock.patch("rlt.sampling.hf.turn_end_ids", return_value={beyond}):
         yield beyond
 
 
@@ -225,7 +236,11 @@ def fit(work: Work, module: Any, items: Sequence[Any], steps: int, callbacks: An
 
 def inside_fit(work: Work, module: Any, run: Callable[[], None]) -> None:
     """Call `run` once, in place of a training step, where optimizers and trainer are at hand."""
-    with mock.patch.object(type(module), "training_step", lambda *_: run()):
+
+    def training_step(*_: Any) -> None:
+        run()
+
+    with mock.patch.object(type(module), "training_step", training_step):
         fit(work, module, [None], 1)
 
 
@@ -236,10 +251,12 @@ class StepClock(L.Callback):
         self.steps: list[dict[str, float]] = []
 
     def on_train_batch_start(self, *_: Any) -> None:
+        """Start the clock once the device has finished its earlier work."""
         wait()
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Record the seconds of the step and of its phases once the device is done."""
         wait()
         seconds = time.perf_counter() - self.started
         found = {

@@ -16,6 +16,12 @@ from rlt.runs.signals import end_with, exit_status, terminable
 
 
 def main() -> None:
+    """Run the config that the command line names and leave `result.json` beside it.
+
+    Raises:
+        SystemExit: with 130 or 143 if the run was interrupted or terminated, and with 2 after an
+            error that the user can correct. Any other error is raised as it is.
+    """
     config, run_dir, parent = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     facts_file, result_file = config.with_name("metadata.json"), config.with_name("result.json")
     metadata = read_json(facts_file) if facts_file.is_file() else {}

@@ -24,12 +24,15 @@ class Allowed:
     but: tuple[str, ...] = ()  # except what is in or below these modules
 
     def names(self, target: str) -> bool:
+        """Return whether the dotted name `target` matches this entry."""
         return fnmatch.fnmatchcase(target, self.name)
 
     def houses(self, module: str) -> bool:
+        """Return whether an object that `module` defines may be built by this entry."""
         return _below(module, self.homes) and not self.excludes(module)
 
     def excludes(self, name: str) -> bool:
+        """Return whether `name` is in or below one of the modules in `but`."""
         return _below(name, self.but)
 
 

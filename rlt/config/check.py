@@ -146,6 +146,7 @@ def walk(
 
 
 def join(path: str, key: object) -> str:
+    """Return the path of an entry: `path[0]` in a list, `path.key` in a mapping."""
     if isinstance(key, int):
         return f"{path}[{key}]"
     return f"{path}.{key}" if path else str(key)
@@ -155,6 +156,14 @@ def join(path: str, key: object) -> str:
 
 
 def check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> list[str]:
+    """Return what is wrong with one node of a config, a line for each error.
+
+    The target, its arguments and Hydra's own keys are checked; nodes below it are not.
+
+    Args:
+        path: dotted path of the node, for the messages.
+        allowed: the targets that may be built.
+    """
     keys = [key for key in node if key not in HYDRA_KEYS]
     errors = [
         f"{join(path, key)}: no such Hydra key{did_you_mean(str(key), HYDRA_KEYS)}"

@@ -68,6 +68,7 @@ def _config_groups() -> str:
 
 
 def register() -> None:
+    """Register rlt's plugins with Hydra and rlt's resolvers with OmegaConf."""
     # Hydra looks for plugins in the namespace package hydra_plugins alone; ours adds to it.
     sys.path.append(str(PACKAGE_DIR / "plugins"))
     OmegaConf.register_new_resolver(

@@ -86,6 +86,7 @@ class AnswerRecord:
     prompt: str | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the record as a mapping of plain values, for one line of answers.jsonl."""
         return asdict(self)
 
 

@@ -100,6 +100,7 @@ class ExactGrader(Grader):
     """Equal strings, up to case and white space."""
 
     def grade_one(self, problem: Problem, answer: str) -> Verdict:
+        """Return whether the answer equals the solution, ignoring case and white space."""
         return decided(normalise(answer) == normalise(problem.solution), answer.strip())
 
 
@@ -132,6 +133,11 @@ class MathGrader(_SandboxedGrader):
         super().__init__("maths", timeout_seconds, memory_mb)
 
     def grade_one(self, problem: Problem, answer: str) -> Verdict:
+        """Return whether the answer equals the solution as mathematics.
+
+        A solution that is a word is compared as a word. A verifier that fails or takes too long
+        gives a wrong verdict with the reason.
+        """
         boxed = unwrap_boxed(answer)
         stated = _without_markup(answer if boxed is None else boxed)
         if not stated:
@@ -160,6 +166,11 @@ class ReasoningGymGrader(_SandboxedGrader):
         self.task = task
 
     def grade_one(self, problem: Problem, answer: str) -> Verdict:
+        """Return the verdict of the problem's own task, which may score between 0 and 1.
+
+        Raises:
+            ValueError: neither the problem nor the grader names a task.
+        """
         entry = dict(problem.metadata.get("entry") or {})
         entry.setdefault("question", problem.question)
         entry.setdefault("answer", problem.solution)
@@ -197,6 +208,11 @@ class MultipleChoiceGrader(Grader):
         self._standing = re.compile(rf"(?<![\w'’-]){one}")
 
     def grade_one(self, problem: Problem, answer: str) -> Verdict:
+        """Return whether the letter that the answer chooses is the solution.
+
+        Raises:
+            ValueError: the problem's solution is not one of the grader's letters.
+        """
         if problem.solution not in self.letters:
             raise ValueError(
                 f"problem {problem.id} has solution {problem.solution!r}, must be one letter of "

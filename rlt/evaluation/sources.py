@@ -46,10 +46,12 @@ class Gpqa:
         self.seed = seed
 
     def rows(self) -> Iterator[RawRow]:
+        """Yield each question with its choices in a shuffled order, or with its fault."""
         for raw in self.table.rows([_QUESTION, *_CHOICES]):
             yield raw if raw.fault is not None else self._lettered(raw)
 
     def describe(self) -> dict[str, Any]:
+        """Return where the questions come from, with a fingerprint of rows and order."""
         about = self.table.describe()
         fingerprint = content_hash(about["fingerprint"], f"gpqa {self.seed}")
         return {"kind": "Gpqa", **about, "seed": self.seed, "fingerprint": fingerprint}

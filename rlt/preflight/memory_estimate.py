@@ -54,6 +54,7 @@ class Shape:
 
     @property
     def weights(self) -> int:
+        """Bytes of all weights."""
         return self.parameters * self.bytes_each
 
 
@@ -66,6 +67,7 @@ class Lengths:
 
     @property
     def longest(self) -> int:
+        """Tokens of the longest prompt plus tokens of the longest target."""
         return max(self.prompts, default=0) + max(self.targets, default=0)
 
     def __str__(self) -> str:
@@ -217,4 +219,5 @@ def machine_bytes(hardware: Hardware) -> int | None:
 
 
 def gigabytes(size: float) -> str:
+    """Return a number of bytes as text, in units of 10^9 bytes."""
     return f"{size / 1e9:.1f} GB"

@@ -73,9 +73,15 @@ class StepClock(L.Callback):
         self.started = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
+        """Start the clock of a step."""
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Record the seconds of the step and of the phases that the module logged.
+
+        Raises:
+            _ProbeDoneError: enough steps were seen.
+        """
         phases = {
             key.removeprefix("time/train_").removesuffix("_seconds"): float(value)
             for key, value in trainer.callback_metrics.items()

@@ -1,4 +1,4 @@
-"""What a person reads after a run: report.md with curves, sample texts, the final table."""
+"""Reports for people: report.md with curves and sample texts, and the result in the terminal."""
 
 from pathlib import Path
 
@@ -32,7 +32,9 @@ def write_result(run_dir: Path) -> Path:
     """Write report.md of a finished run, whichever kind it is, and the card of its model."""
     write_model_card(run_dir)
     if getattr(Run(run_dir).stage_class, "writes_own_report", False):
-        return run_dir / REPORT_FILE  # written by the stage, which has read what it compares
+        return (
+            run_dir / REPORT_FILE
+        )  # written by the stage, which has already read the runs that it compares
     is_pipeline = (run_dir / _STEPS_FILE).is_file()
     return write_pipeline_report(run_dir) if is_pipeline else write_report(run_dir)
 
@@ -41,7 +43,7 @@ def print_result(run_dir: Path, brief: bool = False) -> None:
     """Print the result of a finished run, whichever kind it is.
 
     Args:
-        brief: the result in words alone, as for a step of a pipeline.
+        brief: print sentences only, without metrics and paths, as for a step of a pipeline.
     """
     steps = run_dir / _STEPS_FILE
     if getattr(Run(run_dir).stage_class, "writes_own_report", False):

@@ -1,4 +1,4 @@
-"""An arm of a study: the same job under several seeds, what it scored, and against another arm."""
+"""An arm of a study is one job under several seeds. This module scores and compares arms."""
 
 import math
 from dataclasses import dataclass, field
@@ -23,8 +23,9 @@ class Cell:
     """One arm under one seed.
 
     Args:
-        step: what it is judged by: an evaluation; where a metric was named, the job's last step.
-        metric: the name of that metric, None for accuracy.
+        step: the step that gives the score. It is an evaluation, or the job's last step where a
+            metric is named.
+        metric: the name of the metric that gives the score; None means accuracy.
     """
 
     job: Job
@@ -33,7 +34,10 @@ class Cell:
 
     @cached_property
     def steps(self) -> list[Step]:
-        """The step and what led to it, in order; of old runs, all that came before it."""
+        """The steps that led to this one, and the step itself, in the order of the pipeline.
+
+        Old runs did not record the inputs of a step; then these are all steps before it.
+        """
         names = [step.name for step in self.job.steps]
         before = self.job.steps[: names.index(self.step.name) + 1]
         if self.step.inputs is None:
@@ -44,21 +48,22 @@ class Cell:
         return [step for step in before if step.name in wanted]
 
     def last(self, stage: str) -> Step | None:
-        """The last step of a stage among them."""
+        """Return the last of `steps` that ran the given stage, or None."""
         return next((step for step in reversed(self.steps) if step.stage == stage), None)
 
     @property
     def answers(self) -> list[AnswerRecord]:
+        """The graded answers of the step, one for each sampled answer."""
         return self.step.run.answers
 
     @cached_property
     def shares_P(self) -> np.ndarray:
-        """Share of right answers of each question."""
+        """Share of right answers to each question, from 0 to 1; shape (questions,)."""
         return avg_at_k_per_question(correct_matrix(self.answers))
 
     @property
     def score(self) -> float | None:
-        """What the arm is ranked by; None if the job has no such metric."""
+        """The accuracy or the metric that arms are ranked by; None if the job lacks the metric."""
         if self.metric is None:
             return float(self.shares_P.mean())
         value = self.job.run.metrics.get(self.metric)
@@ -67,7 +72,7 @@ class Cell:
 
 @dataclass
 class Arm:
-    """Cells that differ in their seed alone; none where every job of the arm failed."""
+    """Cells that differ only in their seed. There are none if every job of the arm failed."""
 
     name: str
     overrides: dict[str, str] = field(default_factory=dict)  # swept key → value
@@ -75,13 +80,17 @@ class Arm:
 
     @cached_property
     def scores(self) -> dict[int, float]:
-        """Seed → score, of the cells that have one."""
+        """The score of each seed whose cell has one."""
         scores = {seed: cell.score for seed, cell in sorted(self.cells.items())}
         return {seed: score for seed, score in scores.items() if score is not None}
 
     @cached_property
     def interval(self) -> Interval:
-        """Over seeds where there are several, else of accuracy over questions; else NaN."""
+        """The mean score with its 95 % interval.
+
+        With several seeds the interval is over seeds. The accuracy of a single seed has an
+        interval over questions. Otherwise both ends are NaN.
+        """
         scores = list(self.scores.values())
         if scores and all(map(math.isfinite, scores)):
             if len(scores) > 1:
@@ -93,19 +102,20 @@ class Arm:
 
     @property
     def interval_over(self) -> str:
-        """What it is an interval over; empty if there is none."""
+        """`seeds` or `questions`, whichever the interval is over; empty if there is no interval."""
         if math.isnan(self.interval.low):
             return ""
         return "seeds" if len(self.scores) > 1 else "questions"
 
     @property
     def first(self) -> Cell:
+        """The cell of the lowest seed."""
         return self.cells[min(self.cells)]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`reference` minus `other`, over the seeds (or questions) that both have."""
+    """The score of the reference minus that of `other`, over the seeds or questions of both."""
 
     other: Arm
     interval: Interval
@@ -116,12 +126,20 @@ class Difference:
 
     @property
     def verdict(self) -> str:
+        """`better`, `worse` or `within noise`, said of the reference."""
         mean, low, high = self.interval
         return verdict_of(self.interval if self.sign > 0 else Interval(-mean, -high, -low))
 
 
 def compare_arms(reference: Arm, other: Arm, sign: int = 1) -> Difference | None:
-    """By seed where both have several in common; accuracies of one seed by question; else None."""
+    """Return the difference of two arms, paired by seed if they share several seeds.
+
+    With one common seed, accuracies are paired by question. Metrics of one seed, and arms without a
+    common seed, cannot be compared: the result is None.
+
+    Args:
+        sign: 1 if a higher score is better, -1 if a lower one is.
+    """
     seeds = sorted(
         seed
         for seed in reference.scores.keys() & other.scores.keys()

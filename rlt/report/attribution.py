@@ -1,9 +1,12 @@
-"""Reward attribution for people: every token with its value, in colour where there is any.
+"""Reward attribution for people: every token with its value, coloured where possible.
 
-In Markdown a code block of `"token" value` pairs, which `rlt.report.html` colours; in TensorBoard a
-picture. Explanations: teacher's less student's log-prob, warm where the student would not have said
-it. Solutions: the student's log-prob, red where the explanation left it in doubt. What set the
-term's maximum or minimum is framed.
+Markdown gets a code block of `"token" value` pairs, which `rlt.report.html` colours. TensorBoard
+gets a picture.
+
+A token of an explanation has the teacher's log-prob minus the student's as its value. Its colour is
+warm where the student would hardly have written the token. A token of a solution has the student's
+log-prob as its value. Its colour is red where the student is still in doubt after the explanation.
+The token that set the maximum or minimum of a reward term has a frame.
 """
 
 import html
@@ -24,14 +27,14 @@ _TITLES = {
 }
 _FULL_COLOUR = 4.0  # nats
 _PAIR = re.compile(r'("(?:[^"\\]|\\.)*") ([+-]\d+\.\d+)')
-_COLUMNS = 140  # of a picture
+_COLUMNS = 140  # characters in a line of the picture
 _MAX_LINES = 40
 
 Tokens = Sequence[tuple[str, float]]
 
 
 def attribution_fence(found: Mapping[str, Tokens]) -> str:
-    """A code block that `coloured` reads back; nothing in a token can end it."""
+    """Return a code block that `coloured` can read back. No token can end the block early."""
     lines = []
     for name, title in _TITLES.items():
         if found.get(name):
@@ -47,8 +50,8 @@ def _quoted(token: str) -> str:
 
 
 def coloured(block: str) -> str:
-    """HTML of a block's lines: coloured tokens, their values shown when pointed at."""
-    lines = block.split("\n")  # no other separator: a token may hold one
+    """Return a block as HTML with coloured tokens; pointing at a token shows its value."""
+    lines = block.split("\n")  # splitlines would also split at separators inside a token
     parts = []
     for title, line in zip(lines[::2], lines[1::2], strict=False):
         tokens = [(json.loads(token), float(value)) for token, value in _PAIR.findall(line)]
@@ -65,7 +68,7 @@ def coloured(block: str) -> str:
 
 
 def colour(name: str, value: float) -> tuple[float, float, float, float]:
-    """Red, green, blue and opacity from 0 to 1; the stronger the further from 0."""
+    """Return red, green, blue and opacity from 0 to 1; opacity grows with the absolute value."""
     strength = min(1.0, abs(value) / _FULL_COLOUR)
     if name == "advantage":
         value = -value
@@ -80,7 +83,7 @@ def _css(rgba: tuple[float, float, float, float]) -> str:
 
 
 def attribution_figure(row: Mapping[str, Any]) -> Figure:
-    """The same as a picture, for TensorBoard; long texts are cut."""
+    """Draw the attribution of a sample as a picture for TensorBoard; long texts are cut."""
     lines: list[tuple[str, list[tuple[int, str, float, bool]]]] = []
     found = row["attribution"]
     framed = extremes(found)

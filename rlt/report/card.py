@@ -13,7 +13,7 @@ CARD = "README.md"
 
 
 def write_model_card(run_dir: Path) -> Path | None:
-    """Write model/README.md of a finished run; None if it made no model."""
+    """Write model/README.md of a finished run and return its path; None if there is no model."""
     run, folder = Run(run_dir), run_dir / "model"
     if not folder.is_dir():
         return None
@@ -64,7 +64,7 @@ def _base_model(run: Run) -> str | None:
 
 
 def _tags(tags: Mapping[str, str]) -> str:
-    """How its prompts mark thoughts and answers."""
+    """Return one sentence on the tags by which the prompts mark thoughts and answers."""
     told = "; ".join(
         f"{name} {inline_code(tags[f'{name}_open'])} … {inline_code(tags[f'{name}_close'])}"
         for name in ("thought", "solution", "explanation")

@@ -1,7 +1,7 @@
-"""Evaluations of a pipeline side by side: accuracy table, paired differences, what they mean.
+"""Evaluations of a pipeline side by side: accuracies, paired differences and their verdicts.
 
-Differences are paired by question against the last evaluation of the same questions, the one the
-pipeline was run for.
+The last evaluation of a set of questions is the reference: it is the one that the pipeline was run
+for. It is compared with every other evaluation of the same questions, paired by question.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,15 +29,20 @@ class Step:
     run: Run
     reused: bool
     seconds: float
-    inputs: tuple[str, ...] | None = None  # names of the steps it reads; None: not known
+    inputs: tuple[str, ...] | None = None  # names of the steps that it reads; None if not recorded
 
     @property
     def metrics(self) -> dict[str, float]:
+        """Final metrics of the step."""
         return self.run.metrics
 
 
 def verdict_of(difference: Interval) -> str:
-    """What the interval of `reference - other` lets one say of the reference."""
+    """Return `better`, `worse` or `within noise` for the reference.
+
+    Args:
+        difference: `reference - other`, with its interval; higher must be better.
+    """
     if difference.low <= 0 <= difference.high:
         return "within noise"
     return "better" if difference.mean > 0 else "worse"
@@ -53,10 +58,12 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
+        """`better`, `worse` or `within noise`, said of the reference."""
         return verdict_of(self.difference)
 
     @property
     def sentence(self) -> str:
+        """One Markdown sentence with the verdict, and the difference in percentage points."""
         better, worse = heading(self.reference.label), heading(self.other.label)
         interval = (
             f"{points(self.difference.mean)} points "
@@ -76,12 +83,13 @@ class Benchmark:
 
     @property
     def k(self) -> int | None:
+        """Sampled answers per question, or None if the evaluations differ in it."""
         ks = {accuracy_k(step.metrics) for step in self.steps}
         return ks.pop() if len(ks) == 1 else None
 
 
 def steps_of(entries: Sequence[Mapping[str, Any]], run_dir: Path) -> list[Step]:
-    """Steps as steps.json lists them; relative folders lie below `run_dir`."""
+    """Return the steps in the order of steps.json; relative folders are below `run_dir`."""
     return [
         Step(
             name=str(entry["name"]),
@@ -97,7 +105,7 @@ def steps_of(entries: Sequence[Mapping[str, Any]], run_dir: Path) -> list[Step]:
 
 
 def benchmarks_of(steps: Sequence[Step]) -> list[Benchmark]:
-    """Evaluations by the questions they answered."""
+    """Group the evaluations among the steps by the questions that they answered."""
     groups: dict[frozenset[str], Benchmark] = {}
     for step in steps:
         if step.stage == EVALUATE and accuracy_k(step.metrics) is not None:
@@ -108,7 +116,7 @@ def benchmarks_of(steps: Sequence[Step]) -> list[Benchmark]:
 
 
 def compare(benchmark: Benchmark) -> list[Comparison]:
-    """The last evaluation against each of the others; [] where answers are missing."""
+    """Compare the last evaluation with each of the others; [] if its answers are missing."""
     *others, reference = benchmark.steps
     if not reference.run.answers:
         return []
@@ -119,6 +127,7 @@ def compare(benchmark: Benchmark) -> list[Comparison]:
 
 
 def accuracy_header(benchmark: Benchmark) -> list[str]:
+    """Return the column titles for `accuracy_rows`."""
     k = "k" if benchmark.k is None else str(benchmark.k)
     header = ["evaluation", f"avg@{k} [95 % interval]"]
     return header + ([f"pass@{k}"] if k != "1" else []) + ["no answer", "questions"]

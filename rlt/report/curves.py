@@ -9,9 +9,9 @@ import numpy as np
 from rlt.report.events import Scalars
 from rlt.report.plots import COLORS, OTHER, TRAIN, VALIDATION, grid, plain, plot_named_curves, save
 
-Panel = tuple[str, tuple[str, ...]]  # title, names of the scalars in it
+Panel = tuple[str, tuple[str, ...]]  # its title and the names of its scalars
 
-# One PNG per family. Panels without values are left out, families without panels too.
+# Each family is one PNG. Panels without values and families without panels are left out.
 FAMILIES: dict[str, tuple[Panel, ...]] = {
     "reward": (
         ("reward", ("train/reward", "validation/reward")),
@@ -41,7 +41,7 @@ _LEFT_OUT_IF_ZERO = ("policy/kl_old", "policy/clip_", "policy/zero_")
 
 
 def plot_curves(scalars: Scalars, folder: Path) -> list[Path]:
-    """Draw every family that has curves of two points or more."""
+    """Draw every family with a curve of at least two points; return the PNG files."""
     terms = sorted({n.split("/reward_terms/")[1] for n in scalars if "/reward_terms/" in n})
     families = dict(FAMILIES) | {
         "reward_terms": tuple(
@@ -89,7 +89,7 @@ def _worth_drawing(name: str, values: Sequence[tuple[int, float]]) -> bool:
 
 
 def moving_average(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over `window` values (an odd number) around each; fewer at the ends."""
+    """Return the mean of `window` values (an odd number) around each value; fewer at the ends."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     places = np.arange(len(values))
     starts = np.maximum(0, places - window // 2)
@@ -138,7 +138,7 @@ def _plot_panels(panels: Sequence[tuple[str, list[str]]], scalars: Scalars, file
 
 
 def _plot_time(seconds: Scalars, file: Path) -> Path:
-    """Seconds per step, phase upon phase."""
+    """Draw the seconds of each training step, with its phases stacked."""
     figure, (ax,) = grid(1)
     common = sorted(set.intersection(*map(_steps, seconds.values())))
     names = sorted(seconds, key=lambda n: -float(np.mean([v for _, v in seconds[n]])))

@@ -1,4 +1,4 @@
-"""Two runs side by side: their configs, what they ran on, and where their results first part."""
+"""Two runs side by side: their configs, their environments, and where results first differ."""
 
 import ast
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from rlt.report.equality import (
 from rlt.report.folder import Run
 from rlt.runs.identity import config_changes, flatten
 
-_SHOWN = 20  # of the places in which results differ: the first tell why
+_SHOWN = 20  # differing places that are printed; the first ones tell why
 _FACTS = ("rlt", "git", "code", "packages", "hardware")
 
 
@@ -41,9 +41,10 @@ def require_run(folder: Path) -> Run:
 
 
 def metadata_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Changes:
-    """Code, packages, hardware and inputs in which two manifests differ, `-` where there is none.
+    """Return the code, packages, hardware and inputs in which two manifests differ.
 
-    Commits whose code computes the same are the same.
+    A value that is missing from one of them is `-`. Two commits count as equal if their code
+    computes the same.
     """
     facts_a, facts_b = _facts(a), _facts(b)
     if facts_a.get("code") == facts_b.get("code") is not None:
@@ -63,7 +64,7 @@ def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show_difference(a: Path, b: Path) -> int:
-    """Print in what two runs differ: config, what they ran on, metrics, and where they first part.
+    """Print how two runs differ in config, environment and metrics, and where results first differ.
 
     Returns:
         0 if nothing differs, 1 otherwise, as the program diff does.
@@ -100,7 +101,7 @@ def print_comparison(console: Console, results: ResultComparison, names: tuple[s
 def _print_table(
     console: Console, title: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]
 ) -> None:
-    """Print rows, nothing if there is none."""
+    """Print the rows as a table, or nothing if there are no rows."""
     table = Table(title=title, title_justify="left")
     for name in header:
         table.add_column(name, overflow="fold")

@@ -1,6 +1,6 @@
-"""Whether two runs have the same results, bit for bit, and where they first part.
+"""Whether two runs have the same results, bit for bit, and where the results first differ.
 
-What depends on the clock (`time/`, `resources/`) is no result and is left out.
+Metrics that depend on the clock or the machine (`time/`, `resources/`) are not compared.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ Changes = dict[Any, tuple[Any, Any]]
 class Difference(NamedTuple):
     """One place in which results differ: file, tag or metric, with its step or row.
 
-    `step` is the training step that it belongs to; -1 before training, infinite after it.
+    `step` is the training step of the place: -1 before training, infinite after it.
     """
 
     where: str
@@ -30,7 +30,7 @@ class Difference(NamedTuple):
 
 
 class ResultComparison(NamedTuple):
-    """How many of each kind were compared, and every difference, the earliest step first."""
+    """Counts of what was compared, by kind, and every difference, ordered by step."""
 
     compared: Counter[str]
     differences: list[Difference]
@@ -58,7 +58,10 @@ class _Series(NamedTuple):
 
 
 def compare_results(a: Path, b: Path) -> ResultComparison:
-    """Metrics, TensorBoard scalars, rows and weights of two runs; of pipelines, of every step."""
+    """Compare metrics, TensorBoard scalars, rows and weights of two runs.
+
+    Pipelines are compared step by step.
+    """
     steps_a, steps_b = pipeline_steps(a), pipeline_steps(b)
     if not steps_a and not steps_b:
         return _compare_run(a, b)
@@ -77,9 +80,10 @@ def compare_results(a: Path, b: Path) -> ResultComparison:
 
 
 def pipeline_steps(folder: Path) -> dict[str, tuple[Path, list[str]]]:
-    """Name → (folder, keys that name earlier steps' results) of a pipeline's steps, in order.
+    """Return each step of a pipeline, in order, or nothing if the run is not a pipeline.
 
-    A run that is no pipeline has none.
+    Returns:
+        Name → (folder, config keys whose values are results of earlier steps).
     """
     file = folder / "steps.json"
     steps = {}
@@ -91,14 +95,15 @@ def pipeline_steps(folder: Path) -> dict[str, tuple[Path, list[str]]]:
 
 
 def untimed(named: Mapping[str, Any]) -> dict[str, Any]:
-    """What does not depend on the clock."""
+    """Return the entries that do not depend on the clock or the machine."""
     return {n: v for n, v in named.items() if not {"time", "resources"} & set(n.split("/"))}
 
 
 def changes_between(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> Changes:
-    """Name → (value in a, value in b) where they differ, `-` where there is none.
+    """Return name → (value in a, value in b) for each name whose values differ.
 
-    The comparison is bit for bit: NaN is NaN, and 0.0 is not -0.0.
+    A missing value is `-`. The comparison is bit for bit: NaN equals NaN, and 0.0 differs from
+    -0.0.
     """
     pairs = {name: (a.get(name, ABSENT), b.get(name, ABSENT)) for name in {**a, **b}}
     return {name: pair for name, pair in pairs.items() if repr(pair[0]) != repr(pair[1])}
@@ -107,7 +112,7 @@ def changes_between(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> Changes:
 def _compare_run(a: Path, b: Path) -> ResultComparison:
     all_a, all_b = _series(a), _series(b)
     compared: Counter[str] = Counter()
-    found = list(_weights(a, b, compared))  # before the metrics, which are measured on them
+    found = list(_weights(a, b, compared))  # they precede the metrics that are measured on them
     for name in {**all_a, **all_b}:
         empty = _Series("", 0, {})
         series_a, series_b = all_a.get(name, empty), all_b.get(name, empty)
@@ -124,7 +129,7 @@ def _compare_run(a: Path, b: Path) -> ResultComparison:
 
 
 def _series(folder: Path) -> dict[str, _Series]:
-    """Name → values of every file of rows, tag and metric of a run, in this order."""
+    """Return the values of every row file, then of every tag, then of every metric, by name."""
     files = {file.name: read_jsonl(file) for file in sorted(folder.glob("*.jsonl"))}
     if (folder / "traces.parquet").is_file():
         files["traces.parquet"] = read_traces(folder)
@@ -134,7 +139,7 @@ def _series(folder: Path) -> dict[str, _Series]:
             (number, f"{name}, row {number}: {key}"): (row.get("step", 0), value)
             for number, row in enumerate(rows, start=1)
             for key, value in flatten(row).items()
-            if key != "config"  # which run wrote the row is no result
+            if key != "config"  # this only tells which run wrote the row
         }
         series[name] = _Series("row", len(rows), values)
     for tag, points in sorted(untimed(Run(folder).scalars).items()):
@@ -148,7 +153,7 @@ def _series(folder: Path) -> dict[str, _Series]:
 
 
 def _weights(a: Path, b: Path, compared: Counter[str]) -> Iterator[Difference]:
-    """The first differing tensor of the final model; files with equal hashes are not read."""
+    """Yield the first difference of the final models; files with equal hashes are not loaded."""
     from safetensors.torch import load_file
 
     files_a, files_b = (sorted((run / "model").glob("*.safetensors")) for run in (a, b))

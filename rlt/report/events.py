@@ -1,7 +1,7 @@
-"""Scalars out of TensorBoard event files, the one place in which curves are kept.
+"""Scalars from TensorBoard event files, the only place in which curves are kept.
 
-A run that was interrupted leaves several files, and steps after its last checkpoint stand in two of
-them: the value written last is the one that led to the final model.
+A run that was interrupted and resumed leaves several files. Steps after the checkpoint that it
+resumed from are in two of them. The value that was written last led to the final model.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ Scalars = dict[str, list[tuple[int, float]]]
 
 
 def read_scalars(run_dir: Path) -> Scalars:
-    """Every scalar of a run as (step, value), steps ascending; {} without event files."""
+    """Return every scalar as (step, value) pairs, steps ascending; {} without event files."""
     written: dict[str, list[tuple[float, int, float]]] = {}
     for file in sorted(run_dir.glob("events.out.tfevents.*")):
         events = event_accumulator.EventAccumulator(
@@ -25,7 +25,7 @@ def read_scalars(run_dir: Path) -> Scalars:
             written.setdefault(tag, []).extend(
                 (event.wall_time, event.step, event.value) for event in events.Scalars(tag)
             )
-    # A stable sort: of two values written at the same moment, the later file's comes last.
+    # The sort is stable: of two values with the same time, that of the later file comes last.
     return {
         tag: sorted({step: value for _, step, value in sorted(rows, key=lambda r: r[0])}.items())
         for tag, rows in sorted(written.items())

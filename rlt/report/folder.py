@@ -1,4 +1,4 @@
-"""What a run folder holds, read as far as it is there: a report is written of any run."""
+"""The content of a run folder. Missing files read as empty, so any run can have a report."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from rlt.report.events import Scalars, read_scalars
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a last line that was not written to its end is left out."""
+    """Return the rows of a JSONL file, without a last line that was only partly written."""
     if not file.is_file():
         return []
     with file.open(encoding="utf-8", newline="\n") as lines:
@@ -22,7 +22,7 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
 
 
 def read_traces(folder: Path) -> list[dict[str, Any]]:
-    """Traces in either format."""
+    """Return the rows of traces.parquet, or of traces.jsonl if there is no such file."""
     parquet = folder / "traces.parquet"
     if parquet.is_file():
         import pyarrow.parquet
@@ -33,6 +33,7 @@ def read_traces(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or an empty one if there is no such file."""
     if not file.is_file():
         return {}
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -41,6 +42,11 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def read_json_list(file: Path) -> list[dict[str, Any]]:
+    """Return the list of objects in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     content = json.loads(file.read_text(encoding="utf-8"))
     assert isinstance(content, list), file
     return content
@@ -51,7 +57,7 @@ class Run:
     """One run folder. Missing files read as empty.
 
     Args:
-        metrics_given: final metrics, if known already; else metrics.json is read.
+        metrics_given: the final metrics if they are already known; None reads metrics.json.
     """
 
     folder: Path
@@ -59,11 +65,12 @@ class Run:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
+        """The content of manifest.json."""
         return read_json_object(self.folder / "manifest.json")
 
     @cached_property
     def stage_class(self) -> Any:
-        """The class of the run's stage, which describes it; None where it is not to be found."""
+        """The class of the run's stage; None if it cannot be found."""
         try:
             return resolve_target(str(self.config.get("_target_")))
         except ValueError:
@@ -71,10 +78,12 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
+        """Final metrics by name."""
         return self.metrics_given or read_json_object(self.folder / "metrics.json")
 
     @cached_property
     def config(self) -> dict[str, Any]:
+        """The resolved config that the run was started with."""
         file = self.folder / "config.yaml"
         content = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
         assert isinstance(content, dict), file
@@ -82,14 +91,17 @@ class Run:
 
     @cached_property
     def stage(self) -> str:
+        """The name of the stage, or `run` if the folder does not tell."""
         return str(self.manifest.get("stage") or self.config.get("stage") or "run")
 
     @cached_property
     def scalars(self) -> Scalars:
+        """Every TensorBoard scalar as (step, value) pairs with ascending steps."""
         return read_scalars(self.folder)
 
     @cached_property
     def traces(self) -> list[dict[str, Any]]:
+        """Rows of the collected traces."""
         return read_traces(self.folder)
 
     @cached_property
@@ -105,6 +117,7 @@ class Run:
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
+        """Rows of samples.jsonl: explanations that were written during RL."""
         return read_jsonl(self.folder / "samples.jsonl")
 
     @cached_property
@@ -117,6 +130,7 @@ class Run:
 
     @cached_property
     def answers(self) -> list[AnswerRecord]:
+        """Graded answers of an evaluation; fields that this version does not know are dropped."""
         known = AnswerRecord.__dataclass_fields__
         return [
             AnswerRecord(**{key: value for key, value in row.items() if key in known})
@@ -125,10 +139,11 @@ class Run:
 
     @property
     def note(self) -> str:
-        """What the config says of its numbers; empty if nothing."""
+        """The note of the config on its numbers; empty if there is none."""
         return str(self.config.get("note") or "")
 
     @property
     def benchmark_name(self) -> str:
+        """The name of the benchmark in the config; empty if there is none."""
         node = self.config.get("benchmark")
         return str(node.get("name", "")) if isinstance(node, dict) else ""

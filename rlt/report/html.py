@@ -1,6 +1,7 @@
-"""report.html beside a report.md: the same text in one file that needs no network.
+"""report.html has the text of report.md and needs neither other files nor a network.
 
-Pictures go into the file itself; what a model wrote stays text, as HTML in Markdown is off.
+Pictures are embedded in the file. HTML in the Markdown is not interpreted, so a model's output is
+always shown as text.
 """
 
 import base64
@@ -39,7 +40,7 @@ a { color: var(--accent); }
 
 
 def write_html(report: Path) -> Path:
-    """Write the .html of a .md, pictures included; links to other files stay relative."""
+    """Write a Markdown report as HTML with its pictures; links to other files stay relative."""
     text = report.read_text(encoding="utf-8")
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     markdown.add_render_rule("fence", _fence)
@@ -70,7 +71,7 @@ def _fence(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
 
 
 def _inline(source: str, folder: Path) -> str:
-    """A picture of the report as a data URL; anything else unchanged."""
+    """Return a PNG of the report as a data URL, and any other source unchanged."""
     file = folder / unquote(html.unescape(source))
     if file.suffix != ".png" or not file.is_file():
         return source

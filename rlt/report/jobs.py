@@ -1,7 +1,8 @@
-"""The jobs of a sweep, or runs given by hand: what each was asked for, how it ended, and why.
+"""The jobs of a sweep, or runs given by hand: the overrides of each, how it ended, and why.
 
-Read from the run folders; from the sweep's `jobs.jsonl`, which knows of jobs that were refused
-before they had a folder, or killed; and from its `multirun.yaml`, which knows what was planned.
+There are three sources. The run folders describe the jobs that began. The sweep's `jobs.jsonl` also
+lists jobs that were killed, or refused before they had a folder. Its `multirun.yaml` tells which
+jobs were planned.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from rlt.report.folder import Run, read_json_list
 from rlt.runs.jobs import read_jobs
 
 NOT_STARTED = "not started"
-# Overrides in which the jobs of one arm may differ: the seed, and where results are put.
+# The jobs of one arm may differ in these overrides: the seed, and the folders of results.
 _NOT_SWEPT = ("seed", "sweep", "output_dir", "cache_dir")
 
 
@@ -29,7 +30,7 @@ class Job:
     """One job: a pipeline, or a stage by itself. Its folder need not exist.
 
     Args:
-        told: what the sweep itself says of it: `overrides`, `status`, `reason`, `seconds`.
+        told: the sweep's record of the job: `overrides`, `status`, `reason`, `seconds`.
     """
 
     run: Run
@@ -37,31 +38,35 @@ class Job:
 
     @cached_property
     def overrides(self) -> dict[str, str]:
-        """Key → value, of the command line and of the sweep."""
+        """Key → value of the overrides from the command line and from the sweep."""
         return _pairs(self.run.manifest.get("overrides") or self.told.get("overrides") or [])
 
     @property
     def seed(self) -> int:
+        """The seed of the job; 0 where none is recorded."""
         return int(self.run.manifest.get("seed") or self.overrides.get("seed") or 0)
 
     @property
     def began(self) -> str:
+        """When the job first began, in ISO 8601; empty if it never did."""
         return str((self.run.manifest.get("began") or [""])[0])
 
     @property
     def status(self) -> str:
+        """`finished`, `failed`, `interrupted`, `running`, `not started` or `unknown`."""
         own = self.run.manifest.get("status")
-        if own in (None, "running"):  # it was killed, perhaps, and could not say so
+        if own in (None, "running"):  # a job that was killed could not record it
             own = self.told.get("status") or own
         return str(own or "unknown")
 
     @property
     def finished(self) -> bool:
+        """Whether the job ran to its end."""
         return self.status == "finished"
 
     @property
     def reason(self) -> str:
-        """Why it did not finish, in one line; empty if it did."""
+        """Why the job did not finish, in one line; empty if it finished."""
         if self.finished:
             return ""
         why = self.run.manifest.get("error") or self.told.get("reason") or self.status
@@ -69,16 +74,18 @@ class Job:
 
     @property
     def seconds(self) -> float | None:
+        """The job's time in seconds, or None if it is not known."""
         seconds = self.run.manifest.get("seconds", self.told.get("seconds"))
         return None if seconds is None else float(seconds)
 
     @property
     def is_pipeline(self) -> bool:
+        """Whether the job ran a pipeline, as its steps.json shows."""
         return (self.run.folder / "steps.json").is_file()
 
     @cached_property
     def steps(self) -> list[Step]:
-        """Of a pipeline its steps; any other stage is the one step of its own."""
+        """The steps of a pipeline. Any other job is a single step."""
         if self.is_pipeline:
             return steps_of(read_json_list(self.run.folder / "steps.json"), self.run.folder)
         name = self.run.folder.name
@@ -88,9 +95,9 @@ class Job:
 
 
 def find_jobs(paths: Sequence[str]) -> list[Job]:
-    """The runs at the paths, or right below them, in the order in which they began.
+    """Return the runs at the paths, or directly below them, in the order in which they began.
 
-    Of a sweep's folder also the jobs that have no run folder, after those that have one.
+    The jobs of a sweep that have no run folder come last.
 
     Raises:
         FileNotFoundError: a path is no folder, or holds no run.
@@ -109,7 +116,7 @@ def find_jobs(paths: Sequence[str]) -> list[Job]:
 
 
 def _jobs_below(sweep: Path) -> list[Job]:
-    # Their folders are known by name: the sweep's may have moved.
+    # Jobs are matched by the name of their folder, because the sweep's folder may have moved.
     told = {Path(row["dir"]).name: row for row in read_jobs(sweep)}
     begun = sorted(child.name for child in sweep.iterdir() if (child / "manifest.json").is_file())
     names = dict.fromkeys([*begun, *told])
@@ -128,9 +135,10 @@ def _jobs_below(sweep: Path) -> list[Job]:
 
 
 def _planned(sweep: Path) -> list[dict[str, str]]:
-    """Overrides of every job that the sweep's last command asked for.
+    """Return the overrides of every job that the sweep's last command asked for.
 
-    Nothing where that is not simply known: of another sweeper, or of a glob over a group's options.
+    The list is empty where this cannot be told from the command: for a sweeper other than Hydra's
+    basic one, and for a glob over the options of a group.
     """
     file = sweep / "multirun.yaml"
     if not file.is_file():
@@ -160,7 +168,7 @@ def _planned(sweep: Path) -> list[dict[str, str]]:
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
-    """Keys that the jobs were given different values of, but for the seed and where results are."""
+    """Return the keys whose values differ between jobs, except the seed and result folders."""
     return [
         key
         for key in _varying([job.overrides for job in jobs])
@@ -169,7 +177,7 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
 
 
 def short_names(names: Iterable[str], separator: str, fewest: int) -> dict[str, str]:
-    """Each name → its last parts: `fewest` of them, or as many more as tell it from the others."""
+    """Return for each name its last parts: at least `fewest`, and enough to make it unique."""
     names = list(dict.fromkeys(names))
 
     def ending(name: str, parts: int) -> str:

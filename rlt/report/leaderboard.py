@@ -1,8 +1,8 @@
-"""The leaderboard of a study as files: for spreadsheets and for TensorBoard's HParams tab.
+"""The leaderboard of a study as files for spreadsheets and for TensorBoard's HParams tab.
 
-`leaderboard.csv` has a row for each arm, the best first; `jobs.csv` one for each job, those that
-did not finish with the reason. Swept keys are columns `params.<key>`, final metrics of the jobs
-`metrics.<name>`: whatever is swept over, no column is there twice.
+`leaderboard.csv` has a row for each arm, the best first. `jobs.csv` has a row for each job, with the
+reason if it did not finish. Swept keys have columns `params.<key>`, and final metrics of the jobs
+have columns `metrics.<name>`. The prefixes keep the two from having equal names.
 """
 
 import csv
@@ -23,7 +23,7 @@ HPARAMS_FOLDER = "hparams"
 
 
 def write_leaderboard(folder: Path, study: Study) -> None:
-    """Write leaderboard.csv, jobs.csv and hparams/ anew."""
+    """Write leaderboard.csv, jobs.csv and hparams/, in place of older ones."""
     ranked = enumerate(study.ranked, start=1)
     _write_csv(folder / LEADERBOARD_FILE, [_arm_row(study, arm, place) for place, arm in ranked])
     keys = swept_keys(study.jobs)
@@ -32,12 +32,12 @@ def write_leaderboard(folder: Path, study: Study) -> None:
 
 
 def read_leaderboard(folder: Path) -> list[dict[str, str]]:
-    """Rows of leaderboard.csv, empty cells as empty texts."""
+    """Return the rows of leaderboard.csv; an empty cell is an empty string."""
     return _read_csv(folder / LEADERBOARD_FILE)
 
 
 def read_unfinished(folder: Path) -> list[dict[str, str]]:
-    """Rows of jobs.csv of the jobs that did not finish."""
+    """Return the rows of jobs.csv whose jobs did not finish."""
     return [row for row in _read_csv(folder / JOBS_TABLE_FILE) if row["status"] != "finished"]
 
 
@@ -90,11 +90,11 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
 
 
 def _write_hparams(folder: Path, study: Study) -> None:
-    """One run of the HParams tab for each job with a score, named like the job's folder."""
+    """Write one run of the HParams tab for each job with a score, named like its folder."""
     from torch.utils.tensorboard import SummaryWriter
 
     if folder.is_dir():
-        shutil.rmtree(folder)  # event files are only ever added to: written twice, shown twice
+        shutil.rmtree(folder)  # otherwise TensorBoard would show the older events as well
     scored = [
         (arm, cell, cell.score)
         for arm in study.arms
@@ -104,13 +104,13 @@ def _write_hparams(folder: Path, study: Study) -> None:
     asked = {arm.name: dict[str, Any](arm.overrides) for arm in study.arms}
     for key in dict.fromkeys(key for values in asked.values() for key in values):
         numbers = [as_number(values[key]) for values in asked.values()]
-        if None not in numbers:  # the tab gives a column of numbers a scale
+        if None not in numbers:  # only a column of numbers gets a scale in the tab
             for values, number in zip(asked.values(), numbers, strict=True):
                 values[key] = number
     names = short_names([str(cell.job.run.folder) for _, cell, _ in scored], "/", fewest=1)
     for arm, cell, score in scored:
         run = folder / names[str(cell.job.run.folder)]
-        if run.is_dir():  # a pipeline of which several evaluations are compared
+        if run.is_dir():  # several evaluations of one pipeline are compared
             run = run / cell.step.name
         with SummaryWriter(str(run)) as writer:
             parameters = {**asked[arm.name], "seed": cell.job.seed}

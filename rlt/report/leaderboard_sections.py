@@ -1,4 +1,4 @@
-"""Sections of a study's page that rank its arms: leaderboard, differences to the reference."""
+"""The sections of a study's page that rank its arms and compare them with the reference."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ from rlt.report.text import (
 
 
 def leaderboard_section(folder: Path, study: Study) -> str:
-    """Every arm with its mean and interval, the best first, and the same drawn."""
+    """Return a table and plots of every arm's mean with its interval, the best arm first."""
     name, measure = study.measure.name, study.measure
     rows = []
     for place, arm in enumerate(study.ranked, start=1):
@@ -81,7 +81,10 @@ def _about_intervals(study: Study) -> str:
 
 
 def _plots_of_swept_numbers(folder: Path, study: Study) -> list[Path]:
-    """For each swept key of numbers, the measure against it, a line for each set of others."""
+    """Draw the measure against each swept key whose values are numbers.
+
+    Arms that agree in all other swept keys are joined by a line.
+    """
     arms = [arm for arm in study.arms if np.isfinite(arm.interval.mean)]
     keys = list(dict.fromkeys(key for arm in arms for key in arm.overrides))
     short = short_names(keys, ".", fewest=2)
@@ -103,6 +106,10 @@ def _plots_of_swept_numbers(folder: Path, study: Study) -> list[Path]:
 
 
 def differences_section(study: Study) -> str:
+    """Return a table of the reference minus every other arm, with intervals and verdicts.
+
+    It is empty where no arm can be compared with the reference.
+    """
     name = study.measure.name
     rows = [
         [

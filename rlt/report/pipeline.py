@@ -1,6 +1,7 @@
-"""report.md of a pipeline: what its evaluations say of each other, then each step's own result.
+"""report.md of a pipeline: a comparison of its evaluations, then the result of each step.
 
-Read from steps.json and the steps' folders. Curves are copied, so the folder can be passed on.
+The report is made from steps.json and the folders of the steps. Curves are copied into the
+pipeline's own folder, so that this folder can be passed on alone.
 """
 
 import shutil
@@ -30,7 +31,7 @@ from rlt.report.run import (
 from rlt.report.text import heading, image_links, relative_url, table
 from rlt.runs.formatting import duration, points
 
-# Of each step, the curves that tell whether it worked; the rest is in the step's own report.
+# The curves that show whether a step worked; its own report has the others.
 _KEY_PLOTS = ("reward", "reward_terms", "behaviours", "loss", "completions", "traces")
 
 
@@ -103,6 +104,7 @@ def _steps_table(steps: list[Step]) -> str:
 
 
 def status(step: Step) -> str:
+    """Return `reused` or `new`, for the tables of steps."""
     return "reused" if step.reused else "new"
 
 
@@ -120,7 +122,7 @@ def _step_section(step: Step, run_dir: Path) -> str:
 
 
 def _copy_plots(step: Step, folder: Path) -> list[Path]:
-    """The key plots of a step, copied from its folder, or drawn if it has none."""
+    """Copy the key plots from the step's folder, or draw them if it has no plots."""
     theirs = sorted((step.run.folder / "plots").glob("*.png"))
     if not theirs:
         return [file for file in draw_plots(step.run, folder) if file.stem in _KEY_PLOTS]

@@ -161,6 +161,11 @@ def plot_named_curves(
 
 
 def grid(n: int, x_label: str = "step") -> tuple[Figure, list[Axes]]:
+    """Return a figure with `n` empty axes of one style, at most three in a row.
+
+    Args:
+        x_label: stands below the lowest axes; empty for axes that do not count steps.
+    """
     columns = 1 if n == 1 else 2 if n in (2, 4) else 3
     rows = -(-n // columns)
     size = (7.5, 3.4) if n == 1 else (4.0 * columns, 2.5 * rows + 0.5)
@@ -184,6 +189,7 @@ def _tidy(ax: Axes, grid: Any) -> None:
 
 
 def save(figure: Figure, file: Path) -> Path:
+    """Write the figure as a PNG, make its folder if need be, and return `file`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=_DPI)
     return file

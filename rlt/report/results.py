@@ -12,9 +12,7 @@ from rlt.runs.formatting import number, percent, signed
 
 
 def result_lines(run: Run) -> list[str]:
-    """Sentences on a run, as its stage tells them; the first one stands for it in a pipeline's
-    report.
-    """
+    """Return sentences about the result of a run, the most important one first."""
     stage = run.stage_class
     lines = stage.result(run) if stage is not None else []
     return lines or ["This run wrote no metrics that say how it went."]
@@ -191,6 +189,7 @@ def score_result(run: Run) -> list[str]:
 
 
 def mean_terms(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean of each reward term over the rows that have it."""
     columns: dict[str, list[float]] = {}
     for row in rows:
         for name, value in reward_terms(row).items():

@@ -146,6 +146,7 @@ def draw_plots(run: Run, folder: Path) -> list[Path]:
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:
+    """Return the final metrics as a Markdown table; empty if there are none."""
     header, rows = metric_rows(metrics)
     return table(header, [[f"`{row[0]}`", *row[1:]] for row in rows]) if rows else ""
 

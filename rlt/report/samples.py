@@ -42,6 +42,7 @@ def log_attributions(logger: Any, rows: Sequence[Mapping[str, Any]], step: int =
 
 
 def samples_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the samples as Markdown, the highest reward first."""
     ordered = sorted(rows, key=lambda row: -float(row["reward"]))
     return "\n\n---\n\n".join(
         f"#### {place} of {len(ordered)} by reward\n\n{sample_text(row)}"
@@ -61,6 +62,7 @@ class StepRows:
         self._begun = False
 
     def __call__(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append the rows of one step; `step` is added to each of them."""
         if not self._begun:
             self._drop_from(step)
             self._begun = True
@@ -89,6 +91,7 @@ class SampleWriter:
         self.logger = logger
 
     def __call__(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Append the samples of one step to samples.jsonl and show them in TensorBoard."""
         self.write(step, rows)
         log_samples(self.logger, step, rows)
 

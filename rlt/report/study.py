@@ -51,6 +51,7 @@ class Measure:
 
     @property
     def name(self) -> str:
+        """The name of the metric; `eval/accuracy` where none was named."""
         return self.metric or "eval/accuracy"
 
     @property

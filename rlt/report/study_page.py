@@ -112,7 +112,10 @@ def _difference_text(name: str, row: dict[str, str]) -> str:
 
 
 def sentence(study: Study, difference: Difference) -> str:
-    """`A is better than B: +70.1 points [68.9, 71.3], ahead in 6 of 6 seeds.`"""
+    """Return one Markdown sentence on the reference against another arm.
+
+    For example, `A is better than B: +70.1 points [68.9, 71.3], ahead in 6 of 6 seeds.`
+    """
     a, b, name = heading(study.reference.name), heading(difference.other.name), study.measure.name
     mean, low, high = (metric_difference(name, value) for value in difference.interval)
     points = " points" if metric_unit(name) == "fraction" else ""

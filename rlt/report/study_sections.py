@@ -25,6 +25,7 @@ _FEWEST_TRACES = 4  # of different rewards, for a rank correlation to say anythi
 
 
 def failures_section(jobs: Sequence[Job]) -> str:
+    """Return a table of the jobs that did not finish, with the reasons; empty if all did."""
     found = failures(jobs)
     if not found:
         return ""
@@ -74,6 +75,10 @@ def reward_predicts_section(folder: Path, arms: Sequence[Arm]) -> str:
 
 
 def behaviours_section(arms: Sequence[Arm]) -> str:
+    """Return a table of how often each behaviour occurs in each arm's traces.
+
+    Behaviours below 0.5 % in every arm are left out.
+    """
     shares = {
         arm.name: mean_by_key(
             [behaviour_rates_of(m, "collect/") for m in metrics_of(arm, "collect")]
@@ -155,6 +160,7 @@ def rl_curves_section(folder: Path, arms: Sequence[Arm]) -> str:
 
 
 def examples_section(arms: Sequence[Arm]) -> str:
+    """Return the trace of median reward of each arm's first seed."""
     parts = []
     for arm in arms:
         step = arm.first.last("collect")

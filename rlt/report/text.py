@@ -145,6 +145,7 @@ def sample_text(row: Mapping[str, object]) -> str:
 
 
 def relative_url(file: Path, base: Path) -> str:
+    """Return the percent-encoded URL of `file` relative to the folder `base`."""
     return quote(Path(os.path.relpath(file, base)).as_posix())
 
 

@@ -48,6 +48,7 @@ def git_revision() -> str | None:
 
 
 def hardware_metadata() -> dict[str, Any]:
+    """Return the platform, the Python version, CPUs, threads of torch, and names of GPUs."""
     import torch
 
     cuda = torch.cuda.is_available()

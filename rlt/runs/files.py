@@ -22,4 +22,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file does not hold JSON.
+    """
     return json.loads(path.read_text(encoding="utf-8"))

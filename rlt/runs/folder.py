@@ -250,6 +250,7 @@ class RunFolder:
         write_json(self.folder / "manifest.json", self.manifest)
 
     def finish(self, metrics: dict[str, float]) -> None:
+        """Write metrics.json and record that the run has finished, and in how many seconds."""
         write_json(self.folder / "metrics.json", metrics)
         seconds = self.manifest.get("seconds", 0.0) + time.time() - self.started
         self.record(status="finished", ended=_now(), seconds=round(seconds, 1))

@@ -13,10 +13,12 @@ def number(value: float) -> str:
 
 
 def signed(value: float) -> str:
+    """Return `number(value)` with its sign, `+` included."""
     return ("+" if value >= 0 else "") + number(value)
 
 
 def percent(share: float) -> str:
+    """Return a share from 0 to 1 in percent, with one decimal."""
     return f"{100 * share:.1f} %"
 
 
@@ -26,6 +28,7 @@ def points(difference: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Return seconds as people say them: `4.2 s`, `3 min 07 s` or `1 h 05 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

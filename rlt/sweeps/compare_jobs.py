@@ -38,11 +38,13 @@ class CompareJobs(Callback):
         self.title = title
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Arrange for the page to be written even if the sweep ends with an error."""
         # Hydra raises a failed job's error before it tells callbacks that the sweep has ended.
         self.at_exit = partial(self.write, config)
         atexit.register(self.at_exit)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write the page now, and no second time when the process ends."""
         atexit.unregister(self.at_exit)
         self.write(config)
 

@@ -99,6 +99,7 @@ class OptunaSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
+        """Keep the config and make the launcher that Hydra was asked for."""
         self.config = config
         self.hydra_context = hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -106,6 +107,16 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Run the study until it has `n_trials` trials.
+
+        Args:
+            arguments: overrides of the command line, besides `params`.
+
+        Raises:
+            ValueError: Optuna is not installed, nothing is swept, or the study began otherwise.
+            JobFailedError: a trial failed before this start.
+            Exception: the first error of a trial that failed now, once the study is done.
+        """
         try:
             import optuna
         except ImportError as error:
