@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.stages.cli import results, rlt
+from tests.cli import results, rlt
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,8 +16,8 @@ from rlt.report import read_scalars
 from rlt.runs.identity import config_key
 from rlt.stages.collect import ranked
 from rlt.stages.projection import input_fingerprints
+from tests.cli import read, read_lines, results, rlt, stage
 from tests.metrics_doc import documented
-from tests.stages.cli import read, read_lines, results, rlt, stage
 
 TRAINING = ("pretrain", "teacher_sft", "teacher_rl", "distill")
 STAGES = (*TRAINING, "collect", "evaluate")

@@ -7,8 +7,8 @@ import pytest
 
 from rlt.config.compose import config_dir
 from rlt.report import read_scalars
+from tests.cli import here, read, read_lines, stage
 from tests.metrics_doc import documented
-from tests.stages.cli import here, read, read_lines, stage
 
 GROUPS = {
     group: sorted(f.stem for f in (config_dir() / group).glob("*.yaml") if f.stem[0] != "_")
