@@ -97,6 +97,12 @@ def renderer_of(composed: Callable[..., DictConfig]) -> Callable[[str, Any], Ren
 
 
 @pytest.fixture(scope="session")
+def renderer(byte_tokenizer: Any, renderer_of: Callable[[str, Any], Renderer]) -> Renderer:
+    """The shortest prompt style, over bytes: what the models of `tiny` read."""
+    return renderer_of("compact", byte_tokenizer)
+
+
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., LanguageModel]:
     """`tiny(seed)`: a new random two-layer Llama over bytes, far from uniform."""
 

@@ -17,11 +17,6 @@ from rlt.training import Answering, Teaching
 PROBLEMS = [make_problem("1 + 1", "2"), make_problem("2 + 3", "5")]
 
 
-@pytest.fixture(scope="module")
-def renderer(byte_tokenizer: Any, renderer_of: Callable[[str, Any], Renderer]) -> Renderer:
-    return renderer_of("compact", byte_tokenizer)
-
-
 def written(renderer: Renderer, prompt: list[int], *texts: str) -> list[Any]:
     return [(prompt, renderer.encode(text)) for text in texts]
 
