@@ -163,6 +163,6 @@ def test_a_pipeline_goes_on_from_any_folder(
     """Its relative paths start where it was begun."""
     before = read(piped / "first" / "metrics.json")
     here([f"resume={piped / 'first'}"], tmp_path, monkeypatch)
-    assert all(step["reused"] for step in read(piped / "first" / "steps.json"))
+    assert [step["reused"] for step in read(piped / "first" / "steps.json")] == [True] * 6
     assert read(piped / "first" / "metrics.json").keys() == before.keys()
     assert not any(tmp_path.iterdir())

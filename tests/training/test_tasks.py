@@ -82,9 +82,5 @@ def test_gains_are_those_of_log_probs_written_out(
     assert found["solution_early_excess"] == 0.0
     assert table.rewards[0] == pytest.approx(mean_of(PROBLEMS[0], thoughts[0]), abs=1e-4)
     assert set(task.monitor(scored[:2], 2)) == {"gain_over_empty"}  # one problem alone
-    assert [
-        token
-        for token, _ in task.details(scored[0], table, 0, torch.ones(9))["attribution"][
-            "explanation"
-        ]
-    ]
+    told = task.details(scored[0], table, 0, torch.ones(9))["attribution"]["explanation"]
+    assert "".join(token for token, _ in told) == "is 2"
