@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -17,6 +18,7 @@ from rlt.llm.model_sources import Packaged
 from rlt.llm.models import LanguageModel, prepare_tokenizer
 from rlt.llm.random_llama import RandomLlama
 from rlt.llm.tokenizers import digit_words, utf8_bytes
+from tests.cli import here, the_one_message
 
 # The same examples each time: the gate must not pass or fail by chance. To look for new ones:
 # pytest --hypothesis-profile=search
@@ -33,6 +35,25 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """`refuse(*arguments)`: the message of an `rlt` command that must end with exit status 2.
+
+    It runs inside this process, in `tmp_path` or in the folder `cwd=`.
+    """
+
+    def run(*arguments: str, cwd: Path = tmp_path) -> str:
+        capsys.readouterr()
+        here(list(arguments), cwd, monkeypatch, status=2)
+        captured = capsys.readouterr()
+        assert "loading the" not in captured.out + captured.err  # no model was loaded
+        return the_one_message(captured.err).strip()
+
+    return run
 
 
 @functools.cache
@@ -75,6 +96,12 @@ def renderer_of(composed: Callable[..., DictConfig]) -> Callable[[str, Any], Ren
         return Renderer(build(composed("stage=teacher_rl", f"prompt={style}").prompt), tokenizer)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def renderer(byte_tokenizer: Any, renderer_of: Callable[[str, Any], Renderer]) -> Renderer:
+    """The shortest prompt style, over bytes: what the models of `tiny` read."""
+    return renderer_of("compact", byte_tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,9 @@ from benchmarks import (
     update,
 )
 from benchmarks.floor import Floor, decode_floor, prefill_floor, update_floor
+from benchmarks.machine import read_bytes_per_second
 from benchmarks.work import compose_stage, load, problems_of, random_groups
+from rlt.llm.flop_count import matmul_flops_per_second
 from rlt.llm.logprobs import shares_prefixes
 
 TINY = ["--model", "nano", "--repeats", "1", "--prompt-tokens", "24", "--new-tokens", "4"]
@@ -39,7 +41,10 @@ def run(benchmark: Any, tmp_path: Path, *options: str) -> dict[str, Any]:
     written: dict[str, Any] = json.loads((tmp_path / f"{name}.json").read_text())
     assert written["benchmark"] == name and set(written) >= WRITTEN
     machine = written["machine"]
-    assert machine["matmul_flops_per_second"] > 1e8 and machine["read_bytes_per_second"] > 1e8
+    # Both rates are measured once a process, so that they are known here.
+    cpu = torch.device("cpu")
+    assert machine["matmul_flops_per_second"] == matmul_flops_per_second(cpu, torch.float32)
+    assert machine["read_bytes_per_second"] == read_bytes_per_second(cpu)
     assert {"cpu", "cores", "torch_threads", "versions", "git", "date"} <= set(machine)
     return written
 
@@ -83,14 +88,17 @@ def test_update(tmp_path: Path) -> None:
     assert floor["shared"] == pytest.approx(floor["shared, policy alone"] * 4 / 3)
 
 
-def test_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scaling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(scaling, "TINY_CHANGES", [{}, {"vocabulary": 256}])
     written = run(scaling, tmp_path, "--model", "nano", "--repeats", "1")
     base, wider = written["rows"]
     assert (base["arm"], wider["arm"]) == ("base", "vocabulary 256")
     assert wider["parameters"] - base["parameters"] == (256 - 64) * 32  # tied embeddings
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         scaling.main(["--model", "micro"])
+    assert "argument --model: invalid choice: 'micro'" in capsys.readouterr().err
 
 
 def test_arms_of_rlt_in_this_process(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """What is misspelt, out of place or out of range fails before anything is loaded, and is named."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,24 +9,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlt.cli.run import run
 from rlt.config.allowed_targets import ConfigError
+from rlt.config.compose import USER_ERRORS
+from tests.cli import refused, rlt
 
 Composed = Callable[..., DictConfig]
 
 
-def test_a_misspelt_stage_in_an_experiment_file(cli: Callable[..., str], tmp_path: Path) -> None:
+def test_a_misspelt_stage_in_an_experiment_file(refuse: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults: [{override /stage: teacher_rl}]\nstage: teacher_lr\n"
     )
-    told = cli("--config-dir=.", "experiment=mine")
+    told = refuse("--config-dir=.", "experiment=mine")
     assert "stage=teacher_lr is none of pretrain" in told and "mean 'teacher_rl'" in told
 
 
 def test_an_output_dir_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
-    done = rlt("stage=teacher_rl", "output_dir=mine", "check=true", folder=tmp_path)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "mine: File exists; choose another output_dir" in done.stderr
+    told = refused(["stage=teacher_rl", "output_dir=mine", "check=true"], tmp_path)
+    assert "mine: File exists; choose another output_dir" in told
     assert (tmp_path / "mine").read_text() == "precious"
 
 
@@ -93,9 +92,9 @@ def test_a_job_has_a_folder_of_its_own(overrides: str, name: str) -> None:
     ],
 )
 def test_composition_errors_in_one_line(
-    cli: Callable[..., str], arguments: list[str], message: str
+    refuse: Callable[..., str], arguments: list[str], message: str
 ) -> None:
-    written = cli(*arguments).splitlines()
+    written = refuse(*arguments).splitlines()
     assert written[0].startswith(f"rlt: {message}")
     assert written[1:] == ["(HYDRA_FULL_ERROR=1 shows where)"]
 
@@ -109,7 +108,7 @@ def test_composition_errors_in_one_line(
         ),
         ("hardware: {acelerator: gpu}", "no such key 'hardware.acelerator'; did you mean 'accel"),
         ("teacher_rl: {rewardstudent: student}", "did you mean 'reward_student'?"),
-        ("steps: {warm_up: {need: {}}}", "did you mean 'needs'?"),
+        ("steps: {warm_up: {input: {}}}", "did you mean 'inputs'?"),
         (
             "defaults: [override /rewrad: rlt]",
             "rewrad: this config has no such part; did you mean 'reward'?",
@@ -127,12 +126,12 @@ def test_composition_errors_in_one_line(
     ],
 )
 def test_typos_in_an_experiment_file(
-    cli: Callable[..., str], tmp_path: Path, text: str, message: str
+    refuse: Callable[..., str], tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
     for folder in (f"hydra.searchpath=[file://{tmp_path}]", f"--config-dir={tmp_path}"):
-        assert message in cli(folder, "experiment=mine", "check=true")
+        assert message in refuse(folder, "experiment=mine", "check=true")
 
 
 @pytest.mark.parametrize(
@@ -185,21 +184,23 @@ def test_keys_added_inside_a_pipeline(composed: Composed, tmp_path: Path, overri
 )
 @pytest.mark.parametrize("check", ["true", "false"])
 def test_values_that_no_part_takes(
-    cli: Callable[..., str], stage: str, override: str, message: str, check: str
+    refuse: Callable[..., str], stage: str, override: str, message: str, check: str
 ) -> None:
     """A check and the run itself say the same, before a folder is claimed."""
     given = ["explanations=none"] if stage == "distill" else []
-    assert message in cli(f"stage={stage}", *override.split(), *given, f"check={check}")
+    assert message in refuse(f"stage={stage}", *override.split(), *given, f"check={check}")
 
 
-def test_all_refused_values_at_once(cli: Callable[..., str]) -> None:
-    written = cli("stage=collect", "best_of=0", "format=xml", "rollout.top_p=2")
+def test_all_refused_values_at_once(refuse: Callable[..., str]) -> None:
+    written = refuse("stage=collect", "best_of=0", "format=xml", "rollout.top_p=2")
     assert written.startswith("rlt: ConfigError: the config has 3 errors:")
 
 
-def test_a_gpu_that_is_not_there(cli: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there(
+    refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    message = cli("stage=teacher_sft", "hardware=gpu_8gb")
+    message = refuse("stage=teacher_sft", "hardware=gpu_8gb")
     assert "hardware.accelerator=gpu: torch" in message and "choose hardware=cpu" in message
 
 
@@ -226,9 +227,9 @@ def test_all_errors_at_once(composed: Composed, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("mode", [[], ["-m"]])
 def test_hydra_s_own_node_is_checked_before_hydra_acts_on_it(
-    cli: Callable[..., str], tmp_path: Path, override: str, mode: list[str]
+    refuse: Callable[..., str], tmp_path: Path, override: str, mode: list[str]
 ) -> None:
-    written = cli(*mode, "stage=teacher_rl", "check=true", override)
+    written = refuse(*mode, "stage=teacher_rl", "check=true", override)
     assert written.startswith("rlt: ConfigError: the config has 1 error:\n  1. hydra.")
     assert "LD_PRELOAD" not in os.environ and not (tmp_path / "hostile").exists()
 
@@ -258,7 +259,7 @@ def test_hydra_s_own_node_is_checked_before_hydra_acts_on_it(
 def test_values_that_a_run_would_stumble_over(
     composed: Composed, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(USER_ERRORS) as caught:
         run(composed(*overrides, "check=true"), tmp_path)
     assert message in str(caught.value)
 
@@ -266,27 +267,16 @@ def test_values_that_a_run_would_stumble_over(
 # --- the command itself -------------------------------------------------------------------------
 
 
-def rlt(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rlt", *arguments],
-        capture_output=True, text=True, timeout=120, cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
-    )  # fmt: skip
-
-
 def test_a_sweep_needs_no_flag_and_names_folders_by_what_differs(tmp_path: Path) -> None:
-    done = rlt(
-        "stage=teacher_rl", "sweep=rewards", "reward=rlt", "seed=3,4", "check=true",
-        f"output_dir={tmp_path / 'sweep'}", folder=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    swept = ["sweep=rewards", "reward=rlt", "seed=3,4", f"output_dir={tmp_path / 'sweep'}"]
+    done = rlt(["stage=teacher_rl", *swept, "check=true"], tmp_path)
     for seed in (3, 4):
         assert f"teacher_rl leaves in {tmp_path}/sweep/reward=rlt,seed={seed}: " in done.stdout
 
 
 def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
-    done = rlt("-m", "stage=teacher_rl", "check=true", "algorithm.beta=-1,0.1", folder=tmp_path)
-    assert done.returncode == 2
+    swept = ["-m", "stage=teacher_rl", "check=true", "algorithm.beta=-1,0.1"]
+    done = rlt(swept, tmp_path, status=2)
     assert "1. algorithm.beta=-1, but" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.count("is sound; nothing was loaded or written") == 1
@@ -294,6 +284,5 @@ def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> Non
 
 def test_the_full_error_on_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    done = rlt("rewrad=rlt", folder=tmp_path)
-    assert done.returncode == 1
+    done = rlt(["rewrad=rlt"], tmp_path, status=1)
     assert "Traceback" in done.stderr and "Could not override 'rewrad'" in done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rlt.cli.run import run
 from rlt.config.build import build_stage
@@ -202,7 +202,8 @@ def test_each_arm_has_sound_steps(composed: Composed, arm: str) -> None:
         assert list(configs)[:3] == ["base", "gold_student", "gold_accuracy"]
         assert cfg.steps.gold_accuracy.gate == {"eval/avg@4": 0.97}
     last = cfg.steps[list(configs)[-1]]
-    assert last.stage == "evaluate" and last.label
+    own = OmegaConf.load(config_dir() / "arm" / f"{arm}.yaml").steps
+    assert last.stage == "evaluate" and last.label == own[list(configs)[-1]].label
 
 
 # --- plans --------------------------------------------------------------------------------------

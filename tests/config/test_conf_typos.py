@@ -101,7 +101,7 @@ def experiment(tmp_path: Path) -> Callable[[str, list[str]], list[str]]:
 
 def test_of_100_misspelt_keys_100_are_refused_and_95_are_named(
     composed: Callable[..., DictConfig],
-    cli: Callable[..., str],
+    refuse: Callable[..., str],
     experiment: Callable[[str, list[str]], list[str]],
 ) -> None:
     rng = random.Random(0)
@@ -120,19 +120,19 @@ def test_of_100_misspelt_keys_100_are_refused_and_95_are_named(
         plus = "+" if n % 3 == 0 else ""
         typos = [misspelt_path(rng, content, OWN_NAMES if plus else ()) for _ in range(TOGETHER)]
         arguments = [f"{plus}{'.'.join(path)}=1" for path, _, _ in typos]
-        written = cli(f"stage={stage}", *arguments, "check=true")
+        written = refuse(f"stage={stage}", *arguments, "check=true")
         for path, place, meant in typos:
             look(".".join(path[: place + 1]), meant, written)
         while (typo := misspelt(rng, meant := rng.choice(parts(stage)))) in parts(stage):
             pass
-        look(typo, meant, cli(f"stage={stage}", f"{rng.choice(['', '+'])}{typo}=x"))
+        look(typo, meant, refuse(f"stage={stage}", f"{rng.choice(['', '+'])}{typo}=x"))
         path, place, meant = misspelt_path(rng, content, OWN_NAMES)
-        look(path[place], meant, cli(*experiment(stage, path), "check=true"))
+        look(path[place], meant, refuse(*experiment(stage, path), "check=true"))
     assert tried == N_COMMANDS * (TOGETHER + 2) >= 100
     assert len(not_named) <= 0.05 * tried, "\n\n".join(map(str, not_named))
 
 
-def test_misspelt_options_are_refused_and_named(cli: Callable[..., str]) -> None:
+def test_misspelt_options_are_refused_and_named(refuse: Callable[..., str]) -> None:
     rng = random.Random(1)
     not_named = []
     for stage in itertools.islice(itertools.cycle(STAGES), N_OPTIONS):
@@ -141,7 +141,7 @@ def test_misspelt_options_are_refused_and_named(cli: Callable[..., str]) -> None
         options = [f.stem for f in folder.glob("*.yaml") if not f.stem.startswith("_")]
         while (typo := misspelt(rng, meant := rng.choice(options))) in options:
             pass
-        written = cli(f"stage={stage}", f"{part}={typo}", "check=true")
+        written = refuse(f"stage={stage}", f"{part}={typo}", "check=true")
         if meant not in named(written):
             not_named.append((stage, f"{part}={typo}", meant, written))
     assert len(not_named) <= N_OPTIONS // 20, "\n\n".join(map(str, not_named))
@@ -164,9 +164,9 @@ def test_misspelt_options_are_refused_and_named(cli: Callable[..., str]) -> None
     ],
 )  # fmt: skip
 def test_all_misspelt_overrides_are_told_at_once(
-    cli: Callable[..., str], arguments: list[str], told: list[str]
+    refuse: Callable[..., str], arguments: list[str], told: list[str]
 ) -> None:
-    written = cli(*arguments)
+    written = refuse(*arguments)
     if not told:
         assert "stage=teacher_lr: no such option" in written and "optim" not in written
         return

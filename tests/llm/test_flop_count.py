@@ -1,9 +1,12 @@
 """FLOPs of a tiny model, compared with a count by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers as hf
 
+from rlt.llm import flop_count
 from rlt.llm.batching import padding_fraction
 from rlt.llm.flop_count import forward_flops, matmul_flops_per_second
 
@@ -36,6 +39,14 @@ def test_padding_by_hand() -> None:
     assert padding_fraction(ROWS, [[0, 1], [2]], shared=False) == pytest.approx(1 - 14 / 15)
 
 
-def test_the_rate_is_one_that_the_machine_reaches() -> None:
-    rate = matmul_flops_per_second(torch.device("cpu"), torch.float32)
-    assert 1e8 < rate < 1e15
+def test_the_rate_is_that_of_the_fastest_of_several_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The clock: when to stop; then begin and end of each product, and whether the time is up.
+    clock = iter([0.0, 1.0, 1.5, 1.6, 1.7, 1.95, 1.99, 2.0, 3.0, 3.1])
+    monkeypatch.setattr(flop_count, "_SIZE", 8)
+    monkeypatch.setattr(flop_count, "_SECONDS", 2.0)
+    monkeypatch.setattr(flop_count, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    rate = matmul_flops_per_second.__wrapped__(torch.device("cpu"), torch.float32)
+    assert rate == pytest.approx(2 * 8**3 / 0.25)  # products of 0.5, 0.25 and 1 second
+    assert list(clock) == []

@@ -2,8 +2,6 @@
 
 import html
 import re
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -18,11 +16,6 @@ FOUND = {
     "explanation": [("so ", 0.25), ("``` <b>&\n", 2.5), ("a\u2028b", 0.0), ('"q\\" ', -1.0)],
     "solution": [("7", -3.0), ("</s>", -0.5)],
 }
-
-
-@pytest.fixture(scope="module")
-def renderer(byte_tokenizer: Any, renderer_of: Callable[[str, Any], Renderer]) -> Renderer:
-    return renderer_of("compact", byte_tokenizer)
 
 
 def test_values_by_hand(renderer: Renderer) -> None:

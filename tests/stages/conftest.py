@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.cli import pipeline, rlt, stage
+from tests.cli import pipeline_from, rlt, stage
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +38,3 @@ def piped(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("piped")
     rlt(pipeline_from(base, "output_dir=first"), folder)
     return folder
-
-
-def pipeline_from(base: Path, *overrides: str) -> list[str]:
-    paths = [f"teacher_path={base}", f"student_path={base}"]
-    return pipeline("steps=chain", "cache_dir=store", *paths, *overrides)

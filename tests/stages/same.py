@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from rlt.report import read_scalars
-from tests.stages.cli import read, read_lines, results, weights
+from tests.cli import read, read_lines, results, weights
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:

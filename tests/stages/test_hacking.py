@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.cli import read, rlt
+from tests.cli import read, rlt
 
 
 @pytest.mark.slow

@@ -5,8 +5,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from tests.stages.cli import interrupt, read, results, rlt, stage
-from tests.stages.conftest import pipeline_from
+from tests.cli import interrupt, pipeline_from, read, results, rlt, stage
 from tests.stages.same import assert_same_training
 
 RL = stage("teacher_rl", "teacher_path=teacher_sft/model")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.cli import read, results, stage
-from tests.stages.conftest import pipeline_from
+from tests.cli import pipeline_from, read, results, stage
 from tests.stages.killing import At, finish, killed, killed_after
 from tests.stages.same import assert_same, assert_same_training, scalars
 

@@ -1,13 +1,13 @@
 """The reward lab, student RL, contamination and comparisons, from the command line."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rlt.report import read_scalars
-from tests.metrics_doc import documented
-from tests.stages.cli import (
+from tests.cli import (
     BENCHMARK,
     DATA,
     RECIPES,
@@ -21,6 +21,7 @@ from tests.stages.cli import (
     stage,
     weights,
 )
+from tests.metrics_doc import documented
 
 SCORE = ["stage=score", *SHARED, "rows_per_batch=5", "temperature=1"]
 
@@ -156,7 +157,7 @@ def test_teacher_rl_has_its_preflight_once(chain: Path, monkeypatch: pytest.Monk
 
 
 def test_a_teacher_that_sees_no_solution_keeps_what_is_right(
-    chain: Path, monkeypatch: pytest.MonkeyPatch
+    chain: Path, refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ["teacher_path=pretrain/model", "student_path=pretrain/model", "sees_solution=false"]
     asked += ["rollout.max_new_tokens=20", "keep_unclosed=false", "best_of=8"]
@@ -171,7 +172,7 @@ def test_a_teacher_that_sees_no_solution_keeps_what_is_right(
     assert all(documented(name) for name in metrics)
     assert "left out with a wrong answer" in (chain / "alone/report.md").read_text()
     no_grader = stage("collect", *asked, "~data.grader", "+data.grader=null")
-    assert "set data.grader (it is null)" in refused(no_grader, chain)
+    assert "set data.grader (it is null)" in refuse(*no_grader, cwd=chain)
 
 
 @pytest.mark.parametrize(
@@ -188,9 +189,11 @@ def test_a_teacher_that_sees_no_solution_keeps_what_is_right(
         (["data.part=teacher"], "set both"),
     ],
 )
-def test_credit_and_preflight_that_do_not_fit(chain: Path, overrides: list[str], said: str) -> None:
+def test_credit_and_preflight_that_do_not_fit(
+    chain: Path, refuse: Callable[..., str], overrides: list[str], said: str
+) -> None:
     asked = stage("teacher_rl", "teacher_path=pretrain/model", *overrides, "check=true")
-    assert said in refused(asked, chain)
+    assert said in refuse(*asked, cwd=chain)
 
 
 @pytest.mark.parametrize(
@@ -205,11 +208,13 @@ def test_credit_and_preflight_that_do_not_fit(chain: Path, overrides: list[str],
         (["traces=none", "reward=solution_only"], "traces=none: no such file"),
     ],
 )
-def test_what_cannot_be_scored(chain: Path, overrides: list[str], said: str) -> None:
-    assert said in refused([*SCORE, "student_path=pretrain/model", *overrides], chain)
+def test_what_cannot_be_scored(
+    chain: Path, refuse: Callable[..., str], overrides: list[str], said: str
+) -> None:
+    assert said in refuse(*SCORE, "student_path=pretrain/model", *overrides, cwd=chain)
 
 
-def test_student_rl(chain: Path) -> None:
+def test_student_rl(chain: Path, refuse: Callable[..., str]) -> None:
     knobs = [knob for knob in RECIPES["teacher_rl"] if "max_new_tokens" not in knob]
     knobs += ["rollout.max_new_tokens=20", "student_path=pretrain/model"]
     rlt(["stage=student_rl", *SHARED, *DATA, *knobs, "output_dir=student_rl"], chain)
@@ -224,15 +229,17 @@ def test_student_rl(chain: Path) -> None:
     card = (run / "model" / "README.md").read_text()
     assert "A student after RL with verified answers as reward." in card
     no_grader = ["stage=student_rl", *SHARED, *DATA, "~data.grader", "+data.grader=null"]
-    assert "set data.grader (it is null)" in refused(no_grader, chain)
+    assert "set data.grader (it is null)" in refuse(*no_grader, cwd=chain)
 
 
-def test_questions_that_were_trained_on_are_refused(chain: Path) -> None:
+def test_questions_that_were_trained_on_are_refused(
+    chain: Path, refuse: Callable[..., str]
+) -> None:
     same = ["data@trained_on=digit_chain", "trained_on.source.seed=10000019"]
     same += ["trained_on.source.count=1024", "trained_on.validation_fraction=0"]
     asked = stage("evaluate", "student_path=distill/model", *same)
-    assert "8 of 8 questions (100.0 %) overlap" in refused([*asked, "output_dir=no"], chain)
-    assert "8 of 8 questions" in refused([*asked, "check=true"], chain)
+    assert "8 of 8 questions (100.0 %) overlap" in refuse(*asked, "output_dir=no", cwd=chain)
+    assert "8 of 8 questions" in refuse(*asked, "check=true", cwd=chain)
     rlt([*asked, "contamination.max_exact_fraction=1", "output_dir=yes"], chain)
     assert results(chain / "yes")["eval/contamination_exact_fraction"] == 1.0
     record = read_lines(chain / "yes" / "answers.jsonl")[0]

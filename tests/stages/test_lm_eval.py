@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.cli import read_lines, results, rlt, stage
+from tests.cli import read_lines, results, rlt, stage
 
 TASK = """\
 task: rlt_answers

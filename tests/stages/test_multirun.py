@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.stages.cli import read, results, rlt, weights
+from tests.cli import read, results, rlt, weights
 
 METRIC = "validation/reward"
 

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from rlt.report import read_scalars
+from tests.cli import DATA, pipeline_from, read, results, rlt, stage, weights
 from tests.metrics_doc import documented
-from tests.stages.cli import DATA, read, results, rlt, stage, weights
-from tests.stages.conftest import pipeline_from
 
 STEPS = ["warm_up", "teacher", "traces", "student", "base_accuracy", "accuracy"]
 

@@ -6,27 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.cli import here, read, refused, rlt, stage
+from tests.cli import here, read, refused, rlt, stage
 
 Refuse = Callable[..., str]
-
-
-@pytest.fixture
-def refuse(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Refuse:
-    """The message of a command that must fail, run inside this process."""
-
-    def run(*arguments: str, cwd: Path = tmp_path) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            here(list(arguments), cwd, monkeypatch)
-        assert stopped.value.code == 2
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        assert "loading the" not in captured.out + captured.err  # no model was loaded
-        return captured.err
-
-    return run
 
 
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:

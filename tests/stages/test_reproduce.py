@@ -3,22 +3,14 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.cli import here, interrupt, pipeline_from, read, read_lines, results, rlt, stage, weights
 from tests.report.report_runs import write_events
-from tests.stages.cli import here, interrupt, read, read_lines, results, rlt, stage, weights
-from tests.stages.conftest import pipeline_from
-
-
-def verb(command: str, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Exit status of `rlt <command>`."""
-    with pytest.raises(SystemExit) as ended:
-        here(command.split(), cwd, monkeypatch)
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 def copy(run: Path, name: str) -> Path:
@@ -36,10 +28,10 @@ def test_teacher_rl_is_made_again_bit_for_bit(
     assert results(again) == results(run)
     assert weights(again) == weights(run)
     assert read(again / "manifest.json")["key"] == read(run / "manifest.json")["key"]
-    assert verb("diff teacher_rl teacher_rl-reproduced", chain, monkeypatch) == 0
+    here(["diff", "teacher_rl", "teacher_rl-reproduced"], chain, monkeypatch)
     assert capsys.readouterr().out.splitlines()[2:] == [last]
     (chain / "lr=1,seed=0").symlink_to("teacher_rl")  # as a sweep names its jobs
-    assert verb("diff lr=1,seed=0 teacher_rl", chain, monkeypatch) == 0
+    here(["diff", "lr=1,seed=0", "teacher_rl"], chain, monkeypatch)
 
 
 @pytest.mark.slow
@@ -47,7 +39,7 @@ def test_teacher_rl_is_made_again_bit_for_bit(
 def test_stages_are_made_again_bit_for_bit(
     chain: Path, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert verb(f"reproduce {name}", chain, monkeypatch) == 0
+    here(["reproduce", name], chain, monkeypatch)
     output = capfd.readouterr().out
     assert "changed since" not in output
     assert output.splitlines()[-1].startswith("equal: ")
@@ -58,7 +50,7 @@ def test_stages_are_made_again_bit_for_bit(
 def test_a_pipeline_makes_every_step_again(
     base: Path, piped: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert verb("reproduce first", piped, monkeypatch) == 0
+    here(["reproduce", "first"], piped, monkeypatch)
     output = capfd.readouterr().out
     assert "changed since" not in output
     assert output.splitlines()[-1].endswith("weights of 3 models")
@@ -66,10 +58,10 @@ def test_a_pipeline_makes_every_step_again(
         assert not step["reused"]
         assert Path(step["dir"]).is_relative_to(piped / "first-reproduced" / "store")
     # One step by itself, from the folder in which the pipeline keeps it.
-    assert verb("reproduce first/steps/student", piped, monkeypatch) == 0
+    here(["reproduce", "first/steps/student"], piped, monkeypatch)
     # Only what went before the change is the same.
     rlt(pipeline_from(base, "output_dir=other", "teacher_rl.optim.lr=2e-3"), piped)
-    assert verb("diff first other", piped, monkeypatch) == 1
+    here(["diff", "first", "other"], piped, monkeypatch, status=1)
     output = capfd.readouterr().out
     assert "differs first at step teacher, " in output.splitlines()[-1]
     assert "step warm_up" not in output
@@ -86,10 +78,10 @@ def test_the_number_of_threads_is_the_runs_own(
     rlt(stage("teacher_sft", "teacher_path=pretrain/model", *threads), chain)
     monkeypatch.delenv("MKL_DYNAMIC")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert verb("reproduce threads", chain, monkeypatch) == 0
+    here(["reproduce", "threads"], chain, monkeypatch)
     for run in ("threads", "threads-reproduced"):
         assert read(chain / run / "manifest.json")["hardware"]["torch_threads"] == 3
-    assert verb("diff threads teacher_sft", chain, monkeypatch) == 1
+    here(["diff", "threads", "teacher_sft"], chain, monkeypatch, status=1)
 
 
 def test_changed_data_are_told_before_and_where_they_show_after(
@@ -109,7 +101,7 @@ def test_changed_data_are_told_before_and_where_they_show_after(
     here([*knobs, *data, "teacher_path=pretrain/model", "output_dir=files"], chain, monkeypatch)
     write("so now")
     capfd.readouterr()
-    assert verb("reproduce files", chain, monkeypatch) == 1
+    here(["reproduce", "files"], chain, monkeypatch, status=1)
     output = capfd.readouterr().out
     told = [line for line in output.splitlines() if line.startswith("changed since: ")]
     assert len(told) == 1
@@ -120,7 +112,7 @@ def test_changed_data_are_told_before_and_where_they_show_after(
     assert "train/loss, step 0" in output
     # Without the file there is nothing to run.
     file.unlink()
-    assert verb("reproduce files", chain, monkeypatch) == 2
+    here(["reproduce", "files"], chain, monkeypatch, status=2)
     assert "problems.jsonl" in capfd.readouterr().err
     assert not (chain / "files-reproduced-2").exists()
 
@@ -132,7 +124,7 @@ def test_an_edited_config_is_told(
     run = copy(chain / "evaluate", "edited")
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("seed: 0", "seed: 1", 1))
-    assert verb("reproduce edited", chain, monkeypatch) == 1
+    here(["reproduce", "edited"], chain, monkeypatch, status=1)
     output = capfd.readouterr().out
     assert "changed since: config.yaml: its key was " in output
     assert "differs first at answers.jsonl, row 1: " in output.splitlines()[-1]
@@ -141,7 +133,7 @@ def test_an_edited_config_is_told(
 def last_line_of_diff(
     a: str, b: str, cwd: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
-    assert verb(f"diff {a} {b}", cwd, monkeypatch) == 1
+    here(["diff", a, b], cwd, monkeypatch, status=1)
     return capsys.readouterr().out.splitlines()[-1]
 
 
@@ -175,7 +167,7 @@ def test_runs_of_other_configs_side_by_side(
     monkeypatch.setenv("COLUMNS", "80")
     line = last_line_of_diff("teacher_sft", "teacher_rl", chain, monkeypatch, capsys)
     assert line.startswith("differs first at ")
-    assert verb("diff teacher_sft teacher_rl", chain, monkeypatch) == 1
+    here(["diff", "teacher_sft", "teacher_rl"], chain, monkeypatch, status=1)
     output = capsys.readouterr().out
     assert all(len(line) <= 80 for line in output.splitlines()[2:-1])
     assert "│ stage " in output
@@ -188,32 +180,25 @@ def test_runs_of_other_configs_side_by_side(
 
 @pytest.mark.parametrize("command", ["reproduce {}", "diff evaluate {}"])
 def test_folders_that_hold_no_run(
-    chain: Path,
-    tmp_path: Path,
-    command: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    chain: Path, tmp_path: Path, command: str, refuse: Callable[..., str]
 ) -> None:
-    assert verb(command.format("nowhere"), chain, monkeypatch) == 2
-    assert "nowhere: no such folder" in capsys.readouterr().err
+    assert "nowhere: no such folder" in refuse(*command.format("nowhere").split(), cwd=chain)
     (tmp_path / "config.yaml").write_text("stage: evaluate\n")
-    assert verb(command.format(tmp_path), chain, monkeypatch) == 2
-    assert f"{tmp_path} holds no run: manifest.json not found" in capsys.readouterr().err
+    message = refuse(*command.format(tmp_path).split(), cwd=chain)
+    assert f"{tmp_path} holds no run: manifest.json not found" in message
 
 
 def test_an_unfinished_run_is_not_reproduced(
-    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    chain: Path, tmp_path: Path, refuse: Callable[..., str]
 ) -> None:
     run = Path(shutil.copytree(chain / "evaluate", tmp_path / "run"))
     manifest = read(run / "manifest.json")
     (run / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
-    assert verb("reproduce run", tmp_path, monkeypatch) == 2
-    assert "the run is interrupted, not finished" in capsys.readouterr().err
+    assert "the run is interrupted, not finished" in refuse("reproduce", "run")
     (run / "manifest.json").write_text(json.dumps(manifest))
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config + "learning_rate: 1\n")
-    assert verb("reproduce run", tmp_path, monkeypatch) == 2
-    assert "learning_rate: no such key" in capsys.readouterr().err
+    assert "learning_rate: no such key" in refuse("reproduce", "run")
     assert not (tmp_path / "run-reproduced").exists()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rlt.evaluation.statistics import paired_difference_interval
-from tests.stages.cli import read, read_lines, rlt
+from tests.cli import read, read_lines, rlt
 
 LATER_STEPS = ["~steps.traces", "~steps.student", "~steps.base_accuracy", "~steps.accuracy"]
 

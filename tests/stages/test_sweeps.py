@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlt.runs.jobs import read_jobs
-from tests.stages.cli import (
+from tests.cli import (
     heed_interrupts,
     read,
     refused,
@@ -92,7 +92,9 @@ STUDY = [
 ]  # fmt: skip
 
 
-def test_a_study_counts_failed_trials_and_goes_on(tmp_path: Path) -> None:
+def test_a_study_counts_failed_trials_and_goes_on(
+    tmp_path: Path, refuse: Callable[..., str]
+) -> None:
     import optuna
 
     failing = [*STUDY, "rollout.temperature=choice(0.7,-1)"]  # below 0: a trial that fails
@@ -101,7 +103,7 @@ def test_a_study_counts_failed_trials_and_goes_on(tmp_path: Path) -> None:
     told = rlt([*failing, "hydra.sweeper.n_trials=3"], tmp_path, status=1)  # as it was, not 0
     assert "1 of 3 jobs failed" in told.stderr
     other = [*failing, "hydra.sweeper.n_trials=4", "hydra.sweeper.direction=minimize"]
-    message = refused(other, tmp_path)
+    message = refuse(*other)
     assert "was begun with direction maximize, not minimize" in message
     (name,) = optuna.get_all_study_names(f"sqlite:///{tmp_path}/study/optuna.db")
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path}/study/optuna.db")
@@ -117,11 +119,13 @@ def test_a_study_counts_failed_trials_and_goes_on(tmp_path: Path) -> None:
             assert "rollout.temperature=-1" in job["reason"]
 
 
-def test_a_study_of_a_misspelt_choice_or_metric_can_be_mended(tmp_path: Path) -> None:
+def test_a_study_of_a_misspelt_choice_or_metric_can_be_mended(
+    tmp_path: Path, refuse: Callable[..., str]
+) -> None:
     import optuna
 
     study = [*STUDY, "hydra.sweeper.n_trials=2"]
-    message = refused([*study, "reward=rtl,rlt_5"], tmp_path)
+    message = refuse(*study, "reward=rtl,rlt_5")
     assert "reward=rtl: no such option; did you mean 'rlt'" in message
     assert not (tmp_path / "study").exists()
     misspelt = [*study, "hydra.sweeper.metric=validation/rewrad"]

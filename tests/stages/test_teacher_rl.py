@@ -7,13 +7,14 @@ import pytest
 
 from rlt.config.compose import config_dir
 from rlt.report import read_scalars
+from tests.cli import here, read, read_lines, stage
 from tests.metrics_doc import documented
-from tests.stages.cli import here, read, read_lines, stage
 
 GROUPS = {
     group: sorted(f.stem for f in (config_dir() / group).glob("*.yaml") if f.stem[0] != "_")
     for group in ("algorithm", "reward")
 }
+SAMPLES = 2  # explanations that are written out at each step
 Scalars = dict[str, list[float]]
 
 
@@ -42,7 +43,8 @@ def test_algorithm(train, algorithm: str) -> None:
     assert "validation/reward" not in scalars  # nothing was held out
     assert scalars["policy/kl_old_k3"] == [0.0, 0.0]  # strictly on-policy
     assert scalars["policy/ratio"] == pytest.approx([1.0, 1.0])
-    assert all(norm > 0 for norm in scalars["policy/grad_norm"])
+    first, second = scalars["policy/grad_norm"]
+    assert first > 0 and second > 0
     # Only an algorithm with a KL penalty asks for the reference's log-probs: 0 before the first
     # step, as reference and policy are the same then, more after it.
     if algorithm in ("grpo", "bnpo"):
@@ -65,7 +67,9 @@ def test_reward(train, reward: str) -> None:
     }.get(reward, {"solution_log_prob", "thought_kl"})
     assert terms == expected | {"end_tag_penalty"}
     if reward == "length":  # 0.1 for each token before the end tag, less the penalty
-        for row in read_lines(folder / "samples.jsonl"):
+        rows = read_lines(folder / "samples.jsonl")
+        assert len(rows) == 2 * SAMPLES
+        for row in rows:
             n_tokens = len(row["explanation"].split())
             assert row["reward"] == pytest.approx(0.1 * n_tokens - (row["finish"] != "stop"))
 
@@ -73,18 +77,21 @@ def test_reward(train, reward: str) -> None:
 @pytest.mark.parametrize("exact", ["false", "true"])
 def test_token_credit(train, exact: str) -> None:
     folder, scalars = train("credit=token", f"credit.exact={exact}", "credit.discount=0.9")
-    assert all(0 < share <= 1 for share in scalars["policy/token_credit_fraction"])
-    for row in read_lines(folder / "samples.jsonl"):
+    first, second = scalars["policy/token_credit_fraction"]
+    assert 0 < first <= 1 and 0 < second <= 1
+    rows = read_lines(folder / "samples.jsonl")
+    for row in rows:
         explanation = row["attribution"]["explanation"]
         advantages = row["attribution"].get("advantage", explanation)
         assert [token for token, _ in advantages] == [token for token, _ in explanation]
-    assert any("advantage" in row["attribution"] for row in read_lines(folder / "samples.jsonl"))
+    assert any("advantage" in row["attribution"] for row in rows)
 
 
 def test_published_credit_is_the_default(train) -> None:
     folder, scalars = train()
     assert scalars["policy/token_credit_fraction"] == [0.0, 0.0]
-    assert all("advantage" not in r["attribution"] for r in read_lines(folder / "samples.jsonl"))
+    rows = read_lines(folder / "samples.jsonl")
+    assert ["advantage" in row["attribution"] for row in rows] == [False] * 2 * SAMPLES
 
 
 def test_reference_moves(train) -> None:
@@ -100,7 +107,8 @@ def test_passes_and_minibatches(train) -> None:
     # 2 rollouts × 2 passes × 2 minibatches = 8 optimizer steps, lr falling to 0 over them; the
     # last one on the first rollout is the fourth: 1e-3 × (1 - 3/8), on the second 1e-3 × (1 - 7/8).
     assert scalars["policy/lr"] == pytest.approx([0.625e-3, 0.125e-3])
-    assert all(kl > 0 for kl in scalars["policy/kl_old_k3"])  # off-policy after the first of them
+    first, second = scalars["policy/kl_old_k3"]
+    assert first > 0 and second > 0  # off-policy after the first minibatch
 
 
 def roles(folder: Path) -> set[str]:

@@ -2,13 +2,10 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
 from rlt.training.algorithms import (
     Aggregation,
@@ -21,25 +18,7 @@ from rlt.training.algorithms import (
     token_sums,
     token_weights,
 )
-
-CONF = Path(__file__).parents[2] / "conf"
-GRPO = Algorithm(
-    aggregation="sequence_mean",
-    objective="clip",
-    ratio="token",
-    epsilon_low=0.2,
-    epsilon_high=0.2,
-    beta=0.0,
-    importance_weighted_k3=False,
-    scale_rewards=True,
-    negative_weight=1.0,
-    mask_overlong=False,
-    num_iterations=1,
-    minibatches=1,
-    reference_update_every_steps=None,
-    reference_mix_up=0.9,
-)
-CISPO = replace(GRPO, objective="cispo", epsilon_low=None, epsilon_high=1.5)
+from tests.training.fitting import CISPO, GRPO
 
 
 def logs(*rows: list[float]) -> torch.Tensor:
@@ -48,9 +27,6 @@ def logs(*rows: list[float]) -> torch.Tensor:
 
 def close(actual: torch.Tensor, expected: Any, tolerance: float = 1e-6) -> None:
     torch.testing.assert_close(actual, torch.tensor(expected), rtol=0, atol=tolerance)
-
-
-# --- advantages ---------------------------------------------------------------------------------
 
 
 def test_advantages_of_two_problems_with_two_completions() -> None:
@@ -78,8 +54,6 @@ def test_a_group_needs_two_completions(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="at least 2 completions per problem"):
         group_advantages(torch.zeros(shape), scale=True)
 
-
-# --- weights ------------------------------------------------------------------------------------
 
 MASK_BT = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]])
 
@@ -112,8 +86,6 @@ def test_overlong_completions_get_no_loss_only_if_asked() -> None:
     masked_BT = loss_mask(MASK_BT, overlong_B, replace(GRPO, mask_overlong=True))
     assert masked_BT.int().tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0], [1, 1, 0]]
 
-
-# --- losses -------------------------------------------------------------------------------------
 
 ONES_BT = torch.ones(2, 2)
 
@@ -256,9 +228,6 @@ def test_one_batch_of_eight_equals_eight_of_one(aggregation: Aggregation, ratio:
     assert means[0] == pytest.approx(means[1], rel=1e-5)
 
 
-# --- statistics ---------------------------------------------------------------------------------
-
-
 def test_tokens_may_have_advantages_of_their_own() -> None:
     policy_BT = logs([0.6, 0.2])
     mixed_BT = torch.tensor([[2.0, -3.0]])
@@ -304,9 +273,6 @@ def test_without_tokens_there_are_no_means() -> None:
     assert token_means([token_sums(terms, torch.zeros(1, 1))]) == {}
 
 
-# --- the reference ------------------------------------------------------------------------------
-
-
 def test_reference_moves_towards_the_policy() -> None:
     reference, policy = torch.tensor([0.0, 10.0]), torch.tensor([1.0, 20.0], requires_grad=True)
     move_reference_([reference], [policy], mix_up=0.9)
@@ -318,79 +284,3 @@ def test_reference_moves_every_n_steps() -> None:
     every_3 = replace(GRPO, reference_update_every_steps=3)
     assert [step for step in range(10) if every_3.moves_reference_after(step)] == [3, 6, 9]
     assert not any(GRPO.moves_reference_after(step) for step in range(10))
-
-
-# --- settings -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"aggregation": "mean"},
-            r"algorithm.aggregation='mean', but it must be one of sequence_mean, ",
-        ),
-        ({"objective": "ppo"}, r"algorithm.objective='ppo', but it must be one of clip, cispo"),
-        ({"ratio": "word"}, r"algorithm.ratio='word', but it must be one of token, sequence"),
-        ({"epsilon_low": 1.0}, r"algorithm.epsilon_low=1.0, but it must be in \[0, 1\)"),
-        ({"epsilon_low": None}, r"algorithm.epsilon_low=None, but it must be in"),
-        ({"epsilon_high": -0.1}, r"algorithm.epsilon_high=-0.1, but it must be at least 0"),
-        ({"beta": -1.0}, r"algorithm.beta=-1.0, but it must be at least 0"),
-        ({"beta": math.nan}, r"algorithm.beta=nan"),
-        (
-            {"scale_rewards": "none"},
-            r"algorithm.scale_rewards='none', but it must be true or false",
-        ),
-        (
-            {"num_iterations": 0},
-            r"algorithm.num_iterations=0, but it must be a whole number of at least 1",
-        ),
-        ({"minibatches": 1.5}, r"algorithm.minibatches=1.5, but it must be a whole number"),
-        ({"reference_update_every_steps": 0}, r"algorithm.reference_update_every_steps=0"),
-        ({"reference_mix_up": 0.0}, r"algorithm.reference_mix_up=0.0, but it must be in \(0, 1\]"),
-        (
-            {"objective": "cispo"},
-            r"algorithm.epsilon_low=0.2, but it must be null: objective=cispo",
-        ),
-        (
-            {"objective": "cispo", "epsilon_low": None},
-            r"epsilon_high=0.2, but it must be at least 1: it is the cap",
-        ),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(GRPO, **change)
-
-
-def test_what_a_setting_asks_of_its_caller() -> None:
-    assert not GRPO.needs_reference and not GRPO.needs_old_log_probs
-    busy = replace(GRPO, beta=0.04, num_iterations=2, minibatches=3)
-    assert busy.needs_reference and busy.needs_old_log_probs
-    assert busy.optimizer_steps_per_rollout == 6
-
-
-PAPER = replace(GRPO, beta=0.04, importance_weighted_k3=True)
-CONFIGS = {
-    "grpo": PAPER,
-    "dr_grpo": replace(PAPER, aggregation="max_length", scale_rewards=False, beta=0.0),
-    "bnpo": replace(PAPER, aggregation="token_mean"),
-    "dapo": replace(
-        PAPER, aggregation="token_mean", epsilon_high=0.28, beta=0.0, mask_overlong=True
-    ),
-    "gspo": replace(PAPER, ratio="sequence", epsilon_low=3e-4, epsilon_high=4e-4, beta=0.0),
-    "cispo": replace(
-        PAPER, aggregation="token_mean", objective="cispo", epsilon_low=None, epsilon_high=5.0,
-        beta=0.0,
-    ),
-}  # fmt: skip
-
-
-def test_every_file_of_the_group_is_tested() -> None:
-    assert {path.stem for path in (CONF / "algorithm").glob("*.yaml")} == set(CONFIGS)
-
-
-@pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_the_shipped_settings(name: str) -> None:
-    with initialize_config_dir(str(CONF / "algorithm"), version_base="1.3"):
-        assert instantiate(compose(name)) == CONFIGS[name]

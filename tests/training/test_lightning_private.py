@@ -15,7 +15,7 @@ from rlt.training.lightning_private import (
     steps_begun,
     validate_within_fit,
 )
-from tests.training.test_modules import trainer
+from tests.training.fitting import trainer
 
 STEPS = 3
 

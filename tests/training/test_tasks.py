@@ -19,11 +19,6 @@ from rlt.training.rollout_batch import RolloutBatch
 PROBLEMS = [make_problem("1 + 1", "2"), make_problem("2 + 3", "5")]
 
 
-@pytest.fixture(scope="module")
-def renderer(byte_tokenizer: Any, renderer_of: Callable[[str, Any], Renderer]) -> Renderer:
-    return renderer_of("compact", byte_tokenizer)
-
-
 def rollout_of(task: Any, problems: list[Problem], groups: list[list[str]]) -> RolloutBatch:
     """What `RL.sample` gives where the policy writes these texts."""
     completions = [
@@ -96,4 +91,5 @@ def test_gains_are_those_of_log_probs_written_out(
     assert table.rewards[0] == pytest.approx(mean_of(PROBLEMS[0], thoughts[0]), abs=1e-4)
     alone = rollout_of(task, PROBLEMS[:1], [texts[:2]])
     assert set(task.monitor(alone)) == {"gain_over_empty"}  # one problem alone
-    assert task.details(rollout, 0)["attribution"]["explanation"]
+    told = task.details(rollout, 0)["attribution"]["explanation"]
+    assert "".join(token for token, _ in told) == "is 2"
