@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 class CompareJobs(Callback):
     """Runs `stage=compare` over the jobs of a multirun, into `<sweep folder>/compare`.
 
-    A sweep file chooses it as `hydra.callbacks.compare`. Its arguments are those of `stage=compare`,
-    with one exception: if no job of the sweep belongs to the reference, the first arm replaces it.
+    A sweep file chooses it as `hydra.callbacks.compare`. Its arguments are those of
+    `stage=compare`, with one exception: if no job of the reference has finished, the first arm
+    replaces it.
     """
 
     def __init__(
