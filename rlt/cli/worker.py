@@ -1,8 +1,8 @@
 """A run in a process of its own: `python -m rlt.cli.worker <config.yaml> <run dir> <parent's pid>`.
 
-So are the jobs of a sweep run, and reproductions: nothing that one of them loaded, changed or used
-up is there for the next. Beside the config lies `metadata.json`, what the manifest is told, if
-there is such a file, and `result.json` is written: metrics, or why there are none.
+The jobs of a sweep and reproductions run this way, so that nothing that one of them loaded, changed
+or used up affects the next. An optional `metadata.json` beside the config has entries for the
+manifest. The worker writes `result.json` there, with the metrics or the error.
 """
 
 import sys

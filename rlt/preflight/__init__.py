@@ -1,1 +1,1 @@
-"""What is known of a run before it starts: its plan, its memory, its first steps."""
+"""Checks before a run starts: its plan, its estimated memory and its measured first steps."""

@@ -1,6 +1,6 @@
-"""What a stage reads, looked at without weights: sizes of models, tokenizers, problems.
+"""The inputs of a stage that can be read without weights: model sizes, tokenizers, problems.
 
-What lies on a hub that cannot be reached is None, and said to be not checked.
+An input on a hub that cannot be reached is None, and the plan says that it was not checked.
 """
 
 import logging
@@ -21,11 +21,14 @@ from rlt.stages.stage import Inputs, ModelStage
 
 log = logging.getLogger(__name__)
 
-Seen = dict[str, Any]  # what other steps have read already: problems, tokenizers
+Seen = dict[str, Any]  # problems and tokenizers that other steps have already read
 
 
 def shape_for(stage: ModelStage, role: str, seen: Seen) -> Shape | None:
-    """Sizes of a role's model; of one that an earlier step makes, those of what it starts from."""
+    """Return the sizes of a role's model, or None if its hub cannot be reached.
+
+    A model that an earlier step will make has the sizes of the model that it starts from.
+    """
     source = stage.source(role)
     key = f"shape of {source}"
     if key not in seen:
@@ -39,7 +42,11 @@ def shape_for(stage: ModelStage, role: str, seen: Seen) -> Shape | None:
 
 
 def model_name(cfg: DictConfig, role: str, made_here: Mapping[str, str]) -> str:
-    """What a plan calls a role's model."""
+    """Return the name of a role's model for the plan.
+
+    Args:
+        made_here: path key → earlier step of the pipeline that will make the model.
+    """
     if f"{role}_path" in made_here:
         return f"from {made_here[f'{role}_path']}"
     node = cfg[role]
@@ -50,7 +57,12 @@ def model_name(cfg: DictConfig, role: str, made_here: Mapping[str, str]) -> str:
 def renderer_for(
     cfg: DictConfig, stage: ModelStage, role: str, made_here: Mapping[str, str], seen: Seen
 ) -> tuple[Renderer | None, str]:
-    """A renderer with the role's tokenizer, or None and why there is none to look at."""
+    """Return a renderer with the role's tokenizer, or None and the reason.
+
+    Raises:
+        ValueError: the hub has no such model.
+        FileNotFoundError: there is no such local model.
+    """
     source: Any = stage.source(role)
     node = OmegaConf.to_yaml(cfg[role], resolve=True)
     key = f"{node} at {cfg.get(f'{role}_path') if f'{role}_path' not in made_here else None}"
@@ -70,11 +82,11 @@ def renderer_for(
 
 
 def hub_refusal(error: BaseException | None) -> str | None:
-    """What the hub answered, if it was reached and had no such repository, file or revision."""
+    """Return the name of the hub's error if it was reached and lacks the repository or file."""
     missing = RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError
     while error is not None:
         if isinstance(error, LocalEntryNotFoundError):
-            return None  # it was not reached: a subclass of the next
+            return None  # the hub was not reached; this is a subclass of EntryNotFoundError
         if isinstance(error, missing):
             return type(error).__name__
         error = error.__cause__ or error.__context__
@@ -84,7 +96,7 @@ def hub_refusal(error: BaseException | None) -> str | None:
 def read_inputs(
     cfg: DictConfig, stage: ModelStage, renderer: Renderer | None, seen: Seen
 ) -> Inputs:
-    """What the stage reads, or that it lies on a hub which was not reached."""
+    """Return what the stage reads, or a note that its hub was not reached."""
     nodes = [cfg.get(name) for name in ("benchmark", "data", "traces", "trained_on")]
     key = "\n".join(
         OmegaConf.to_yaml(node, resolve=True) if OmegaConf.is_config(node) else str(node)

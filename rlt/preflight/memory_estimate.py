@@ -1,22 +1,22 @@
 """How much memory a stage will need at its peak, phase by phase, before any weights are loaded.
 
-With P parameters of b bytes each in every model that is in memory (models of the same weights
+With P parameters of b bytes each in every model that is in memory (models that share weights
 count once), layers L, hidden size D, query and key widths H and K, feed-forward size F and
 vocabulary V, a phase takes
 
-    start      what this process holds already: Python, libraries, data (on a GPU: nothing)
+    start      memory that this process already uses (on a GPU: none)
     weights    Σ b·P over the models
-    training   b·P of gradients, and what the optimizer keeps: AdamW 2 values a parameter
-    rollout    2·L·K·b of keys and values a token in the cache, each prompt's once where it is
-               shared, and about 28·V bytes a row for the draw of a token
+    training   b·P of gradients, and the optimizer's state: for AdamW 2 values a parameter
+    rollout    2·L·K·b of keys and values for each token in the cache (a shared prompt counts
+               once), and about 28·V bytes a row to draw a token
     reward     2·(4·D + 2·H + 2·K + 3·F)·a a token of one micro-batch and 3 chunks of logits
     update     L·(6·D + 4·H + 2·K + 4·F)·a a token of one micro-batch, and 3 chunks of logits;
-               with gradient checkpointing L·D·a, and one layer of the former
+               with gradient checkpointing L·D·a and the activations of one layer instead
 
 where an activation takes a bytes (4, or 2 in bfloat16) and a chunk of logits at most 2^25 float32
 values. Training stages hold gradients and optimizer states in all their phases. A micro-batch has
-`hardware.tokens_per_micro_batch` tokens, or its longest row if that is longer; autocast keeps a
-copy of the weights in bfloat16 besides.
+`hardware.tokens_per_micro_batch` tokens, or those of its longest row if that is longer. Autocast
+also keeps a copy of the weights in bfloat16.
 """
 
 import math
@@ -40,7 +40,7 @@ from rlt.stages.training import TrainingStage
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model, and the bytes that each parameter takes as loaded."""
+    """Sizes of a model, and the bytes of each parameter once it is loaded."""
 
     parameters: int
     bytes_each: int
@@ -60,7 +60,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the prompts, and of the targets after them, of a sample of the data."""
+    """Numbers of tokens in the prompts and targets of a sample of the data."""
 
     prompts: list[int]
     targets: list[int]
@@ -81,16 +81,16 @@ class Lengths:
 
 
 def lengths_of(rows: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Lengths:
-    """Of (prompt, target) pairs of token ids; an empty target is none."""
+    """Return the lengths of (prompt, target) pairs of token ids; empty targets do not count."""
     sample = [(len(prompt), len(target)) for prompt, target in rows]
     return Lengths([p for p, _ in sample], [t for _, t in sample if t])
 
 
 def shape_of(source: ModelSource) -> Shape:
-    """Of the model without its weights, built on torch's meta device.
+    """Return the sizes of a model, which is built without weights on torch's meta device.
 
     Raises:
-        OSError: its config is on a hub that is not reached.
+        OSError: the config is on a hub that cannot be reached.
     """
     config = source.configuration()
     with torch.device("meta"):
@@ -115,11 +115,11 @@ def shape_of(source: ModelSource) -> Shape:
 def peak_bytes(
     stage: ModelStage, shapes: Mapping[str, Shape], longest: int, prompt: int
 ) -> dict[str, int]:
-    """Phase → bytes at its peak; see the formula above.
+    """Return phase → peak memory in bytes, by the formulas above.
 
     Args:
-        shapes: of `teacher` and `student`, those that the stage loads.
-        longest: tokens of the longest row, prompt and all that may follow.
+        shapes: role → shape, for those of `teacher` and `student` that the stage loads.
+        longest: tokens of the longest row, including all that may follow the prompt.
         prompt: tokens of the longest prompt.
     """
     hardware = stage.hardware
@@ -161,7 +161,7 @@ def peak_bytes(
 def memory_in_words(
     stage: ModelStage, shapes: Mapping[str, Shape], lengths: Lengths
 ) -> tuple[str, list[str]]:
-    """The estimated peak in words, and a warning if the machine has less."""
+    """Return the estimated peaks as text, and warnings if the machine has less memory."""
     rollout: Any = getattr(stage, "rollout", None)
     new_tokens = rollout.max_new_tokens if rollout is not None else 0
     prompt = max(lengths.prompts, default=0)
@@ -182,7 +182,7 @@ def memory_in_words(
 
 
 def _forward(shape: Shape, tokens: int, activation: int) -> int:
-    """Of a forward pass without gradients: two layers' activations at once."""
+    """Return the bytes of a forward pass without gradients, which holds two layers at once."""
     layer = 4 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 3 * shape.intermediate
     return 2 * layer * tokens * activation + 3 * _logits(shape, tokens)
 
@@ -192,7 +192,7 @@ def _logits(shape: Shape, tokens: int) -> int:
 
 
 def optimizer_values(optim: Callable[..., torch.optim.Optimizer]) -> float:
-    """Values that an optimizer keeps for each parameter, seen on a small matrix."""
+    """Return how many values an optimizer keeps per parameter, measured on a small matrix."""
     weight = torch.nn.Parameter(torch.zeros(256, 256))
     weight.grad = torch.zeros_like(weight)
     optimizer = optim([weight])
@@ -202,14 +202,14 @@ def optimizer_values(optim: Callable[..., torch.optim.Optimizer]) -> float:
 
 
 def held_bytes() -> int:
-    """Resident memory of this process now; 0 where the system does not tell."""
+    """Return the resident memory of this process in bytes; 0 if the system does not report it."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def machine_bytes(hardware: Hardware) -> int | None:
-    """Memory of the device that is asked for; None where it is not at hand."""
+    """Return the memory of the configured device in bytes; None if there is no such device."""
     device = hardware.device
     if device.type == "cuda":
         if not torch.cuda.is_available():

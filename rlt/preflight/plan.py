@@ -1,8 +1,8 @@
-"""`check=true`: build all that needs no weights, read the data, print what a run would do.
+"""`check=true` builds everything that needs no weights, reads the data and prints the plan.
 
-Tried are targets and keys, the values of every part that needs no weights, files, tokenizers, batch
-arithmetic, whether sequences fit the models' contexts and training this machine's memory. What lies
-on a hub that cannot be reached is named as not checked.
+It checks targets and keys, the values of all parts that need no weights, files, tokenizers and
+batch arithmetic. It also checks that sequences fit the models' contexts and that training fits the
+memory of this machine. The plan names whatever could not be checked because a hub was not reached.
 """
 
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ from rlt.stages.steps import step_configs
 
 @dataclass(frozen=True)
 class Row:
-    """One step of a plan: what it reads and does, and what might go wrong with it.
+    """One step of a plan: what it reads, what it does, and warnings.
 
     Attributes:
-        leaves: files in its folder.
-        steps: of training, or batches; None if not known.
+        leaves: files that the step writes to its folder.
+        steps: number of training steps or batches; None if not known.
     """
 
     name: str
@@ -46,7 +46,7 @@ def print_plan(cfg: DictConfig, stage: Stage, run_dir: Path) -> None:
     """Check a stage, or every step of a pipeline, and print the plan.
 
     Raises:
-        ValueError, FileNotFoundError: whatever the run itself would stumble over.
+        ValueError, FileNotFoundError: the run itself would fail with this error.
     """
     table = Table(title=f"plan of stage={cfg.stage}")
     for column in ("step", "stage", "reads", "does"):
@@ -81,7 +81,7 @@ def print_plan(cfg: DictConfig, stage: Stage, run_dir: Path) -> None:
 
 
 def check_plan(cfg: DictConfig, stage: Stage) -> list[Row]:
-    """Look at what a stage reads, or every step of a pipeline."""
+    """Check a stage, or every step of a pipeline, and return a row for each."""
     seen: Seen = {}
     if not isinstance(stage, Pipeline):
         return [check_stage(cfg.stage, cfg, stage, {}, seen)]
@@ -94,12 +94,12 @@ def check_plan(cfg: DictConfig, stage: Stage) -> list[Row]:
 def check_stage(
     name: str, cfg: DictConfig, stage: Stage, made_here: Mapping[str, str], seen: Seen
 ) -> Row:
-    """Look at a stage's models, tokenizers and problems, without weights.
+    """Check a stage's models, tokenizers and problems without loading weights.
 
     Args:
-        name: of the step.
-        made_here: path key → earlier step of the pipeline that will make what lies there.
-        seen: what other steps have read already.
+        name: the name of the step.
+        made_here: path key → earlier step of the pipeline that will make the file or model.
+        seen: inputs that other steps have already read.
     """
     if not isinstance(stage, ModelStage):
         look: Any = getattr(stage, "look", None)

@@ -1,10 +1,10 @@
-"""`check=true probe=true`: the first steps of a stage, really run, for their time and memory.
+"""`check=true probe=true` runs the first steps of a stage to measure their time and memory.
 
-A process of its own runs the stage on the real model in a temporary folder, until a few seconds of
-steps or batches were seen; the first, which warms up, is left out of the median. RL is tried with
-as few problems as an update needs, then with more for as long as that takes no time, as a part of a
-step tells a whole one's seconds the better the larger it is. Nothing is kept. Where an earlier step
-of a pipeline will make the model, the one that it starts from stands in: it is of the same shape.
+A separate process runs the stage on the real model in a temporary folder. It stops after a few
+seconds of steps or batches. The first one only warms up and does not count in the median. RL starts
+with as few problems as an update needs. Short steps are repeated with more problems, because the
+time of a larger part predicts the time of a whole step better. Nothing is kept. If an earlier step
+of a pipeline will make the model, the model that it starts from is used; it has the same shape.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ from rlt.stages.stage import ModelStage, Stage
 from rlt.stages.training import TrainingStage
 
 _AT_MOST = 20  # steps or batches
-_ENOUGH = 5.0  # seconds, once there are two
-_SHORT = 1.0  # seconds: a part of an RL step that takes less is tried larger
+_ENOUGH = 5.0  # seconds, provided that at least two steps or batches were seen
+_SHORT = 1.0  # seconds; a part of an RL step that takes less is repeated with more problems
 _GROWTH = 8
 _FILE = "probe.json"
 
 
 class _ProbeDoneError(Exception):
-    """Enough was seen."""
+    """Enough steps or batches were seen."""
 
 
 class _Clock:
@@ -53,20 +53,20 @@ class _Clock:
         self.seen: list[dict[str, float]] = []
 
     def add(self, seconds: float, phases: dict[str, float] | None = None) -> None:
-        """Raises _ProbeDoneError when that is enough."""
+        """Record one step or batch, and raise _ProbeDoneError once there are enough."""
         self.seen.append({"whole": seconds, **(phases or {})})
         total = sum(one["whole"] for one in self.seen)
         if len(self.seen) > 1 and (total > _ENOUGH or len(self.seen) == _AT_MOST):
             raise _ProbeDoneError
 
     def medians(self) -> dict[str, float]:
-        """Of all but the first, if there are more."""
+        """Return the median seconds, without the first step or batch if there are others."""
         later = self.seen[1:] or self.seen
         return {key: statistics.median(one[key] for one in later) for key in later[0]}
 
 
 class StepClock(L.Callback):
-    """Times training steps, and stops when enough were seen."""
+    """Measures the time of training steps and stops after enough of them."""
 
     def __init__(self, clock: _Clock) -> None:
         self.clock = clock
@@ -103,11 +103,11 @@ class _BatchClock(logging.Handler):
 
 
 def measure(cfg: DictConfig, stage: Stage, made_here: Collection[str], steps: int | None) -> str:
-    """Run the first steps of a stage; returns their time and memory, in words.
+    """Run the first steps of a stage and return their time and memory as text.
 
     Args:
         made_here: keys of the paths that earlier steps of the pipeline will make.
-        steps: (or batches) of the whole run, if known.
+        steps: steps or batches of the whole run; None if not known.
     """
     if "traces" in made_here:
         return "not measured: its traces are yet to be made"
@@ -119,7 +119,7 @@ def measure(cfg: DictConfig, stage: Stage, made_here: Collection[str], steps: in
     while True:
         with tempfile.TemporaryDirectory(prefix="rlt-probe-") as folder:
             shortened, share = shorten(cfg, stage, made_here, problems)
-            if areas:  # told by the first try
+            if areas:  # the first try has measured them
                 OmegaConf.update(shortened, "preflight", None)
             found = _measured(shortened, Path(folder))
             areas = areas or found["areas"]
@@ -144,10 +144,10 @@ def measure(cfg: DictConfig, stage: Stage, made_here: Collection[str], steps: in
 
 
 def _measured(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """What a process that runs the config in `folder` has seen.
+    """Run the config in a separate process in `folder` and return its measurements.
 
     Raises:
-        ValueError: it failed; its last line.
+        ValueError: the process failed; the message ends with its last line of output.
     """
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     paths = [str(PACKAGE_DIR.parent), os.environ.get("PYTHONPATH", "")]
@@ -165,10 +165,10 @@ def _measured(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 def shorten(
     cfg: DictConfig, stage: ModelStage, made_here: Collection[str], problems: int
 ) -> tuple[DictConfig, float]:
-    """The config of a stage's first steps, and what share of a real step each is.
+    """Return a config of a stage's first steps, and the share of a real step that each is.
 
     Args:
-        problems: of an RL step, or more if an update needs more.
+        problems: problems in an RL step, unless an update needs more.
     """
     short = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(short, DictConfig)
@@ -188,7 +188,7 @@ def shorten(
                 share = short.datamodule.batch_size / cfg.datamodule.batch_size
             short.datamodule.steps, short.datamodule.epochs = _AT_MOST, None
             short.data.validation_fraction, short.data.max_validation = 0, None
-            short.callbacks = {}  # but the clock, which no config may name
+            short.callbacks = {}  # only the clock, which no config may name
             short.trainer.enable_progress_bar = False
         elif stage.limit is not None:
             key, batch = stage.limit
@@ -200,7 +200,7 @@ def shorten(
 
 
 def _run(folder: Path) -> None:
-    """In the process of the probe: the stage as it is, until it has been seen enough of."""
+    """Run the stage in the probe's own process until enough steps or batches were seen."""
     import torch
 
     cfg: Any = OmegaConf.load(folder / "config.yaml")
@@ -209,7 +209,7 @@ def _run(folder: Path) -> None:
     logger.addHandler(_BatchClock(clock))
     logger.setLevel(logging.DEBUG)
     training.ADDED_CALLBACKS.append(StepClock(clock))
-    with contextlib.suppress(_ProbeDoneError):  # or there was less than that
+    with contextlib.suppress(_ProbeDoneError):  # a shorter stage ends by itself
         run_stage(cfg, folder / "run")
     if not clock.seen:
         raise ValueError("nothing to measure: no step or batch was run")
@@ -227,7 +227,7 @@ def _duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    # By its importable name, so that the exception is the one that the callback raises.
+    # The import makes _ProbeDoneError the same class here and in the callback.
     from rlt.preflight import probe
 
     probe._run(Path(sys.argv[1]))

@@ -32,9 +32,7 @@ def write_result(run_dir: Path) -> Path:
     """Write report.md of a finished run, whichever kind it is, and the card of its model."""
     write_model_card(run_dir)
     if getattr(Run(run_dir).stage_class, "writes_own_report", False):
-        return (
-            run_dir / REPORT_FILE
-        )  # written by the stage, which has already read the runs that it compares
+        return run_dir / REPORT_FILE  # the stage wrote it when it read the runs it compares
     is_pipeline = (run_dir / _STEPS_FILE).is_file()
     return write_pipeline_report(run_dir) if is_pipeline else write_report(run_dir)
 

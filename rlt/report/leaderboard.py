@@ -1,8 +1,8 @@
 """The leaderboard of a study as files for spreadsheets and for TensorBoard's HParams tab.
 
-`leaderboard.csv` has a row for each arm, the best first. `jobs.csv` has a row for each job, with the
-reason if it did not finish. Swept keys have columns `params.<key>`, and final metrics of the jobs
-have columns `metrics.<name>`. The prefixes keep the two from having equal names.
+`leaderboard.csv` has a row for each arm, the best first. `jobs.csv` has a row for each job, with
+the reason if it did not finish. Swept keys have columns `params.<key>`, and final metrics of the
+jobs have columns `metrics.<name>`. The prefixes keep the two from having equal names.
 """
 
 import csv

@@ -21,7 +21,7 @@ _SHOWN_LABEL = 40  # characters
 def plot_histograms(
     columns: Mapping[str, Sequence[float]], file: Path, what: str = "traces"
 ) -> Path | None:
-    """One histogram per column, with its mean."""
+    """Draw a histogram of each column with its mean; None if no column has two values."""
     columns = {title: values for title, values in columns.items() if len(values) > 1}
     if not columns:
         return None
@@ -37,7 +37,7 @@ def plot_histograms(
 
 
 def _bins(values: np.ndarray) -> Any:
-    """At most 40 bins of equal width; for whole numbers, each bin holds equally many of them."""
+    """Return at most 40 bins of equal width; bins of whole numbers cover equally many each."""
     if np.any(values != np.round(values)):
         return min(40, max(10, len(values) // 20))
     low, high = float(values.min()), float(values.max())
@@ -49,7 +49,11 @@ def plot_bars(
     rows: Sequence[tuple[str, float, float, float]], title: str, file: Path,
     marked: str | None = None,
 ) -> Path:  # fmt: skip
-    """Horizontal bars of (label, share, low, high); one is marked by its label, else the last."""
+    """Draw horizontal bars of (label, share, low, high) and highlight one of them.
+
+    Args:
+        marked: the label of the highlighted bar; None means the last one.
+    """
     figure = Figure(figsize=(7.5, 1.3 + 0.42 * len(rows)), layout="constrained")
     ax = figure.add_subplot()
     places = np.arange(len(rows))[::-1]
@@ -73,7 +77,7 @@ def plot_bars(
 
 
 def plot_intervals(rows: Sequence[tuple[str, float, float, float]], title: str, file: Path) -> Path:
-    """A dot for each (label, mean, low, high), with its interval where there is one (not NaN)."""
+    """Draw a dot for each (label, mean, low, high), and its interval unless that is NaN."""
     figure = Figure(figsize=(7.5, 1.1 + 0.36 * len(rows)), layout="constrained")
     ax = figure.add_subplot()
     places = np.arange(len(rows))[::-1]
@@ -92,7 +96,7 @@ def plot_intervals_along(
     lines: Mapping[str, Sequence[tuple[float, float, float, float]]], x_label: str, y_label: str,
     file: Path, shares: bool,
 ) -> Path:  # fmt: skip
-    """Dots (x, mean, low, high) of each line, joined in the order of x."""
+    """Draw each line's dots (x, mean, low, high) with their intervals, joined in order of x."""
     figure, (ax,) = grid(1, x_label=x_label)
     xs = np.unique([x for points in lines.values() for x, *_ in points])
     _scale(ax, xs)
@@ -109,7 +113,10 @@ def plot_intervals_along(
 
 
 def _scale(ax: Axes, xs: np.ndarray) -> None:
-    """A logarithmic axis for values of more than a decade; a few values are its ticks."""
+    """Make the x axis logarithmic if the values span more than a factor of ten.
+
+    If there are only a few values, each of them gets a tick.
+    """
     sizes = np.abs(xs[xs != 0])
     if sizes.max() > 10 * sizes.min():
         if xs.min() > 0:
@@ -124,7 +131,7 @@ def _scale(ax: Axes, xs: np.ndarray) -> None:
 def plot_points(
     series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, file: Path
 ) -> Path:
-    """Points (x, share) of each series, joined in the order of x."""
+    """Draw the points (x, share) of each series, joined in the order of x."""
     figure, (ax,) = grid(1, x_label=x_label)
     for color, (name, pairs) in zip(itertools.cycle(COLORS), series.items(), strict=False):
         ax.plot(*zip(*sorted(pairs), strict=True), "o-", ms=4, lw=1.0, color=color, label=name)
@@ -137,7 +144,7 @@ def plot_points(
 def plot_named_curves(
     panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], file: Path, shares: bool
 ) -> Path:
-    """A panel per entry: named curves along the steps, the same colours in each."""
+    """Draw a panel of named curves over steps for each entry; a name has one colour in all."""
     figure, axes = grid(len(panels))
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     colors = dict(zip(names, itertools.cycle(COLORS), strict=False))
@@ -200,5 +207,5 @@ def _short(label: str) -> str:
 
 
 def plain(label: str) -> str:
-    """A label that is not taken for a formula."""
+    """Return the label with `$` escaped, so that matplotlib does not read it as a formula."""
     return label.replace("$", r"\$")

@@ -15,10 +15,10 @@ _EXPLAINED = (
 
 
 def preflight_section(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each kind of bad explanations, one column for the reward and each term.
+    """Return a table with a row for each kind of bad explanations and a column for each term.
 
     Args:
-        rows: of preflight.json.
+        rows: the rows of preflight.json.
     """
     if not rows:
         return ""
@@ -34,7 +34,7 @@ def preflight_section(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot_preflight(rows: Sequence[Mapping[str, Any]], file: Path) -> Path | None:
-    """A dot with its interval for every area, kind by kind."""
+    """Draw every area as a dot with its interval; None if there are no areas."""
     if not rows:
         return None
     dots = [

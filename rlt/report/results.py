@@ -1,4 +1,4 @@
-"""A run's result in sentences: the numbers that matter for its stage, no more than they say."""
+"""A run's result in sentences, with the numbers that matter for its stage."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -19,13 +19,13 @@ def result_lines(run: Run) -> list[str]:
 
 
 def accuracy_k(metrics: dict[str, float]) -> int | None:
-    """The k of avg@k; None if nothing was evaluated."""
+    """Return the k of avg@k; None if nothing was evaluated."""
     found = (re.fullmatch(r"eval/avg@(\d+)", name) for name in metrics)
     return next((int(match[1]) for match in found if match), None)
 
 
 def accuracy(metrics: dict[str, float], name: str) -> str:
-    """`45.0 % [41.2, 48.9]`, or a dash."""
+    """Return a share with its interval, such as `45.0 % [41.2, 48.9]`; a dash if it is missing."""
     if name not in metrics:
         return "-"
     text = percent(metrics[name])
@@ -36,13 +36,13 @@ def accuracy(metrics: dict[str, float], name: str) -> str:
 
 
 def _change(metrics: dict[str, float], name: str, show: Callable[[float], str] = number) -> str:
-    """`before → after` of a validation metric; one of them alone if the other is not known."""
+    """Return a validation metric as `before → after`, or only the one that is known."""
     known = [metrics[key] for key in (f"start/{name}", name) if key in metrics]
     return " → ".join(show(value) for value in known)
 
 
 def _ends(values: Sequence[tuple[int, float]]) -> tuple[float, float, int]:
-    """Mean of the first and of the last tenth of a curve, and how many steps that is."""
+    """Return the means of the first and last tenth of a curve, and the number of steps in each."""
     n = max(1, len(values) // 10)
     return fmean(v for _, v in values[:n]), fmean(v for _, v in values[-n:]), n
 
@@ -60,10 +60,10 @@ def _training_line(run: Run, name: str, what: str) -> list[str]:
 
 
 def rl_result(run: Run, closed: str) -> list[str]:
-    """The result of RL.
+    """Return sentences on the result of RL.
 
     Args:
-        closed: what completions with an end tag are called.
+        closed: the report's word for completions that have an end tag.
     """
     metrics, lines, interval = run.metrics, [], None
     after, before = metrics.get("validation/reward"), metrics.get("start/validation/reward")
@@ -105,7 +105,7 @@ def rl_result(run: Run, closed: str) -> list[str]:
 
 
 def _held_out_change(run: Run) -> Interval | None:
-    """Last minus first held-out reward over the same problems; None of fewer than two."""
+    """Return last minus first held-out reward, paired by problem; None below two problems."""
     steps = run.held_out_rewards
     if len(steps) < 2:
         return None
@@ -117,7 +117,7 @@ def _held_out_change(run: Run) -> Interval | None:
 
 
 def sft_result(run: Run) -> list[str]:
-    """The result of fine-tuning."""
+    """Return sentences on the result of fine-tuning."""
     metrics, lines = run.metrics, []
     parts = []
     if "validation/loss" in metrics:
@@ -130,7 +130,7 @@ def sft_result(run: Run) -> list[str]:
 
 
 def collect_result(run: Run) -> list[str]:
-    """The result of collecting traces."""
+    """Return sentences on the result of collecting traces."""
     metrics, traces = run.metrics, run.traces
     rewards = [float(row["reward"]) for row in traces if row.get("reward") is not None]
     best_of, rank = run.config.get("best_of") or 1, run.config.get("rank") or 1
@@ -166,7 +166,7 @@ def collect_result(run: Run) -> list[str]:
 
 
 def score_result(run: Run) -> list[str]:
-    """The result of scoring explanations."""
+    """Return sentences on the result of scoring explanations."""
     metrics = run.metrics
     if "score/reward" not in metrics:
         return []
@@ -198,7 +198,7 @@ def mean_terms(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def evaluate_result(run: Run) -> list[str]:
-    """The result of an evaluation."""
+    """Return sentences on the result of an evaluation."""
     metrics, k = run.metrics, accuracy_k(run.metrics)
     if k is None:
         return []

@@ -1,4 +1,4 @@
-"""report.md of one stage's run: its result in words, metrics, curves, texts, how it was made."""
+"""report.md of one stage's run: result, metrics, curves, sample texts and provenance."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ REPORT_FILE = "report.md"
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write plots/ and report.md of a finished run, from whatever its folder holds."""
+    """Write plots/, report.md and report.html of a finished run from the files in its folder."""
     run = Run(run_dir)
     date = str(run.manifest.get("ended") or (run.manifest.get("began") or [""])[-1])
     title = heading(run.stage) + (f" · {date[:16].replace('T', ' ')}" if date else "")
@@ -57,7 +57,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def asked_for(run: Run) -> str:
-    """The overrides, and the values that they changed in the stage's or experiment's own config."""
+    """Return the overrides, and a table of the values that they changed, as Markdown."""
     overrides = list(map(str, run.manifest.get("overrides") or []))
     parts = [", ".join(map(inline_code, overrides))] if overrides else []
     changed = run.manifest.get("changed") or {}
@@ -71,7 +71,10 @@ def asked_for(run: Run) -> str:
 
 
 def monitors(run: Run) -> str:
-    """The last looks at reward hacking beside their healthy ranges; what is outside comes first."""
+    """Return a table of the last hacking monitors beside their healthy ranges.
+
+    Monitors outside their range come first.
+    """
     node = (run.config.get("callbacks") or {}).get("hacking") or {}
     rows: list[tuple[bool, list[str]]] = []
     for name, (low, high) in (node.get("ranges") or {}).items():
@@ -93,7 +96,7 @@ def monitors(run: Run) -> str:
 
 
 def costs(run: Run) -> str:
-    """Time in all and by phase of a step, tokens, memory."""
+    """Return a table of total time, time of each phase of a step, tokens and memory."""
     metadata = {}
     if "seconds" in run.manifest:
         metadata["time in all"] = duration(float(run.manifest["seconds"]))
@@ -119,7 +122,7 @@ def _section(title: str, body: str) -> str:
 
 
 def draw_plots(run: Run, folder: Path) -> list[Path]:
-    """The PNGs of a run, most telling first."""
+    """Draw the plots of a run and return the PNG files, the most informative first."""
     plots = plot_curves(run.scalars, folder)
     areas = plot_preflight(run.preflight, folder / "preflight.png")
     plots += [areas] if areas else []
@@ -152,7 +155,7 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
 
 
 def metric_rows(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of final metrics; with the value before training where there is one."""
+    """Return header and rows of final metrics, with values before training where recorded."""
     names = [name for name in sorted(metrics) if not name.startswith("start/")]
     only_before = [n for n in sorted(metrics) if n.startswith("start/") and n[6:] not in metrics]
 
@@ -167,7 +170,12 @@ def metric_rows(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]
 
 
 def samples_section(run: Run, each: int = 2, level: str = "###") -> str:
-    """Texts worth reading: best and worst by reward, or right and wrong answers."""
+    """Return sample texts: the best and worst by reward, or some right and wrong answers.
+
+    Args:
+        each: texts of each kind.
+        level: Markdown prefix of the headings.
+    """
     if run.scores:
         shown = best_and_worst_of(run.scores, int(run.config.get("attributed") or 0))
         return "\n\n".join(
@@ -189,13 +197,13 @@ def samples_section(run: Run, each: int = 2, level: str = "###") -> str:
 
 
 def best_and_worst_of(rows: Sequence[Any], n: int) -> list[Any]:
-    """The first and the last of ordered rows, n of them in all."""
+    """Return the first and last of ordered rows, at most `n` in total."""
     first = min((n + 1) // 2, len(rows))
     return [*rows[:first], *rows[max(first, len(rows) - n // 2) :]]
 
 
 def best_and_worst(rows: Sequence[Mapping[str, Any]], each: int, prefix: str, level: str) -> str:
-    """The `each` best and worst rows by reward and the middle one; all if there are no more."""
+    """Return the `each` best and worst rows by reward and the middle one, or all if few."""
     ordered = sorted(
         (row for row in rows if row.get("reward") is not None), key=lambda row: -row["reward"]
     )
@@ -211,7 +219,7 @@ def best_and_worst(rows: Sequence[Mapping[str, Any]], each: int, prefix: str, le
 
 
 def answers_section(answers: Sequence[AnswerRecord], each: int, level: str) -> str:
-    """A few right and wrong answers, each of another question where that is possible."""
+    """Return at most `each` right and `each` wrong answers, one of each kind per question."""
     parts = []
     for correct, name in ((True, "Right"), (False, "Wrong")):
         found = [answer for answer in answers if answer.correct is correct]
@@ -229,7 +237,7 @@ def answers_section(answers: Sequence[AnswerRecord], each: int, level: str) -> s
 
 
 def data_section(manifest: Mapping[str, Any]) -> str:
-    """Counts of rows read, kept, bad and split, of the data and of traces trained on."""
+    """Return how many rows of the data and the traces were read, kept, rejected and split."""
     parts = []
     for key in ("data", "traces"):
         report = manifest.get(key)
@@ -253,7 +261,7 @@ def data_section(manifest: Mapping[str, Any]) -> str:
 
 
 def provenance(manifest: Mapping[str, Any]) -> str:
-    """Command, time, versions and machine."""
+    """Return the command, and a table of its time, versions and machine."""
     if not manifest:
         return ""
     hardware = manifest.get("hardware") or {}

@@ -1,7 +1,7 @@
-"""What teacher RL writes down of single texts and problems while it runs.
+"""The records of single texts and problems that RL writes while it runs.
 
-Sample explanations go to TensorBoard as text and to samples.jsonl as rows; the held-out reward of
-every problem goes to held_out_rewards.jsonl, for comparisons in pairs.
+Sample explanations go to TensorBoard as text and to samples.jsonl as rows. The reward of every
+held-out problem goes to held_out_rewards.jsonl, for paired comparisons.
 
 `rlt stage=teacher_rl module.samples_per_step=4` writes more of them.
 """
@@ -34,7 +34,7 @@ def log_samples(logger: Any, step: int, rows: Sequence[Mapping[str, Any]]) -> No
 
 
 def log_attributions(logger: Any, rows: Sequence[Mapping[str, Any]], step: int = 0) -> None:
-    """Show which tokens made the reward of each row, as pictures."""
+    """Show as pictures which tokens made the reward of each row."""
     for place, row in enumerate(rows):
         if logger and row.get("attribution"):
             figure = attribution_figure(row)
@@ -53,8 +53,8 @@ def samples_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 class StepRows:
     """Rows of ascending steps in a JSONL file.
 
-    The first call drops what an interrupted run wrote for its step and later ones, so that a
-    resumed run holds each step once.
+    An interrupted run may have written rows after its last checkpoint. The first call drops the
+    rows of its own step and of later steps, so that a resumed run has each step once.
     """
 
     def __init__(self, file: Path) -> None:

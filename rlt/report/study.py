@@ -1,8 +1,8 @@
-"""Runs that belong together: which arm and which seed each is, and what it measured.
+"""A study groups runs into arms and ranks the arms.
 
-An arm is everything that its jobs have in common and other arms have not; its jobs differ in their
-seed alone. Arms are named after what was overridden and, where that differs too, after the label of
-the evaluation. They are measured by the accuracy of their evaluations, or by any final metric.
+The jobs of an arm differ only in their seed. An arm is named after the overrides that tell it from
+other arms. Where evaluations have different labels, the label is part of the name as well. The
+score of an arm is the accuracy of its evaluations, or any final metric.
 """
 
 import math
@@ -24,14 +24,14 @@ _SHOWN_NAMES = 12
 
 @dataclass(frozen=True)
 class Measure:
-    """What arms are ranked by: the accuracy of their evaluations, or a final metric of their jobs.
+    """The score that ranks arms: the accuracy of evaluations, or a final metric of jobs.
 
     Args:
-        metric: a name in metrics.json; None: accuracy.
-        direction: `maximize` or `minimize`; of accuracy None.
+        metric: a name in metrics.json; None means accuracy.
+        direction: `maximize` or `minimize`; None for accuracy.
 
     Raises:
-        ValueError: no such direction, or one of the two without the other.
+        ValueError: the direction is unknown, or only one of the two is given.
     """
 
     metric: str | None = None
@@ -62,7 +62,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Study:
-    """Jobs, the arms that they make, and the one that the others are compared with."""
+    """Jobs, their arms, and the reference that the other arms are compared with."""
 
     jobs: list[Job]
     every_arm: list[Arm]
@@ -71,12 +71,12 @@ class Study:
 
     @property
     def arms(self) -> list[Arm]:
-        """Those of which a job has finished."""
+        """The arms with at least one finished job."""
         return [arm for arm in self.every_arm if arm.cells]
 
     @cached_property
     def ranked(self) -> list[Arm]:
-        """Every arm, the best first; those without a finite score come last."""
+        """Every arm, the best first. Arms without a finite mean come last."""
 
         def place(arm: Arm) -> tuple[bool, float]:
             mean = arm.interval.mean
@@ -86,7 +86,7 @@ class Study:
 
     @cached_property
     def differences(self) -> dict[str, Difference | None]:
-        """Arm → the reference less that arm; None where they have too few seeds in common."""
+        """Name of an arm → reference minus arm; None if they share too few seeds."""
         return {
             arm.name: compare_arms(self.reference, arm, self.measure.sign)
             for arm in self.arms
@@ -100,15 +100,15 @@ def read_study(
     evaluations: str = "last",
     measure: Measure | None = None,
 ) -> Study:
-    """What the runs left, by arm. Each file is read when it is first looked at, and once.
+    """Read runs as a study. A file is read when it is first needed, and only once.
 
     Args:
-        reference: name of the arm that the others are compared with; None: the first.
-        evaluations: `last` of each job, or `all` of them, each an arm of its own.
-        measure: None: accuracy.
+        reference: name of the arm to compare the others with; None means the first arm.
+        evaluations: `last` uses the last one of each job; `all` makes each an arm of its own.
+        measure: the score of an arm; None means accuracy.
 
     Raises:
-        ValueError, FileNotFoundError: what cannot be compared, and why.
+        ValueError, FileNotFoundError: the runs cannot be compared; the message says why.
     """
     measure = measure or Measure()
     if not runs:
@@ -142,7 +142,7 @@ def read_study(
 
 
 def arms_of(jobs: Sequence[Job], evaluations: str = "last", metric: str | None = None) -> list[Arm]:
-    """Jobs by arm, in the order in which arms first appear. Reads no answers.
+    """Group jobs into arms, in the order in which arms first appear. No answers are read.
 
     Raises:
         ValueError: two finished runs are of the same arm and seed.
@@ -151,7 +151,7 @@ def arms_of(jobs: Sequence[Job], evaluations: str = "last", metric: str | None =
 
 
 def _of_evaluations(jobs: Sequence[Job], evaluations: str) -> list[Arm]:
-    """Arms that the evaluations of finished jobs make."""
+    """Group the evaluations of finished jobs into arms."""
     found: list[tuple[Job, Step]] = []
     seen: set[Path] = set()
     for job in jobs:
@@ -181,7 +181,7 @@ def _of_evaluations(jobs: Sequence[Job], evaluations: str) -> list[Arm]:
 
 
 def _of_metric(jobs: Sequence[Job], metric: str) -> list[Arm]:
-    """Arms by what was swept over; those of which no job has finished are empty."""
+    """Group jobs into arms by their swept keys; an arm without a finished job is empty."""
     swept = swept_keys(jobs)
     only_seeds_differ = _only_seeds_differ(jobs)
     arms: dict[str, Arm] = {}
@@ -203,7 +203,7 @@ def _values(job: Job, keys: Sequence[str]) -> dict[str, str]:
 
 
 def _parts(job: Job, keys: Sequence[str]) -> list[str]:
-    """Parts of an arm's name: the last two parts of each key, or as many as tell it from others."""
+    """Return the `key=value` parts of an arm's name; keys are as short as is unambiguous."""
     short = short_names(keys, ".", fewest=2)
     return [f"{short[key]}={value}" for key, value in _values(job, keys).items()]
 
@@ -225,7 +225,7 @@ def _require_metric(jobs: Sequence[Job], metric: str) -> None:
         raise ValueError(f"runs: none of the {len(jobs)} jobs has finished: {why}")
     names = sorted({name for job in finished for name in job.run.metrics})
     if metric not in names:
-        # A part of the name, such as the step's in a pipeline, is easily forgotten.
+        # It is easy to forget a part of the name, such as a pipeline's step.
         near = [name for name in names if name.endswith(f"/{metric}")]
         hint = f"; did you mean {' or '.join(near[:3])}?" if near else did_you_mean(metric, names)
         shown = [name for name in names if not name.startswith(("start/", "time/"))]
@@ -252,5 +252,5 @@ def _require_same_questions(arms: Sequence[Arm]) -> None:
 
 
 def failures(jobs: Sequence[Job]) -> list[tuple[str, str]]:
-    """(folder's name, why) of every job that has not finished."""
+    """Return (name of the folder, reason) of every job that has not finished."""
     return [(job.run.folder.name, job.reason) for job in jobs if not job.finished]

@@ -1,7 +1,7 @@
-"""The page of a study: what its arms reached, how sure that is, what their teachers wrote.
+"""The page of a study: scores of its arms, their uncertainty, and examples of their traces.
 
-Made by `rlt stage=compare`, and at the end of a sweep of pipelines. Every arm is shown, those that
-lost and the jobs that failed too.
+`rlt stage=compare` writes it, and so does a sweep of pipelines when it ends. The page shows every
+arm, including those that lost, and the jobs that failed.
 """
 
 from pathlib import Path
@@ -65,7 +65,7 @@ def write_study_report(run_dir: Path, study: Study) -> Path:
 
 
 def print_study(run_dir: Path, console: Console | None = None) -> None:
-    """Print the leaderboard of a `stage=compare` run, what did not finish, where its page is."""
+    """Print the leaderboard of a `stage=compare` run, its unfinished jobs, and its page's path."""
     console = console or Console()
     config = Run(run_dir).config
     rows = read_leaderboard(run_dir)

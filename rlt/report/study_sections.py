@@ -1,6 +1,6 @@
-"""Sections of a study's page: what its arms measured and cost, what their teachers wrote.
+"""The sections of a study's page on rewards, behaviours, RL, examples, failures and costs.
 
-Each gives Markdown, or nothing where the runs hold nothing to show.
+Each function returns Markdown, or an empty text if the runs have nothing to show.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from rlt.report.study import failures
 from rlt.report.text import heading, image_links, inline_code, reward_terms, sample_text, table
 from rlt.runs.formatting import duration, number, percent
 
-_FEWEST_TRACES = 4  # of different rewards, for a rank correlation to say anything
+_FEWEST_TRACES = 4  # sets of traces with different rewards that a rank correlation needs
 
 
 def failures_section(jobs: Sequence[Job]) -> str:
@@ -34,7 +34,10 @@ def failures_section(jobs: Sequence[Job]) -> str:
 
 
 def reward_predicts_section(folder: Path, arms: Sequence[Arm]) -> str:
-    """Rank correlation of traces' reward and students' accuracy, where all rewards are one."""
+    """Return the rank correlation between rewards of traces and accuracies of their students.
+
+    It is empty if the arms have different rewards, or too few sets of traces.
+    """
     rewards = {
         str(cell.job.run.config.get("reward")) for arm in arms for cell in arm.cells.values()
     }
@@ -43,7 +46,8 @@ def reward_predicts_section(folder: Path, arms: Sequence[Arm]) -> str:
         for seed, cell in arm.cells.items():
             traces = cell.last("collect")
             if traces is not None and "collect/reward" in traces.metrics:
-                students = taught.setdefault(seed, {})  # of one file of traces there may be several
+                # One file of traces may teach several students.
+                students = taught.setdefault(seed, {})
                 reward = traces.metrics["collect/reward"]
                 known = students.setdefault(traces.run.folder.resolve(), (reward, []))
                 known[1].append(float(cell.shares_P.mean()))
@@ -96,7 +100,7 @@ def behaviours_section(arms: Sequence[Arm]) -> str:
 
 
 def rewards_by_behaviour_section(arms: Sequence[Arm]) -> str:
-    """Mean reward terms of each behaviour, over the most mixed traces there are."""
+    """Return the mean reward terms of each behaviour in the arm with the most mixed traces."""
     mixed, name, mixed_traces = 0.0, "", list[dict[str, Any]]()
     for arm in arms:
         traces = [
@@ -125,7 +129,7 @@ def rewards_by_behaviour_section(arms: Sequence[Arm]) -> str:
 
 
 def rl_curves_section(folder: Path, arms: Sequence[Arm]) -> str:
-    """Reward and behaviours along RL, a panel for each arm that has it; of its first seed."""
+    """Draw rewards and behaviours during RL, a panel for the first seed of each arm."""
     rewards: dict[str, dict[str, list[tuple[int, float]]]] = {}
     behaviours: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for arm in arms:
@@ -175,7 +179,7 @@ def examples_section(arms: Sequence[Arm]) -> str:
 
 
 def costs_section(arms: Sequence[Arm]) -> str:
-    """Seconds of an arm's steps, by stage, as they took when they were made."""
+    """Return a table of each arm's time by stage; a reused step counts with its original time."""
     totals = [mean_by_key([_seconds_by_stage(cell) for cell in arm.cells.values()]) for arm in arms]
     stages = list(dict.fromkeys(stage for row in totals for stage in row))
     rows = [
@@ -201,7 +205,7 @@ def _seconds_by_stage(cell: Cell) -> dict[str, float]:
 
 
 def behaviour_rates_of(metrics: dict[str, float], prefix: str) -> dict[str, float]:
-    """Behaviour → share, of the metrics `<prefix>behaviour/<name>_rate`."""
+    """Return behaviour → share from the metrics `<prefix>behaviour/<name>_rate`."""
     start = f"{prefix}behaviour/"
     return {
         name.removeprefix(start).removesuffix("_rate"): value
@@ -211,7 +215,7 @@ def behaviour_rates_of(metrics: dict[str, float], prefix: str) -> dict[str, floa
 
 
 def mean_by_key(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each key over the rows that have it."""
+    """Return the mean of each key over the rows that have it."""
     values: dict[str, list[float]] = {}
     for row in rows:
         for key, value in row.items():
@@ -220,6 +224,6 @@ def mean_by_key(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def metrics_of(arm: Arm, stage: str) -> list[dict[str, Any]]:
-    """Final metrics of the last step of a stage in each cell that has one."""
+    """Return the final metrics of the last step of a stage, for each cell that has one."""
     steps = [cell.last(stage) for cell in arm.cells.values()]
     return [step.metrics for step in steps if step is not None]

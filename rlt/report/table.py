@@ -1,4 +1,4 @@
-"""The last thing a run prints: its result in numbers, and where to look further."""
+"""Tables for the terminal: a finished run ends with its numbers and the paths of its reports."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from rlt.runs.formatting import duration, points
 def print_table(
     steps: Sequence[Mapping[str, Any]], run_dir: Path, console: Console | None = None
 ) -> None:
-    """Print the evaluations side by side, a line per step, and where the report is.
+    """Print the evaluations side by side, the steps of a pipeline, and the report's path.
 
     Args:
         steps: the entries of steps.json.
@@ -57,7 +57,11 @@ def print_table(
 
 
 def print_run(run_dir: Path, console: Console | None = None, brief: bool = False) -> None:
-    """Print a stage's result in words, and unless `brief` its metrics and where its report is."""
+    """Print a stage's result in sentences, then its metrics and the report's path.
+
+    Args:
+        brief: print the sentences only.
+    """
     console = console or Console()
     run = Run(run_dir)
     for line in result_lines(run):
@@ -112,7 +116,7 @@ def _steps_table(steps: Sequence[Step]) -> Table:
 
 
 def _log_dir(steps: Sequence[Step], run_dir: Path) -> str:
-    """The folder above all event files, as short as it can be written."""
+    """Return the folder above all event files, relative to the working directory if it is below."""
     folders = [os.path.abspath(folder) for folder in (run_dir, *(s.run.folder for s in steps))]
     common = Path(os.path.commonpath(folders))
     if len(common.parts) <= 2:  # too far up to be searched

@@ -1,4 +1,4 @@
-"""Numbers and texts as Markdown that stays whole whatever a model wrote."""
+"""Numbers and texts as Markdown that no output of a model can break."""
 
 import math
 import os
@@ -16,7 +16,7 @@ _ACCURACY = re.compile(r"/(avg|pass|majority)@\d+(_low|_high)?$|/accuracy(_low|_
 
 
 def as_number(text: str) -> float | None:
-    """The finite number that a text is, if it is one."""
+    """Return the finite number that a text spells, or None."""
     try:
         value = float(text)
     except ValueError:
@@ -25,7 +25,7 @@ def as_number(text: str) -> float | None:
 
 
 def metric_unit(name: str) -> str:
-    """The unit that a metric's name tells: `fraction`, `seconds`, `bytes`, or nothing."""
+    """Return the unit of a metric by its name: `fraction`, `seconds`, `bytes`, or empty."""
     if name.endswith("_bytes"):
         return "bytes"
     if name.endswith("_seconds"):
@@ -35,7 +35,7 @@ def metric_unit(name: str) -> str:
 
 
 def metric_value(name: str, value: float) -> str:
-    """A metric with the unit that its name tells."""
+    """Return the value of a metric as text, in the unit of `metric_unit`."""
     unit = metric_unit(name)
     if not math.isfinite(value):
         return str(value)
@@ -47,7 +47,7 @@ def metric_value(name: str, value: float) -> str:
 
 
 def metric_difference(name: str, difference: float) -> str:
-    """A difference of two values of a metric; of shares in percentage points."""
+    """Return a signed difference of two values of a metric; shares in percentage points."""
     unit = metric_unit(name)
     if unit == "fraction":
         return points(difference)
@@ -57,7 +57,7 @@ def metric_difference(name: str, difference: float) -> str:
 
 
 def metric_interval(name: str, mean: float, low: float, high: float) -> str:
-    """`97.7 % [96.9, 98.5]`; the value alone where there is no interval (NaN)."""
+    """Return a mean with its interval, as `97.7 % [96.9, 98.5]`; the mean alone if `low` is NaN."""
     shown = metric_value(name, mean)
     if math.isnan(low):
         return shown
@@ -67,7 +67,7 @@ def metric_interval(name: str, mean: float, low: float, high: float) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, columns of numbers to the right; cells may hold anything."""
+    """Return a Markdown table. Cells may hold any text; numbers are aligned to the right."""
     lines = [[_cell(c) for c in header], [_alignment(column) for column in zip(*rows, strict=True)]]
     for row in rows:
         assert len(row) == len(header), (header, row)
@@ -84,13 +84,13 @@ def _cell(text: str) -> str:
 
 
 def heading(text: str) -> str:
-    """Text for one heading line, with what Markdown and HTML would take as markup escaped."""
+    """Return the text as one line in which all Markdown and HTML markup is escaped."""
     text = re.sub(r"([\\`*\[\]<>#|])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word it is no markup
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word, _ is not markup
 
 
 def inline_code(text: str, limit: int = 200) -> str:
-    """One line of code within a sentence."""
+    """Return the text as inline code of at most `limit` characters."""
     text = " ".join(text.split())
     text = text if len(text) <= limit else text[: limit - 1] + "…"
     ticks = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
@@ -98,7 +98,7 @@ def inline_code(text: str, limit: int = 200) -> str:
 
 
 def fenced(text: str, limit: int = SHOWN_CHARACTERS) -> str:
-    """A code block that the text cannot break out of; a long text loses its middle."""
+    """Return a code block that the text cannot end; a text over `limit` loses its middle."""
     if len(text) > limit:
         half, left_out = limit // 2, len(text) - 2 * (limit // 2)
         text = f"{text[:half]}\n… ({left_out:,} characters left out) …\n{text[-half:]}"
@@ -108,14 +108,14 @@ def fenced(text: str, limit: int = SHOWN_CHARACTERS) -> str:
 
 
 def named_text(name: str, text: str) -> str:
-    """A short line beside its name, anything else as a block below it."""
+    """Return a short line beside its name, and any other text as a block below the name."""
     if text and len(text) <= 80 and text == " ".join(text.split()):
         return f"{name}: {inline_code(text)}"
     return f"{name}:\n\n{fenced(text)}"
 
 
 def reward_terms(row: Mapping[str, object]) -> dict[str, float]:
-    """Reward terms of a sample or a trace: nested as `reward_terms`, or in the row itself."""
+    """Return the reward terms of a sample or trace, from `reward_terms` or the row itself."""
     nested = row.get("reward_terms")
     terms = nested if isinstance(nested, Mapping) else row
     return {
@@ -128,7 +128,7 @@ def reward_terms(row: Mapping[str, object]) -> dict[str, float]:
 
 
 def sample_text(row: Mapping[str, object]) -> str:
-    """One explanation with its question, its solution and its reward terms."""
+    """Return one explanation with its question, solution and reward terms as Markdown."""
     reward = row.get("reward")
     metadata = [f"reward **{number(float(reward))}**"] if isinstance(reward, int | float) else []
     metadata += [f"{name} {number(value)}" for name, value in reward_terms(row).items()]
@@ -150,7 +150,7 @@ def relative_url(file: Path, base: Path) -> str:
 
 
 def image_links(files: Iterable[Path], base: Path) -> str:
-    """Markdown images, by paths relative to the report's folder."""
+    """Return Markdown images with paths relative to the report's folder `base`."""
     return "\n\n".join(
         f"![{file.stem.replace('_', ' ')}]({relative_url(file, base)})" for file in files
     )

@@ -1,1 +1,1 @@
-"""Run folders: what a run is known by, what it leaves, and how it ends."""
+"""Run folders, the identity of a run, its processes, and the ways in which it ends."""

@@ -1,4 +1,4 @@
-"""What a run computes with: code, packages, machine."""
+"""The environment of a run: its code, packages and machine."""
 
 import functools
 import importlib.metadata
@@ -18,7 +18,7 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """What a run computes with, as its manifest records it: code, packages, machine."""
+    """Return the code, packages and machine of this process, as the manifest records them."""
     return {
         "rlt": __version__,
         "git": git_revision(),
@@ -29,7 +29,10 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def git_revision() -> str | None:
-    """Revision of the checkout this package runs from, `+changes` if it is not clean."""
+    """Return the git revision that this package runs from; None outside its own checkout.
+
+    `+changes` is appended if the checkout has uncommitted changes.
+    """
     folder = PACKAGE_DIR
 
     def git(*arguments: str) -> str:
@@ -64,9 +67,9 @@ def hardware_metadata() -> dict[str, Any]:
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident memory of this process so far.
+    """Return the peak resident memory of this process so far, in bytes.
 
-    On Linux from VmHWM: ru_maxrss of a process starts at the peak of the one that started it.
+    On Linux the source is VmHWM, because ru_maxrss also counts the peak of the parent process.
     """
     import resource
 

@@ -1,4 +1,4 @@
-"""Files of a run, written whole or not at all."""
+"""Files of a run are written completely or not at all."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write atomically: a reader sees the old file or the whole new one."""
+    """Write a file atomically: a reader sees either the old file or the complete new one."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -17,7 +17,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write atomically, as JSON."""
+    """Write JSON atomically; values that JSON lacks become strings."""
     write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 

@@ -1,8 +1,8 @@
-"""The run folder: whose it is, what it records, and under which config a run goes on.
+"""The run folder: which config owns it, what it records, and when a run may go on in it.
 
-One rule covers a new run, a repeated one and a resumed one. A folder belongs to the config whose
-key it holds: the same config goes on in it, or is told that it has finished. Another config goes on
-in it if it differs in nothing but what `MAY_CHANGE` lists or its `accept_changes` names.
+One rule covers new, repeated and resumed runs. A folder belongs to the config whose key is in its
+manifest. The same config resumes the run, or finds that it has finished. Another config may resume
+it only if all differences are in `MAY_CHANGE` or in the config's `accept_changes`.
 """
 
 import logging
@@ -22,8 +22,8 @@ from rlt.runs.identity import config_changes, flatten
 
 log = logging.getLogger(__name__)
 
-# Keys, and all below them, that a run may go on with otherwise than it began: how long it trains,
-# how it is watched, and how its batches are cut to fit the machine.
+# These keys, and all keys below them, may change when a run is resumed. They set how long it
+# trains, how it is monitored, and how its batches are split to fit the machine.
 MAY_CHANGE = (
     "datamodule.epochs",
     "datamodule.steps",
@@ -50,30 +50,30 @@ _SHOWN = 3
 
 
 class RunRefusedError(ValueError):
-    """A run that may not go on as it is asked to: nothing of it may change."""
+    """The run may not go on as requested; its folder must stay as it is."""
 
 
 class RunFolder:
     """Claims a folder for a config and keeps its manifest.
 
     Args:
-        key: of the config and all it reads.
-        inputs: config key of a path → fingerprint of what lies there.
-        metadata: what else the manifest says of how the run was asked for (command, overrides, …).
-
-        walked_again: a finished run is run again, and may be so with another config: a pipeline's
-            steps know best what is still good, and what is compared may have grown.
-        rewritten: another config may take its place: nothing but a page is lost.
+        key: identifies the config and everything that it reads (`config_key`).
+        inputs: config key of a path → fingerprint of the content at that path.
+        metadata: further entries of the manifest (command, overrides, …).
+        walked_again: a finished run is run again. Pipelines need this, as each step decides whether
+            its result is still valid. Comparisons need it, as there may be new runs to compare.
+        rewritten: another config may replace the run, because it holds only a page that can be
+            written again.
 
     Attributes:
-        status: `new`, `resumed` (it was begun and not finished) or `finished`.
+        status: `new`, `resumed` (the run goes on) or `finished`.
 
-    A run that failed or was interrupted before it made anything gives its folder to the next.
-    While it runs, no other process can claim the folder; `release` ends that.
+    If a run failed or was interrupted before it made anything, the next config may claim its
+    folder. No other process can claim a folder until `release` is called.
 
     Raises:
-        ValueError: the folder holds another config's run, or files that are no run at all, or
-            another process works in it.
+        ValueError: the folder holds a run of another config, or files that belong to no run, or
+            another process is using it.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class RunFolder:
         self._lock.release()
 
     def _claim(self, cfg: DictConfig, inputs: dict[str, str]) -> str:
-        """Status of the folder for this config; `manifest` is what can be gone on from."""
+        """Return the status of the folder for this config; `manifest` keeps a run to resume."""
         manifest = self.folder / "manifest.json"
         if not manifest.is_file():
             return "new"
@@ -133,7 +133,7 @@ class RunFolder:
         self._require_known(cfg)
         changes: dict[str, Any] = {}
         if self.manifest["key"] != self.key:
-            # What was compared may be compared otherwise: nothing but the page is lost.
+            # Replacing the run is safe if it made nothing, or only a page that can be rewritten.
             if self._made_nothing() or self.rewritten:
                 self.manifest = {}
                 return "new"
@@ -162,7 +162,7 @@ class RunFolder:
         return "resumed"
 
     def _require_known(self, cfg: DictConfig) -> None:
-        """Raises ValueError for a name in `accept_changes` that neither config has."""
+        """Raise ValueError for a name in `accept_changes` that neither config has."""
         if not cfg.get("accept_changes"):
             return
         saved = self.folder / "config.yaml"
@@ -173,10 +173,10 @@ class RunFolder:
                 raise ValueError(f"accept_changes: no key {name}{did_you_mean(name, sorted(keys))}")
 
     def _changes(self, cfg: DictConfig, inputs: dict[str, str]) -> dict[str, tuple[Any, Any]]:
-        """What differs from the run that began here, all of it allowed.
+        """Return the allowed differences from the run that began here: key → (old, new).
 
         Raises:
-            ValueError: something that may not change, and was not accepted.
+            ValueError: a key differs that may not change and was not accepted.
         """
         saved = self.folder / "config.yaml"
         changes = config_changes(OmegaConf.load(saved), cfg) if saved.is_file() else {}
@@ -209,12 +209,12 @@ class RunFolder:
         return changes
 
     def _made(self) -> set[str]:
-        """Names of what a run, or somebody, has made in the folder."""
+        """Return the names in the folder besides those that every claim makes."""
         found = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
         return found - _NOTHING_MADE
 
     def _made_nothing(self) -> bool:
-        """Whether the run that claimed the folder ended before it made anything to lose."""
+        """Return whether the run that claimed the folder left nothing that could be lost."""
         return self.manifest["status"] != "finished" and not self._made()
 
     def _begin(self, cfg: DictConfig, inputs: dict[str, str], metadata: dict[str, Any]) -> None:
@@ -233,14 +233,14 @@ class RunFolder:
             **environment(),
             **metadata,
         }
-        # The manifest first: killed between the two, the folder is known to be this run's.
+        # The manifest comes first, so that a process killed in between still owns the folder.
         write_json(self.folder / "manifest.json", self.manifest)
         write_text(self.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        # For what changes keys that others refer to: `rlt resume`, a pipeline's steps.
+        # `rlt resume` and the steps of a pipeline change keys that interpolations refer to.
         write_text(self.folder / "composed.yaml", OmegaConf.to_yaml(cfg))
 
     def take_back(self) -> None:
-        """Make the folder what it was before it was claimed, as the run was refused."""
+        """Restore the manifest and the configs to what they were before the claim."""
         for file, text in self._before.items():
             write_text(file, text)
 
@@ -269,7 +269,7 @@ def _below(key: str, roots: tuple[str, ...]) -> bool:
 def _shown(
     changes: Mapping[str, tuple[Any, Any]], before: str, now: str, most: int = _SHOWN
 ) -> str:
-    """`key: old there, new here; …`, the first ones."""
+    """Return the first changes as text, such as `key: 1 there, 2 here; …`."""
     shown = [f"{k}: {old} {before}, {new} {now}" for k, (old, new) in list(changes.items())[:most]]
     more = f", and {len(changes) - most} more" if len(changes) > most else ""
     return "; ".join(shown) + more

@@ -1,10 +1,10 @@
-"""Numbers as people read them."""
+"""Numbers as text for people."""
 
 import math
 
 
 def number(value: float) -> str:
-    """Four significant digits; whole numbers in full."""
+    """Return a number with four significant digits; whole numbers with all their digits."""
     if not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e15:
@@ -23,7 +23,7 @@ def percent(share: float) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of two shares, in percentage points."""
+    """Return a signed difference of two shares in percentage points, with one decimal."""
     return f"{100 * difference:+.1f}"
 
 

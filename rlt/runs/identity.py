@@ -1,4 +1,4 @@
-"""What decides a run's result: its config, and what tells two configs apart."""
+"""The identity of a run: a key of its config, and the differences between two configs."""
 
 import hashlib
 import json
@@ -9,16 +9,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlt import __version__
 
-# What does not change a result: where it is put, how it is watched.
+# These keys do not change a result. They set where it is stored and how it is monitored.
 _NOT_IN_KEY = ("output_dir", "note", "check", "probe", "logger", "cache_dir", "accept_changes")
 _CALLBACKS_NOT_IN_KEY = ("checkpoint", "hacking", "lines", "progress")
 
 
 def config_key(cfg: DictConfig, inputs: Mapping[str, str] | None = None) -> str:
-    """Hex digest of length 16 over what decides a run's result.
+    """Return a hex digest of length 16 of everything in a config that decides the result.
 
     Args:
-        inputs: config key of a path → fingerprint of what lies there, used in its place.
+        inputs: config key of a path → fingerprint of the content there, which replaces the path.
     """
     content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     assert isinstance(content, dict)
@@ -32,7 +32,10 @@ def config_key(cfg: DictConfig, inputs: Mapping[str, str] | None = None) -> str:
 
 
 def config_changes(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Dotted key → (old value, new value), `-` where there is none; not where results are put."""
+    """Return dotted key → (old value, new value) where two configs differ.
+
+    A missing value is `-`. Keys that do not change a result (`_NOT_IN_KEY`) are left out.
+    """
     before, after = (flatten(OmegaConf.to_container(cfg, resolve=True)) for cfg in (old, new))
     return {
         key: (before.get(key, "-"), after.get(key, "-"))
@@ -42,7 +45,7 @@ def config_changes(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key → value of nested mappings; an empty mapping is a value."""
+    """Return dotted key → value of nested mappings; an empty mapping counts as a value."""
     if isinstance(content, dict) and content:
         return {
             name: value

@@ -1,8 +1,8 @@
-"""Jobs of a sweep: each in a process of its own, each written down when it ends.
+"""Jobs of a sweep: each runs in its own process and is recorded when it ends.
 
-Whichever launcher Hydra uses (one job after another, joblib, submitit, Ray), what it calls is
-`run_job`, which starts `rlt.cli.worker` and waits for it. A job's folder is named by what it was
-asked for, so a sweep that is started again goes on with unfinished jobs and repeats none.
+Every launcher of Hydra (basic, joblib, submitit, Ray) calls `run_job`, which starts
+`rlt.cli.worker` and waits for it. A job's folder is named after its overrides. A sweep that is
+started again therefore resumes its unfinished jobs and repeats none.
 """
 
 import json
@@ -38,14 +38,14 @@ def run_job(
     """Run one job in a fresh process and write its end to `<sweep_dir>/jobs.jsonl`.
 
     Args:
-        metadata: what the job's manifest is told; its `overrides` name the job.
+        metadata: entries for the job's manifest; its `overrides` identify the job.
 
     Returns:
         The job's final metrics.
 
     Raises:
-        JobFailedError: it failed, or was killed.
-        KeyboardInterrupt: this process was interrupted or terminated, and has passed that on.
+        JobFailedError: the job failed or was killed.
+        KeyboardInterrupt: this process was interrupted or terminated, and so was the job.
     """
     row: dict[str, Any] = {"overrides": metadata["overrides"], "dir": str(run_dir)}
     _write_row(sweep_dir, row | {"status": "running"})
@@ -84,18 +84,18 @@ def run_job(
 def run_config(config: Path, run_dir: Path, environment: Mapping[str, str] | None = None) -> int:
     """Run a saved config in a fresh process (`rlt.cli.worker`).
 
-    Ctrl-C and SIGTERM are passed on to it, once, and its end is waited for.
+    Ctrl-C and SIGTERM are passed on once. The function then waits until the process ends.
 
     Args:
-        environment: variables that it gets besides this process's own.
+        environment: variables that are added to those of this process.
 
     Returns:
-        Its exit status, or minus the signal that killed it.
+        The exit status, or minus the number of the signal that killed the process.
 
     Raises:
-        KeyboardInterrupt: this process was interrupted or terminated; the other has ended.
+        KeyboardInterrupt: this process was interrupted or terminated; the started one has ended.
     """
-    # The very package that runs now, wherever the process is started.
+    # The process must import the package that runs now, whatever its working directory.
     paths = [str(PACKAGE_DIR.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "rlt.cli.worker", str(config), str(run_dir), str(os.getpid())],
@@ -111,21 +111,21 @@ def run_config(config: Path, run_dir: Path, environment: Mapping[str, str] | Non
 
 
 def read_jobs(sweep_dir: Path) -> list[dict[str, Any]]:
-    """The newest row of each job of a sweep, in the order in which the jobs were begun."""
+    """Return the newest row of each job of a sweep, in the order in which the jobs began."""
     file = sweep_dir / JOBS_FILE
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     newest: dict[str, dict[str, Any]] = {}
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:  # killed while it was written
+        except ValueError:  # the process was killed while it wrote this line
             continue
         newest[row["dir"]] = row
     return list(newest.values())
 
 
 def failures(sweep_dir: Path) -> str:
-    """Which jobs of a sweep have failed, and why: a line each."""
+    """Return the failed jobs of a sweep and their reasons, one job per line."""
     jobs = read_jobs(sweep_dir)
     failed = [job for job in jobs if job["status"] == "failed"]
     lines = [f"{len(failed)} of {len(jobs)} jobs failed:"]
@@ -137,12 +137,12 @@ def failures(sweep_dir: Path) -> str:
 
 
 def _write_row(sweep_dir: Path, row: dict[str, Any]) -> None:
-    """Append a row in one write, as several jobs may end at once."""
+    """Append a row in one write, because several jobs may end at the same time."""
     sweep_dir.mkdir(parents=True, exist_ok=True)
     with (sweep_dir / JOBS_FILE).open("ab+", buffering=0) as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
-        torn = file.read(1) not in (b"", b"\n")  # killed while it was written
+        torn = file.read(1) not in (b"", b"\n")  # a process was killed while it wrote
         file.write(b"\n" * torn + (json.dumps(row) + "\n").encode())
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM ends a run as Ctrl-C does: at once, wherever it is, with what it has made kept."""
+"""SIGTERM ends a run as Ctrl-C does: at once, and with everything kept that it has made."""
 
 import ctypes
 import os
@@ -14,12 +14,12 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come."""
+    """The process has received SIGTERM."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM raises `Terminated` inside; a second one is ignored, as the first is being heeded."""
+    """Raise `Terminated` inside the context on SIGTERM; further SIGTERMs are ignored."""
 
     def stop(signum: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -33,9 +33,10 @@ def terminable() -> Iterator[None]:
 
 
 def exit_status(stop: BaseException) -> int | None:
-    """143 after SIGTERM, 130 after Ctrl-C, None if it was neither.
+    """Return 143 after SIGTERM, 130 after Ctrl-C and None after anything else.
 
-    Lightning, and a pipeline's step, make a SystemExit of either; its context tells which.
+    Lightning and the steps of a pipeline turn both into a SystemExit, whose context is the original
+    exception.
     """
     found: BaseException | None = stop
     while isinstance(found, SystemExit):
@@ -46,12 +47,12 @@ def exit_status(stop: BaseException) -> int | None:
 
 
 def end_with(parent: int) -> None:
-    """Send this process SIGTERM when the one that started it dies, SIGKILL included (Linux).
+    """Have Linux send SIGTERM to this process when its parent dies, even by SIGKILL.
 
     Args:
-        parent: process id of the one that started it.
+        parent: process id of the parent.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before it was asked about
+        if os.getppid() != parent:  # the parent died before the call above
             os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The page of a sweep, written when its last job has ended, or the sweep was stopped."""
+"""The page of a sweep is written when its last job has ended or when the sweep was stopped."""
 
 import atexit
 import logging
@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 class CompareJobs(Callback):
     """Runs `stage=compare` over the jobs of a multirun, into `<sweep folder>/compare`.
 
-    Chosen in a sweep file as `hydra.callbacks.compare`; arguments are those of `stage=compare`, but
-    that a reference which was left out of the sweep gives way to the first arm.
+    A sweep file chooses it as `hydra.callbacks.compare`. Its arguments are those of
+    `stage=compare`, with one exception: if no job of the reference has finished, the first arm
+    replaces it.
     """
 
     def __init__(

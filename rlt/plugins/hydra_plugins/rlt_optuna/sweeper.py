@@ -1,9 +1,9 @@
-"""A Hydra sweeper on a study that is kept: stopped and started again, it goes on where it was.
+"""A Hydra sweeper that keeps its Optuna study: a stopped study resumes when it is started again.
 
-The values of a trial make its job's folder, so a trial that was under way goes on from its last
-checkpoint. A failed trial is told to the study as such, and stops nothing; why it failed stands in
-the sweep's jobs.jsonl. (The published hydra-optuna-sweeper takes Optuna below 3 alone, begins all
-its trials anew, and ends on a trial without a number.)
+The values of a trial name the folder of its job, so an interrupted trial resumes from its last
+checkpoint. A failed trial is recorded as failed and does not stop the study; the sweep's jobs.jsonl
+has the reason. (The published hydra-optuna-sweeper requires Optuna below 3, starts every trial
+again, and ends if a trial has no number.)
 """
 
 import logging
