@@ -52,6 +52,7 @@ def load_data(data: ProblemData, renderer: Renderer) -> DataSplit:
 
 
 def same_tokenizer(a: Any, b: Any) -> bool:
+    """Whether two tokenizers have the same vocabulary."""
     return bool(a.get_vocab() == b.get_vocab())
 
 
@@ -123,6 +124,7 @@ def _whole_batches(file: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def progress() -> Progress:
+    """A progress bar with count, elapsed time and estimated time of arrival."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),

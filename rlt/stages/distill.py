@@ -1,5 +1,7 @@
-"""`rlt stage=distill`: a student learns from traces, from the data's own explanations, or from
-solutions alone. Held out: some of the traces for the loss, some of the questions for accuracy.
+"""`rlt stage=distill`: a student learns from explanations and solutions, or from solutions alone.
+
+The explanations are those of traces, or the data's own. Some of the traces are held out to measure
+the loss, and some of the questions to measure accuracy.
 """
 
 import logging

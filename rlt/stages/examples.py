@@ -18,6 +18,7 @@ def require_explanations(problems: Sequence[Problem]) -> None:
 
 
 def without_explanation(problems: Sequence[Problem]) -> int:
+    """How many problems carry no explanation."""
     return sum(p.explanation is None for p in problems)
 
 

@@ -182,8 +182,10 @@ class Score(ModelStage):
         data: ProblemData,
         scorer: RewardScorer,
     ) -> list[Area]:
-        """How well the reward tells the explanations apart: traces by their labels, as they were
-        rewarded; the data's own by labels and against damaged copies.
+        """How well the reward tells the explanations apart.
+
+        Traces are told apart by their labels, as they were rewarded. The data's own explanations
+        are told apart by their labels and from damaged copies.
         """
         if self.traces is None:
             return preflight_areas(preflight, problems, data, scorer, self.seed)
@@ -271,6 +273,7 @@ def with_teacher(
 
 
 def summarise(rows: list[dict[str, Any]], kept: list[dict[str, Any]]) -> dict[str, float]:
+    """Means of the rewards and of their terms, with a 95 % interval of the mean reward."""
     interval = bootstrap_interval([row["reward"] for row in rows])
     metrics = {
         "score/rows": float(len(rows)),

@@ -220,8 +220,9 @@ def code_digest() -> str:
 
 
 def path_fingerprint(key: str, path: Path) -> str:
-    """Hex digest of length 16 over a file's bytes, or over those of all files below a folder but
-    its README.md, which tells the date.
+    """Hex digest of length 16 over the bytes of a file, or of all files below a folder.
+
+    README.md is left out, because a model's card tells the date.
 
     Raises:
         FileNotFoundError: there is nothing at the path, which the config gives under `key`.

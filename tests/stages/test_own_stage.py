@@ -1,4 +1,4 @@
-"""docs/howto/stage.md: a stage of one's own is one module and one YAML file, and runs like any other."""
+"""docs/howto/stage.md: a stage of one's own is one module and one YAML file."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.cli import rlt_command, rlt_environment
+from tests.cli import rlt_command, rlt_environment
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "stage.md"
 
