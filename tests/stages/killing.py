@@ -1,4 +1,4 @@
-"""The command line in processes that are killed: after a while, or at a chosen call of a function.
+"""The command line in forked processes: to the end, or killed at a chosen call or after a while.
 
 They are forked from a server that has the libraries loaded, as most of a tiny run is their import.
 """
