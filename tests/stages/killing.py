@@ -66,6 +66,7 @@ def _run(arguments: list[str], cwd: Path, at: At | None) -> None:
     from rlt.cli.main import main
 
     os.chdir(cwd)
+    os.environ["COLUMNS"] = "200"
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
