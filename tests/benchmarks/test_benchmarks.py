@@ -98,7 +98,7 @@ def test_scaling(
     assert wider["parameters"] - base["parameters"] == (256 - 64) * 32  # tied embeddings
     with pytest.raises(SystemExit, match="2"):
         scaling.main(["--model", "micro"])
-    assert "argument --model: invalid choice: 'micro'" in capsys.readouterr().err
+    assert "--model=micro: choose random or nano" in capsys.readouterr().err
 
 
 def test_arms_of_rlt_in_this_process(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line in processes that are killed: after a while, or at a chosen call of a function.
+"""The command line in forked processes: to the end, or killed at a chosen call or after a while.
 
 They are forked from a server that has the libraries loaded, as most of a tiny run is their import.
 """
@@ -66,6 +66,7 @@ def _run(arguments: list[str], cwd: Path, at: At | None) -> None:
     from rlt.cli.main import main
 
     os.chdir(cwd)
+    os.environ["COLUMNS"] = "200"
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)

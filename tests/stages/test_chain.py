@@ -18,6 +18,7 @@ from rlt.stages.collect import ranked
 from rlt.stages.steps import input_fingerprints
 from tests.cli import read, read_lines, results, rlt, stage
 from tests.metrics_doc import documented
+from tests.stages.killing import finish
 
 TRAINING = ("pretrain", "teacher_sft", "teacher_rl", "distill")
 STAGES = (*TRAINING, "collect", "evaluate")
@@ -221,7 +222,7 @@ def test_cut_traces_and_parquet(chain: Path) -> None:
     limit = sorted(row["student_tokens"] for row in whole)[len(whole) // 2]
     paths = ["teacher_path=teacher_rl/model", "student_path=pretrain/model"]
     options = ["format=parquet", f"max_student_tokens={limit}", "output_dir=cut"]
-    rlt(stage("collect", *paths, *options), chain)
+    finish(stage("collect", *paths, *options), chain)
     traces = pyarrow.parquet.read_table(chain / "cut" / "traces.parquet").to_pylist()
     best = {row["problem_id"]: row for row in whole}
     assert {r["problem_id"] for r in whole if r["student_tokens"] <= limit} <= {

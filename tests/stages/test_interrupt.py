@@ -5,16 +5,17 @@ import shutil
 import signal
 from pathlib import Path
 
-from tests.cli import interrupt, pipeline_from, read, results, rlt, stage
+from tests.cli import interrupt, pipeline_from, read, results, stage
+from tests.stages.killing import finish
 from tests.stages.same import assert_same_training
 
 RL = stage("teacher_rl", "teacher_path=teacher_sft/model")
 
 
 def go_on(arguments: list[str], chain: Path, folder: Path) -> str:
-    done = rlt(arguments, chain)
+    output = finish(arguments, chain)
     assert len(read(folder / "manifest.json")["began"]) == 2
-    return done.stdout + done.stderr
+    return output
 
 
 def begin_again_after_the_last_step(whole: Path, folder: Path) -> None:

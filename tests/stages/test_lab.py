@@ -22,6 +22,7 @@ from tests.cli import (
     weights,
 )
 from tests.metrics_doc import documented
+from tests.stages.killing import finish
 
 SCORE = ["stage=score", *SHARED, "rows_per_batch=5", "temperature=1"]
 
@@ -29,7 +30,7 @@ SCORE = ["stage=score", *SHARED, "rows_per_batch=5", "temperature=1"]
 @pytest.fixture(scope="module")
 def scored(chain: Path) -> Path:
     """The traces of the chain, scored again with the same models and temperature."""
-    rlt(
+    finish(
         [*SCORE, "traces=collect/traces", "temperature=0.7", "student_path=pretrain/model",
          "model@teacher=nano", "teacher_path=teacher_rl/model", "keep_fraction=0.5",
          "output_dir=score"],
@@ -66,7 +67,7 @@ def test_rows_are_ranked_and_the_best_can_be_distilled(scored: Path) -> None:
     assert metrics["score/reward_low"] <= metrics["score/reward"] <= metrics["score/reward_high"]
     assert all(documented(name) for name in [*metrics, *read_scalars(scored)])
     distilled = ["traces=score/traces", "student_path=pretrain/model", "output_dir=of_score"]
-    rlt(stage("distill", *distilled), scored.parent)
+    finish(stage("distill", *distilled), scored.parent)
     report = (scored / "report.md").read_text()
     assert "explanations scored: mean reward" in report and "```attribution" in report
     assert "class=tokens" in (scored / "report.html").read_text()
@@ -100,9 +101,9 @@ MANY = ["data.source.count=200", "data.max_train=80", "data.max_validation=4"]
 def flown(chain: Path) -> Path:
     """The data's own explanations scored, with the reward preflight."""
     own = [*SCORE, "data=digit_chain", *MANY, "student_path=pretrain/model", "reward=no_entropy"]
-    done = rlt([*own, "preflight.lowest_area=1", "output_dir=flown"], chain)
-    assert "area under the ROC curve" in done.stdout
-    assert "preflight: the reward hardly tells good explanations from" in done.stdout + done.stderr
+    output = finish([*own, "preflight.lowest_area=1", "output_dir=flown"], chain)
+    assert "area under the ROC curve" in output
+    assert "preflight: the reward hardly tells good explanations from" in output
     return chain / "flown"
 
 
@@ -217,7 +218,7 @@ def test_what_cannot_be_scored(
 def test_student_rl(chain: Path, refuse: Callable[..., str]) -> None:
     knobs = [knob for knob in RECIPES["teacher_rl"] if "max_new_tokens" not in knob]
     knobs += ["rollout.max_new_tokens=20", "student_path=pretrain/model"]
-    rlt(["stage=student_rl", *SHARED, *DATA, *knobs, "output_dir=student_rl"], chain)
+    finish(["stage=student_rl", *SHARED, *DATA, *knobs, "output_dir=student_rl"], chain)
     run = chain / "student_rl"
     assert weights(run) != weights(chain / "pretrain")
     metrics = read(run / "metrics.json")
@@ -240,27 +241,27 @@ def test_questions_that_were_trained_on_are_refused(
     asked = stage("evaluate", "student_path=distill/model", *same)
     assert "8 of 8 questions (100.0 %) overlap" in refuse(*asked, "output_dir=no", cwd=chain)
     assert "8 of 8 questions" in refuse(*asked, "check=true", cwd=chain)
-    rlt([*asked, "contamination.max_exact_fraction=1", "output_dir=yes"], chain)
+    finish([*asked, "contamination.max_exact_fraction=1", "output_dir=yes"], chain)
     assert results(chain / "yes")["eval/contamination_exact_fraction"] == 1.0
     record = read_lines(chain / "yes" / "answers.jsonl")[0]
     assert record["question"] in record["prompt"] and record["prompt"].endswith("<think>")
 
 
 def test_two_evaluations_are_compared(chain: Path) -> None:
-    rlt(stage("evaluate", "student_path=pretrain/model", "output_dir=of_base"), chain)
-    rlt(stage("evaluate", "student_path=distill/model", "output_dir=of_student"), chain)
+    finish(stage("evaluate", "student_path=pretrain/model", "output_dir=of_base"), chain)
+    finish(stage("evaluate", "student_path=distill/model", "output_dir=of_student"), chain)
     command = ["stage=compare", "runs=[of_base,of_student]", "output_dir=compared"]
-    first = rlt(command, chain).stdout
+    first = finish(command, chain)
     assert "student_path=pretrain/model" in first and "student_path=distill/model" in first
-    assert "going on" not in rlt(command, chain).stdout  # made again
+    assert "going on" not in finish(command, chain)  # made again
     metrics = read(chain / "compared" / "metrics.json")
     assert metrics["compare/jobs"] == 2.0
     known = results(chain / "of_student")["eval/avg@3"]
     assert metrics["compare/student_path=distill/model/accuracy"] == pytest.approx(known)
     page = (chain / "compared" / "report.html").read_text()
     assert "data:image/png;base64," in page
-    assert "2 finished of 2 runs" in rlt([*command, "check=true"], chain).stdout
-    assert "x y z" in rlt([*command, "title=x y z"], chain).stdout  # only a page is made anew
+    assert "2 finished of 2 runs" in finish([*command, "check=true"], chain)
+    assert "x y z" in finish([*command, "title=x y z"], chain)  # only a page is made anew
 
 
 def test_a_gate_stops_a_pipeline_before_it_costs_more(base: Path, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from rlt.report import read_scalars
-from tests.cli import DATA, pipeline_from, read, results, rlt, stage, weights
+from tests.cli import DATA, pipeline_from, read, results, stage, weights
 from tests.metrics_doc import documented
+from tests.stages.killing import finish
 
 STEPS = ["warm_up", "teacher", "traces", "student", "base_accuracy", "accuracy"]
 
@@ -66,7 +67,9 @@ def test_steps_are_the_stages_run_by_hand(piped: Path, chain: Path) -> None:
     }
     # A pipeline looks for the questions in its own data.
     trained_on = ["data@trained_on=digit_chain", *(f"trained_on.{k[5:]}" for k in DATA)]
-    rlt(stage("evaluate", "student_path=distill/model", "output_dir=evaluated", *trained_on), chain)
+    finish(
+        stage("evaluate", "student_path=distill/model", "output_dir=evaluated", *trained_on), chain
+    )
     for name, run in by_hand.items():
         assert results(Path(steps[name]["dir"])) == results(chain / run), name
         if steps[name]["stage"] not in ("collect", "evaluate"):
@@ -76,7 +79,7 @@ def test_steps_are_the_stages_run_by_hand(piped: Path, chain: Path) -> None:
 def test_one_changed_knob_remakes_only_what_depends_on_it(base: Path, piped: Path) -> None:
     before = steps_of(piped / "first")
     times = written(before)
-    rlt(pipeline_from(base, "output_dir=changed", "teacher_rl.optim.lr=2e-3"), piped)
+    finish(pipeline_from(base, "output_dir=changed", "teacher_rl.optim.lr=2e-3"), piped)
     assert reused(piped / "changed") == ["warm_up", "base_accuracy"]
     after = steps_of(piped / "changed")
     for name in STEPS:
@@ -90,7 +93,7 @@ def test_one_changed_knob_remakes_only_what_depends_on_it(base: Path, piped: Pat
 def test_nothing_is_made_twice(base: Path, piped: Path, time: str) -> None:
     """In another output_dir, and then with that very command once more."""
     before = written(steps_of(piped / "first"))
-    rlt(pipeline_from(base, "output_dir=again"), piped)
+    finish(pipeline_from(base, "output_dir=again"), piped)
     assert reused(piped / "again") == STEPS
     assert written(steps_of(piped / "again")) == before
     assert results(piped / "again") == results(piped / "first")

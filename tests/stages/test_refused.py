@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import here, read, refused, rlt, stage
+from tests.cli import here, read, refused, stage
+from tests.stages.killing import finish
 
 Refuse = Callable[..., str]
 
@@ -112,7 +113,7 @@ def test_a_run_that_made_nothing_gives_its_folder_to_the_next(base: Path, tmp_pa
     refused(command, tmp_path)
     manifest = read(tmp_path / "run" / "manifest.json")
     assert manifest["status"] == "failed" and "5 of 11 rows" in manifest["error"]
-    rlt([*command, "data.on_bad_row=skip"], tmp_path)
+    finish([*command, "data.on_bad_row=skip"], tmp_path)
     manifest = read(tmp_path / "run" / "manifest.json")
     assert manifest["status"] == "finished" and "error" not in manifest
     assert len(manifest["began"]) == 1
