@@ -151,7 +151,7 @@ def _row(
         does="\n".join([*stage.does(inputs), *lines]),
         warnings=[*stage.warnings(inputs), *(warnings or [])],
         leaves=stage.leaves,
-        steps=stage.steps(inputs),
+        steps=stage.count_steps(inputs),
     )
 
 

@@ -226,7 +226,7 @@ class Collect(ModelStage):
 
     # --- what a plan asks ------------------------------------------------------------------------
 
-    def steps(self, inputs: Inputs) -> int | None:
+    def count_steps(self, inputs: Inputs) -> int | None:
         problems = None if inputs.problems is None else len(inputs.problems)
         return batches(problems, self.problems_per_batch, self.max_problems)
 

@@ -137,7 +137,7 @@ class Distill(SFTStage):
         if self.explanations != "traces":
             super().check_lengths(contexts, problems, renderer)
 
-    def steps(self, inputs: Inputs) -> int | None:
+    def count_steps(self, inputs: Inputs) -> int | None:
         if self.explanations == "traces":
             return self._known_steps(None)
         train = None if inputs.problems is None else len(inputs.problems)

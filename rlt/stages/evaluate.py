@@ -134,7 +134,7 @@ class Evaluate(ModelStage):
     def reads(self) -> str:
         return f"benchmark {self.benchmark.name}"
 
-    def steps(self, inputs: Inputs) -> int | None:
+    def count_steps(self, inputs: Inputs) -> int | None:
         questions = None if inputs.problems is None else len(inputs.problems)
         return batches(questions, self.questions_per_batch)
 

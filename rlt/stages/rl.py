@@ -101,7 +101,7 @@ class RLStage(TrainingStage):
         return self.algorithm.needs_reference
 
     def does(self, inputs: Inputs) -> list[str]:
-        steps = self.steps(inputs)
+        steps = self.count_steps(inputs)
         per_rollout = self.algorithm.optimizer_steps_per_rollout
         total = "?" if steps is None else str(steps * per_rollout)
         return [

@@ -234,7 +234,7 @@ class Score(ModelStage):
 
     # --- what a plan asks ------------------------------------------------------------------------
 
-    def steps(self, inputs: Inputs) -> int | None:
+    def count_steps(self, inputs: Inputs) -> int | None:
         rows = None if inputs.problems is None else len(inputs.problems)
         return batches(rows, self.rows_per_batch)
 

@@ -90,7 +90,7 @@ class Stage:
         """
         return [f"{name} {number(value)}." for name, value in sorted(run.metrics.items())]
 
-    def steps(self, inputs: Inputs) -> int | None:
+    def count_steps(self, inputs: Inputs) -> int | None:
         """Steps of training, or batches, of the whole run; None if that is not known yet."""
         return None
 

@@ -139,7 +139,7 @@ class TrainingStage(ModelStage):
             return None
         return total_steps(train or 1, known["batch_size"], known["steps"], known["epochs"])
 
-    def steps(self, inputs: Inputs) -> int | None:
+    def count_steps(self, inputs: Inputs) -> int | None:
         return self._known_steps(None if inputs.problems is None else len(inputs.problems))
 
     @property
@@ -152,7 +152,7 @@ class TrainingStage(ModelStage):
         return self.batch_size
 
     def does(self, inputs: Inputs) -> list[str]:
-        steps = self.steps(inputs)
+        steps = self.count_steps(inputs)
         rate = self.optim.keywords.get("lr")  # type: ignore[attr-defined]
         return [f"{'?' if steps is None else steps} steps of {self.batch_size}, lr {rate}"]
 

@@ -1,11 +1,15 @@
 """What is built from a config is what was checked, with the values of the call."""
 
+import dataclasses
+from collections.abc import Callable
+
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from rlt.config.allowed_targets import ConfigError
-from rlt.config.build import build, build_partial
+from rlt.config.build import build, build_partial, stage_class
+from rlt.config.compose import config_dir
 from tests.config.nodes import ALGORITHM, config
 
 
@@ -39,3 +43,15 @@ def test_values_that_are_passed_in_the_call_may_be_missing() -> None:
     made = build(cfg.a, params=weights, lr=0.5, momentum=0.3)
     assert (made.defaults["lr"], made.defaults["momentum"]) == (0.5, 0.3)
     assert build_partial(cfg.a)(weights, lr=1.0, momentum=0.3).defaults["lr"] == 1.0
+
+
+def test_a_default_stands_in_yaml_alone(composed: Callable[..., DictConfig]) -> None:
+    """The keys of a stage have no default in its class, and a value or a group in its YAML."""
+    for file in sorted((config_dir() / "stage").glob("*.yaml")):
+        cfg = composed(f"stage={file.stem}")
+        listed = [one for one in OmegaConf.load(file).defaults if isinstance(one, DictConfig)]
+        names = [str(next(iter(one))).removeprefix("/") for one in listed]
+        groups = {name.partition("@")[2] or name for name in names}
+        for field in dataclasses.fields(stage_class(cfg)):
+            assert field.default is field.default_factory is dataclasses.MISSING, field.name
+            assert field.name in cfg or field.name in groups, (file.stem, field.name)
