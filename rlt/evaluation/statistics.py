@@ -290,7 +290,7 @@ def roc_area_interval(
     pairs_OO = np.outer(member_NO[good].sum(0), member_NO[~good].sum(0))
 
     def within_and_between(count_OO: Floats, drawn_RO: Floats) -> Floats:
-        """Count pairs within an owner and between two, [2, draws], in draws of the owners."""
+        """Count, in draws of the owners, the pairs within one and between two: [kinds, draws]."""
         own_O = np.diag(count_OO)
         between_R = ((drawn_RO @ (count_OO - np.diag(own_O))) * drawn_RO).sum(axis=1)
         return np.stack([drawn_RO @ own_O, between_R])
@@ -301,11 +301,11 @@ def roc_area_interval(
         .astype(np.float64)
     )
     # A draw without any pair of one kind is masked there and consists of the other kind alone.
-    areas_2R = np.ma.divide(
+    areas_KR = np.ma.divide(
         within_and_between(won_OO, drawn_RO), within_and_between(pairs_OO, drawn_RO)
     )
-    weights_2 = within_and_between(pairs_OO, np.ones((1, n_owners)))[:, 0]
-    areas = np.ma.average(areas_2R, axis=0, weights=weights_2).compressed()
+    weights_K = within_and_between(pairs_OO, np.ones((1, n_owners)))[:, 0]
+    areas = np.ma.compressed(np.ma.average(areas_KR, axis=0, weights=weights_K))
     tail = (1 - confidence) / 2
     low, high = np.quantile(areas, [tail, 1 - tail]) if areas.size else (0.0, 1.0)
     return Interval(float(won_OO.sum() / pairs_OO.sum()), float(low), float(high))
