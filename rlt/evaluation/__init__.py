@@ -1,1 +1,1 @@
-"""Evaluation: benchmarks, graders of answers, and statistics of what was measured."""
+"""Evaluation: answers, their graders, benchmarks, and the statistics of their results."""

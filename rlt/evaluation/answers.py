@@ -1,11 +1,11 @@
-"""What a completion gives as its final answer: the text in its solution block, no more.
+"""The final answer of a completion: the text in its solution block.
 
-A student's completion is sampled after the opening thought tag, so it normally holds a thought,
-the closing thought tag and one solution block. Nothing is guessed: a completion without a solution
-block has no answer and is counted as such (`eval/no_answer_rate`), since a number picked out of an
-unfinished thought would reward rambling.
+A student's completion is sampled after the opening thought tag. It normally holds a thought, the
+closing thought tag and one solution block. A completion without a solution block has no answer and
+is counted as such (`eval/no_answer_rate`), because a number that is picked out of an unfinished
+thought would reward rambling.
 
-Used by `rlt stage=evaluate` and by the correctness reward; pure functions, nothing to run.
+`rlt stage=evaluate` and the correctness reward use these functions.
 """
 
 import re
@@ -14,10 +14,21 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
 def extract_answer(text: str, open_tag: str, close_tag: str) -> str | None:
-    """The stripped text of the last complete solution block.
+    """Return the stripped text of the last complete solution block, which may be empty.
 
-    Without a complete block, the text after the last opening tag: the closing tag is often the stop
-    string itself. Without an opening tag None, which means "no answer". A block may be empty: "".
+    Without a complete block it is the text after the last opening tag, because the closing tag is
+    often the stop string itself.
+
+    Args:
+        text: the completion.
+        open_tag: the tag before the solution, such as `<answer>`.
+        close_tag: the tag after it.
+
+    Returns:
+        The text, or None where there is no opening tag, which means "no answer".
+
+    Raises:
+        ValueError: a tag is empty.
     """
     if not open_tag or not close_tag:
         raise ValueError(
@@ -40,7 +51,7 @@ def extract_answer(text: str, open_tag: str, close_tag: str) -> str | None:
 
 
 def unwrap_boxed(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{…}`, braces balanced; None where there is none."""
+    r"""Return the content of the last `\boxed{…}` whose braces balance, or None without one."""
     for match in reversed(list(_BOX.finditer(text))):
         depth, position = 1, match.end()
         while position < len(text):

@@ -1,9 +1,9 @@
 """A benchmark: held-out problems with their grader, and the metrics of the answers to them.
 
-Departs from the paper, which reports one score per benchmark: k answers per question, avg@k and
-pass@k, each with a 95 % bootstrap interval over the questions, and paired comparisons of two
-models. Texts come in, numbers come out: sampling them is the stage's business. Run by
-`rlt stage=evaluate benchmark=gsm_symbolic student_path=…`; docs/metrics.md defines the metrics.
+The paper reports one score per benchmark. Here each question has k answers, avg@k and pass@k come
+with 95 % bootstrap intervals over the questions, and two models are compared in pairs. The stage
+samples the texts: `rlt stage=evaluate benchmark=gsm_symbolic student_path=…`. docs/metrics.md
+defines the metrics.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,9 +31,12 @@ class Benchmark:
     """The `benchmark` node of a config.
 
     Args:
-        name: how reports call it.
-        data: where the problems come from (nothing split off), with the grader of their answers.
-        max_questions: use at most so many questions, from the start; None: all.
+        name: the name in reports.
+        data: the problems, of which nothing is split off, with the grader of their answers.
+        max_questions: how many questions are used, from the first on, or None for all.
+
+    Raises:
+        ValueError: there is no grader, something is split off, or `max_questions` is below 1.
     """
 
     def __init__(self, name: str, data: ProblemData, max_questions: int | None = None) -> None:
@@ -62,7 +65,12 @@ class Benchmark:
         forbidden: Sequence[str] = (),
         count_tokens: Callable[[str], int] | None = None,
     ) -> list[Problem]:
-        """The problems; `report` then counts them."""
+        """Load the problems, and count them in `report`.
+
+        Args:
+            forbidden: texts that no problem may contain, such as tags.
+            count_tokens: counts the tokens of a text, for the data's limits on length.
+        """
         split = self.data.load(forbidden, count_tokens)
         problems = split.train[: self.max_questions]
         self.report = {**split.report, "benchmark": self.name, "questions": len(problems)}
@@ -71,7 +79,21 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class AnswerRecord:
-    """One graded answer, one line of answers.jsonl."""
+    """One graded answer: one line of answers.jsonl.
+
+    Attributes:
+        problem_id: the id of the problem.
+        question: its question.
+        solution: its solution.
+        sample: the number of the answer among those to the question, from 0.
+        text: the completion.
+        extracted: what the grader compared, or None without a solution block.
+        correct: whether the score is full.
+        score: the grader's score.
+        reason: the grader's reason, see `rlt.evaluation.graders.Verdict`.
+        tokens: the length of the completion in tokens, or None if unknown.
+        prompt: what the model was asked, word for word, or None if unknown.
+    """
 
     problem_id: str
     question: str
@@ -86,13 +108,13 @@ class AnswerRecord:
     prompt: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as a mapping of plain values, for one line of answers.jsonl."""
+        """Return the record as a JSON object."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Every answer, and the flat metrics (`eval/…`)."""
+    """Every graded answer, and the metrics by their flat names (`eval/…`)."""
 
     records: list[AnswerRecord]
     metrics: dict[str, float]
@@ -112,10 +134,18 @@ def evaluate_answers(
     """Grade k completions per problem and summarise them.
 
     Args:
-        answers_PK: the completions, as sampled after the opening thought tag.
+        problems: the problems, each of them once.
+        answers_PK: the completions, as sampled after the opening thought tag, [problems][k].
         tags: the prompt style's opening and closing solution tag.
-        tokens_PK: their lengths, if known.
-        prompts_P: what was asked, word for word, if known.
+        grader: the judge of the answers.
+        tokens_PK: the lengths of the completions, if known, [problems][k].
+        prompts_P: what was asked, word for word, if known, [problems].
+        confidence: that of the intervals.
+        resamples: how often the questions are resampled for an interval.
+        seed: the seed of the resampling.
+
+    Raises:
+        ValueError: the problems and the rows of answers do not fit together.
     """
     k = _answers_per_question(problems, answers_PK)
     texts = [text for answers in answers_PK for text in answers]
@@ -168,7 +198,11 @@ def evaluate_answers(
 
 
 def correct_matrix(records: Sequence[AnswerRecord]) -> NDArray[np.bool_]:
-    """Right or wrong as [question, sample], questions in the order of the records."""
+    """Return right or wrong as [questions, samples], questions in the order of the records.
+
+    Raises:
+        ValueError: the questions have different numbers of answers.
+    """
     rows = list(_by_problem(records).values())
     lengths = {len(row) for row in rows}
     if len(lengths) != 1:
@@ -186,7 +220,11 @@ def compare_answers(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Difference avg@k(a) - avg@k(b) with its paired interval; both answered the same questions."""
+    """Compute avg@k(a) - avg@k(b) with its paired interval; see `paired_difference_interval`.
+
+    Raises:
+        ValueError: the two did not answer the same questions.
+    """
     of_a, of_b = _by_problem(a), _by_problem(b)
     if of_a.keys() != of_b.keys():
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Overlap between what was trained on and what is asked: exact questions, and runs of words.
+"""Overlap between the training problems and the questions: equal questions, and runs of words.
 
-Templates make neighbours of honest questions (a word problem with other numbers shares most of its
-words), so only exact questions are refused by default; shared runs of words are reported.
-Run by `rlt stage=evaluate data@trained_on=…`, and by every pipeline with its own data.
+Questions from one template share most of their words without being the same question. By default
+only equal questions are refused therefore, and shared runs of words are reported. The check is run
+by `rlt stage=evaluate data@trained_on=…`, and by every pipeline with its own data.
 """
 
 import re
@@ -17,12 +17,12 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Contamination:
-    """Limits of overlap; the `contamination` node of a config.
+    """Limits of the overlap: the `contamination` node of a config.
 
     Args:
-        ngram_words: length of a run of words that two texts share; shorter questions count whole.
-        max_exact_fraction: largest share of questions that may stand in the training problems.
-        max_ngram_fraction: largest share that may share a run of words with them.
+        ngram_words: the length of a shared run of words; a shorter question counts as a whole.
+        max_exact_fraction: the largest fraction of questions that may be training questions.
+        max_ngram_fraction: the largest fraction that may share a run of words with a training text.
 
     Raises:
         ValueError: a number is out of its range.
@@ -42,10 +42,14 @@ class Contamination:
     def check(
         self, trained_on: Iterable[Problem], questions: Sequence[Problem]
     ) -> dict[str, float]:
-        """Metrics `eval/contamination_…_fraction`.
+        """Compute the metrics `eval/contamination_…_fraction`.
+
+        Args:
+            trained_on: the training problems, with their explanations.
+            questions: the questions to be asked, at least one.
 
         Raises:
-            ValueError: a share is above its limit, with examples.
+            ValueError: a fraction is above its limit; the message has examples.
         """
         seen: set[str] = set()
         runs: set[str] = set()
@@ -74,12 +78,12 @@ class Contamination:
 
 
 def words_of(text: str) -> list[str]:
-    """Words and numbers, case folded, without punctuation; signs between words count."""
+    """Split a text into words, numbers and signs, case folded and without punctuation."""
     return re.findall(r"\w+|[^\w\s.,;:!?\"'()]", text.casefold())
 
 
 def ngrams(text: str, n: int) -> set[str]:
-    """Runs of n words; of a shorter text the whole of it."""
+    """Return all runs of n words of a text, or the whole of a shorter text."""
     words = words_of(text)
     if len(words) <= n:
         return {" ".join(words)} if words else set()

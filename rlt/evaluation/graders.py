@@ -1,12 +1,13 @@
-r"""Graders: is this answer right? One verdict with a reason for every answer, never an exception.
+r"""Graders give every answer one verdict with a reason. No answer makes them raise an exception.
 
-`answer` is the text of a solution block (see `rlt.evaluation.answers.extract_answer`). An answer
-that hangs the verifier, breaks it or fills its memory is graded incorrect, and its reason says so
-("timeout", "error: …"), so that `eval/grading_error_rate` can show it.
+An answer is the text of a solution block (see `rlt.evaluation.answers.extract_answer`). An answer
+that hangs the verifier, breaks it or fills its memory is graded incorrect. Its reason says so
+("timeout", "error: …"), and `eval/grading_error_rate` counts it.
 
-Only `score >= 1` counts as correct: reasoning-gym gives partial credit, kept in `Verdict.score`.
-Chosen in `conf/benchmark/*.yaml` and `conf/data/*.yaml`; used by `rlt stage=evaluate` and by the
-correctness reward. Graders that verify in a process of their own are context managers.
+Only a score of 1 counts as correct. reasoning-gym gives partial credit, which stays in
+`Verdict.score`. `conf/benchmark/*.yaml` and `conf/data/*.yaml` choose the grader, and
+`rlt stage=evaluate`, RL of a student and the correctness reward use it. A grader is a context
+manager, since it may hold a process that verifies.
 """
 
 import re
@@ -25,14 +26,14 @@ EMPTY_ANSWER = "empty answer"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a grader says about one answer.
+    """The judgement of one answer.
 
     Attributes:
         correct: whether the score is full.
         extracted: the part of the answer that was compared.
         reason: "correct", "wrong", "empty answer", "no solution block", "no choice letter",
             "unreadable", "unsafe answer", "timeout" or "error: …".
-        score: the verifier's own score, with partial credit where it gives any.
+        score: the verifier's own score, with partial credit where the verifier gives any.
     """
 
     correct: bool
@@ -47,23 +48,30 @@ class Verdict:
 
 
 def decided(correct: bool, extracted: str) -> Verdict:
-    """The verdict of a comparison that could be made."""
+    """Return the verdict of a comparison that could be made."""
     return Verdict(correct, extracted, "correct" if correct else "wrong", float(correct))
 
 
 class Grader(Protocol):
-    """Subclasses say how one answer is graded; the rest follows."""
+    """Judges answers. A subclass implements `grade_one` and inherits the rest."""
 
     def grade_one(self, problem: Problem, answer: str) -> Verdict:
-        """The verdict on one non-empty answer."""
+        """Judge one answer that is not empty.
+
+        Raises:
+            ValueError: this grader cannot judge answers to such a problem.
+        """
         ...
 
     def grade(self, problem: Problem, answers: Sequence[str]) -> list[Verdict]:
-        """One verdict per answer to the same problem."""
+        """Judge several answers to one problem, one verdict per answer, in order."""
         return self.grade_all([(problem, answer) for answer in answers])
 
     def grade_all(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """One verdict per pair, in order; equal answers to one problem are graded once."""
+        """Judge pairs of a problem and an answer, one verdict per pair, in order.
+
+        Equal answers to one problem are judged once.
+        """
         verdicts: dict[tuple[str, str], Verdict] = {}
         for problem, answer in pairs:
             key = (problem.id, answer)
@@ -76,7 +84,7 @@ class Grader(Protocol):
         return [verdicts[problem.id, answer] for problem, answer in pairs]
 
     def close(self) -> None:
-        """Give back what the grader holds; it may be used again."""
+        """Release what the grader holds. The grader can be used again afterwards."""
         return None
 
     def __enter__(self) -> Self:
@@ -92,15 +100,15 @@ class Grader(Protocol):
 
 
 def normalise(text: str) -> str:
-    """Case folded, white space collapsed to single spaces and stripped."""
+    """Fold the case of a text, collapse its white space to single spaces and strip it."""
     return " ".join(text.split()).casefold()
 
 
 class ExactGrader(Grader):
-    """Equal strings, up to case and white space."""
+    """Accepts the text of the solution, up to case and white space."""
 
     def grade_one(self, problem: Problem, answer: str) -> Verdict:
-        """Return whether the answer equals the solution, ignoring case and white space."""
+        """Compare the two texts."""
         return decided(normalise(answer) == normalise(problem.solution), answer.strip())
 
 
@@ -111,6 +119,7 @@ class _SandboxedGrader(Grader):
         self.sandbox = Sandbox(function, timeout_seconds, memory_mb)
 
     def close(self) -> None:
+        """End the process. The next answer starts a new one."""
         self.sandbox.close()
 
     def _verify(self, answer: str, **arguments: Any) -> Verdict:
@@ -127,17 +136,20 @@ class _SandboxedGrader(Grader):
 
 
 class MathGrader(_SandboxedGrader):
-    r"""Mathematical equality by math-verify, of the last `\boxed{…}`, else of the answer itself."""
+    r"""Accepts what equals the solution mathematically, by math-verify.
+
+    The last `\boxed{…}` is compared, or the answer itself if nothing is boxed.
+
+    Args:
+        timeout_seconds: how long math-verify may take for one answer, in seconds.
+        memory_mb: how much memory it may take, in MiB.
+    """
 
     def __init__(self, timeout_seconds: float = 5.0, memory_mb: int = 1024) -> None:
         super().__init__("maths", timeout_seconds, memory_mb)
 
     def grade_one(self, problem: Problem, answer: str) -> Verdict:
-        """Return whether the answer equals the solution as mathematics.
-
-        A solution that is a word is compared as a word. A verifier that fails or takes too long
-        gives a wrong verdict with the reason.
-        """
+        """Compare texts and words directly, and all else by math-verify."""
         boxed = unwrap_boxed(answer)
         stated = _without_markup(answer if boxed is None else boxed)
         if not stated:
@@ -152,11 +164,16 @@ class MathGrader(_SandboxedGrader):
 
 
 class ReasoningGymGrader(_SandboxedGrader):
-    """The verifier of the reasoning-gym task that generated the problem.
+    """Asks the verifier of the reasoning-gym task that generated the problem.
 
-    The task and its entry come from `problem.metadata` (`task`, `entry`), as the reasoning-gym
-    source stores them. Without an entry, question and solution stand in for it, and `task` must be
+    The task and its entry come from `problem.metadata` (`task`, `entry`), where the reasoning-gym
+    source stores them. Without an entry, one is made of question and solution, and `task` must be
     given.
+
+    Args:
+        task: the task of problems whose metadata names none.
+        timeout_seconds: how long the verifier may take for one answer, in seconds.
+        memory_mb: how much memory it may take, in MiB.
     """
 
     def __init__(
@@ -166,10 +183,10 @@ class ReasoningGymGrader(_SandboxedGrader):
         self.task = task
 
     def grade_one(self, problem: Problem, answer: str) -> Verdict:
-        """Return the verdict of the problem's own task, which may score between 0 and 1.
+        """Score the answer by the task's verifier.
 
         Raises:
-            ValueError: neither the problem nor the grader names a task.
+            ValueError: no task is named.
         """
         entry = dict(problem.metadata.get("entry") or {})
         entry.setdefault("question", problem.question)
@@ -185,10 +202,16 @@ class ReasoningGymGrader(_SandboxedGrader):
 
 
 class MultipleChoiceGrader(Grader):
-    """A choice letter, found where answers state one, or the right choice's own text.
+    """Accepts the letter of the right choice, or the text of that choice.
 
-    `problem.solution` is the letter; `problem.metadata["choices"]`, if there, maps letters to
-    texts. Several letters and no statement which of them is meant: no choice.
+    `problem.solution` is the letter, and `problem.metadata["choices"]` may map letters to texts. An
+    answer with several letters that does not state which of them is meant makes no choice.
+
+    Args:
+        letters: the letters of the choices.
+
+    Raises:
+        ValueError: `letters` are not at least two capitals.
     """
 
     def __init__(self, letters: str = "ABCD") -> None:
@@ -208,10 +231,10 @@ class MultipleChoiceGrader(Grader):
         self._standing = re.compile(rf"(?<![\w'’-]){one}")
 
     def grade_one(self, problem: Problem, answer: str) -> Verdict:
-        """Return whether the letter that the answer chooses is the solution.
+        """Compare the letter that the answer chooses.
 
         Raises:
-            ValueError: the problem's solution is not one of the grader's letters.
+            ValueError: the solution is not one of the letters.
         """
         if problem.solution not in self.letters:
             raise ValueError(
@@ -224,7 +247,12 @@ class MultipleChoiceGrader(Grader):
         return decided(letter == problem.solution, letter)
 
     def find_letter(self, answer: str, choices: dict[str, str]) -> str | None:
-        """The letter that the answer chooses, None if it chooses none or leaves it open."""
+        """Find the letter that the answer chooses, or None if it makes no clear choice.
+
+        Args:
+            answer: the text of the answer.
+            choices: letter → text of the choice, which may be empty.
+        """
         boxed = unwrap_boxed(answer)
         stated = (answer if boxed is None else boxed).strip()
         alone = self._alone.fullmatch(stated)
@@ -244,7 +272,7 @@ class MultipleChoiceGrader(Grader):
 
 
 def _without_markup(text: str) -> str:
-    """Without surrounding Markdown emphasis, without a lone currency sign or full stop."""
+    """Remove surrounding Markdown emphasis, a lone currency sign and a final full stop."""
     text = text.strip()
     while len(text) > 4 and text.startswith("**") and text.endswith("**"):
         text = text[2:-2].strip()
@@ -255,12 +283,12 @@ def _without_markup(text: str) -> str:
 
 
 def _compact(text: str) -> str:
-    """Without dollar signs, and without white space that does not part two numbers."""
+    """Remove dollar signs, and white space that does not stand between two numbers."""
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)|(?<!\\)\$", "", text)
 
 
 def _as_word(text: str) -> str | None:
-    r"""The letters inside `\text{…}`, or a plain word of four letters or more, case folded."""
+    r"""Return the text of `\text{…}` or a plain word of at least four letters, case folded."""
     match = re.fullmatch(
         r"\s*\\(?:text|textbf|mathrm|mbox)\s*\{([^{}\d]*)\}\s*|\s*([A-Za-z]{4,})\.?\s*", text
     )

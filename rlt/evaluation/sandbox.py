@@ -133,7 +133,9 @@ class Sandbox:
     def _exchange(self, request: bytes, timeout_seconds: float) -> Any:
         """Write the request, if any, and read one line of JSON. End a worker that fails in this."""
         process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         timed_out = threading.Event()
 
         def kill() -> None:

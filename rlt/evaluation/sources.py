@@ -1,9 +1,9 @@
 """Sources of benchmarks whose rows need more than a column mapping.
 
-gsm8k, MATH-500 and AIME are `rlt.data.sources.hub.HubDataset`s; GPQA puts four choices in random
-order into the question. `path` may be a local folder of files with the same columns: `rlt
-stage=evaluate benchmark=gpqa_diamond benchmark.data.source.path=my/gpqa
-benchmark.data.source.name=null …` (the name of a configuration is the hub's, not a bare folder's).
+gsm8k, MATH-500 and AIME are `rlt.data.sources.hub.HubDataset`s. GPQA needs more, because the four
+choices become part of the question in random order. `path` may be a local folder of files with the
+same columns, which has no named configurations: `rlt stage=evaluate benchmark=gpqa_diamond
+benchmark.data.source.path=my/gpqa benchmark.data.source.name=null …`.
 """
 
 import random
@@ -28,10 +28,17 @@ _LETTERS = "ABCD"
 
 
 class Gpqa:
-    """GPQA as lettered multiple choice; the solution is the letter of the right choice.
+    """GPQA as multiple choice, whose solution is the letter of the right choice.
 
-    The order of the choices depends on the question's text alone (and `seed`): every run, and every
-    model, sees the same one, whatever the order and number of the rows.
+    The order of the choices depends on the question's text and `seed` alone. Every run and every
+    model therefore sees the same order, whatever the order and number of the rows.
+
+    Args:
+        path: the data set's id on the hub, or a local folder.
+        name: the configuration of the data set, or None for a local folder.
+        split: the split that is read.
+        revision: the revision on the hub, or None for the newest.
+        seed: changes the order of the choices.
     """
 
     def __init__(
@@ -46,12 +53,12 @@ class Gpqa:
         self.seed = seed
 
     def rows(self) -> Iterator[RawRow]:
-        """Yield each question with its choices in a shuffled order, or with its fault."""
+        """Yield the rows with question, solution and choices; a broken row carries its fault."""
         for raw in self.table.rows([_QUESTION, *_CHOICES]):
             yield raw if raw.fault is not None else self._lettered(raw)
 
     def describe(self) -> dict[str, Any]:
-        """Return where the questions come from, with a fingerprint of rows and order."""
+        """Return what a manifest says of the source, with a fingerprint of table and seed."""
         about = self.table.describe()
         fingerprint = content_hash(about["fingerprint"], f"gpqa {self.seed}")
         return {"kind": "Gpqa", **about, "seed": self.seed, "fingerprint": fingerprint}

@@ -1,11 +1,11 @@
 """avg@k, pass@k, majority@k and their intervals: pure functions over arrays.
 
 `correct_PK` holds one row per question (P) and one column per sampled answer (K). Questions are the
-unit that is resampled: the K answers to one question are not independent of each other, so an
-interval over all P x K answers would be too narrow.
+unit that is resampled, because the K answers to one question depend on each other: an interval over
+all P x K answers would be too narrow.
 
-avg@k and paired comparisons instead of the paper's single scores: an independent re-evaluation with
-avg@k found the 7B gain real and the 32B gain gone.
+The paper reports single scores. This module has avg@k and paired comparisons in their place,
+because an independent re-evaluation with avg@k found the 7B gain real and the 32B gain gone.
 """
 
 from collections import Counter
@@ -17,18 +17,25 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Statistic = Callable[..., Any]  # called as statistic(values, axis=-1), like np.mean or np.median
+Floats = NDArray[np.float64]
 _CELLS_PER_CHUNK = 2_000_000
 
 
 class Interval(NamedTuple):
-    """The statistic of the sample itself, and the ends of its confidence interval."""
+    """A statistic with its confidence interval.
+
+    Attributes:
+        mean: the statistic of the sample itself, which need not be a mean.
+        low: the lower end of the interval.
+        high: the upper end of the interval.
+    """
 
     mean: float
     low: float
     high: float
 
 
-def _checked_PK(correct_PK: ArrayLike) -> NDArray[np.float64]:
+def _checked_PK(correct_PK: ArrayLike) -> Floats:
     array = np.asarray(correct_PK, dtype=np.float64)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(
@@ -38,15 +45,30 @@ def _checked_PK(correct_PK: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def avg_at_k_per_question(correct_PK: ArrayLike) -> NDArray[np.float64]:
-    """Share of right answers of each question."""
+def avg_at_k_per_question(correct_PK: ArrayLike) -> Floats:
+    """Return the share of right answers of each question, [questions].
+
+    Raises:
+        ValueError: the array is empty or not of shape [questions, answers].
+    """
     return np.asarray(_checked_PK(correct_PK).mean(axis=1))
 
 
-def pass_at_k_per_question(correct_PK: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Unbiased estimate, per question, that at least one of k answers is right.
+def pass_at_k_per_question(correct_PK: ArrayLike, k: int) -> Floats:
+    """Estimate for each question, without bias, the chance that one of k answers is right.
 
-    1 - C(n-c, k) / C(n, k) for c right of n, as the product of Chen et al. 2021 (arXiv 2107.03374).
+    With c right answers of n this is 1 - C(n-c, k) / C(n, k), computed as the product of Chen et
+    al. 2021 (arXiv 2107.03374).
+
+    Args:
+        correct_PK: 1 for a right answer and 0 for a wrong one, [questions, answers].
+        k: how many answers are drawn, at most as many as there are.
+
+    Returns:
+        One estimate a question, [questions].
+
+    Raises:
+        ValueError: k is out of its range, or an answer is neither right nor wrong.
     """
     correct = _checked_PK(correct_PK)
     n = correct.shape[1]
@@ -68,9 +90,19 @@ def bootstrap_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap: resample the questions with replacement, `resamples` times.
+    """Compute the percentile bootstrap interval of a statistic over questions.
 
-    With few questions it is somewhat too narrow, and where all values agree it has no width at all.
+    With few questions it is somewhat too narrow. Where all values agree it has no width at all.
+
+    Args:
+        values_P: one value a question, [questions].
+        statistic: a function of the values and `axis`, such as `np.mean`.
+        confidence: the share of such intervals that hold the true value.
+        resamples: how often the questions are drawn with replacement.
+        seed: the seed of the draws.
+
+    Raises:
+        ValueError: there are no values, or an argument is out of its range.
     """
     values = np.asarray(values_P, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
@@ -80,35 +112,40 @@ def bootstrap_interval(
         )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}, must lie between 0 and 1, such as 0.95")
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}, must be at least 1, such as 10000")
-    generator = np.random.default_rng(seed)
-    rows_per_chunk = max(1, _CELLS_PER_CHUNK // values.size)
-    statistics: list[NDArray[np.float64]] = []
-    for start in range(0, resamples, rows_per_chunk):
-        rows = min(rows_per_chunk, resamples - start)
-        picks = generator.integers(values.size, size=(rows, values.size))
-        statistics.append(np.asarray(statistic(values[picks], axis=-1)))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(statistics), [tail, 1 - tail])
-    return Interval(float(statistic(values, axis=-1)), float(low), float(high))
+    if resamples < 2:
+        raise ValueError(f"resamples is {resamples}, must be at least 2, such as 10000")
+    mean = float(statistic(values, axis=-1))
+    if values.size == 1:  # scipy refuses to resample a single question
+        return Interval(mean, mean, mean)
+    ends = stats.bootstrap(
+        (values,),
+        statistic,
+        n_resamples=resamples,
+        batch=max(1, _CELLS_PER_CHUNK // values.size),
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(ends.low), float(ends.high))
 
 
 def share_interval(
     shares_P: ArrayLike, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Interval of the mean of shares between 0 and 1, one a question.
+    """Compute the interval of the mean of shares, one share between 0 and 1 a question.
 
-    Bootstrapped, unless all are 0 or all are 1: resampling those gives no width, so the ends are
-    then Clopper and Pearson's for as many questions (0 of n right: at most 1 - (α/2)^(1/n)).
+    It is bootstrapped, unless all shares are 0 or all are 1. Resampling those gives no width, so
+    that the interval is then Clopper and Pearson's exact one for as many questions.
+
+    Raises:
+        ValueError: see `bootstrap_interval`, whose arguments these are.
     """
     interval = bootstrap_interval(shares_P, np.mean, confidence, resamples, seed)
     shares = np.asarray(shares_P, dtype=np.float64)
-    reach = float(((1 - confidence) / 2) ** (1 / shares.size))
-    if (shares == 0).all():
-        return interval._replace(high=1 - reach)
-    if (shares == 1).all():
-        return interval._replace(low=reach)
+    if (shares == shares[0]).all() and shares[0] in (0.0, 1.0):
+        exact = stats.binomtest(int(shares.sum()), shares.size).proportion_ci(confidence)
+        return Interval(interval.mean, float(exact.low), float(exact.high))
     return interval
 
 
@@ -119,7 +156,14 @@ def paired_difference_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Interval of mean(a - b) over the same questions in the same order, resampled in pairs."""
+    """Compute the interval of mean(a - b), with the questions resampled in pairs.
+
+    Both arrays hold one value a question, for the same questions in the same order. The other
+    arguments are those of `bootstrap_interval`.
+
+    Raises:
+        ValueError: the shapes differ, or see `bootstrap_interval`.
+    """
     a, b = np.asarray(a_P, dtype=np.float64), np.asarray(b_P, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(
@@ -130,14 +174,19 @@ def paired_difference_interval(
 
 
 def t_interval(values_S: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Student's interval of a mean over independent runs (seeds).
+    """Compute Student's interval of a mean over independent runs, one value a seed.
 
-    Resampling a handful of seeds would give an interval far too narrow (five seeds: about 82 %
-    where it says 95), so that here the t distribution takes the place of the bootstrap.
+    The t distribution takes the place of the bootstrap here, because resampling a handful of seeds
+    gives an interval that is far too narrow: with five seeds it covers about 82 % where it says 95.
+
+    Raises:
+        ValueError: there are fewer than two values.
     """
     values = np.asarray(values_S, dtype=np.float64)
     if values.ndim != 1 or values.size < 2:
-        raise ValueError(f"values have shape {values.shape}, need [seeds], at least 2")
+        raise ValueError(
+            f"values have shape {values.shape}, need [seeds], at least 2; run another seed"
+        )
     half = float(stats.t.ppf((1 + confidence) / 2, values.size - 1) * stats.sem(values))
     mean = float(values.mean())
     return Interval(mean, mean - half, mean + half)
@@ -145,11 +194,21 @@ def t_interval(values_S: ArrayLike, confidence: float = 0.95) -> Interval:
 
 def majority_per_question(
     answers_PK: Sequence[Sequence[str | None]], correct_PK: ArrayLike
-) -> NDArray[np.float64]:
-    """majority@k: whether the most frequent of k answers to each question is right (1 or 0).
+) -> Floats:
+    """Compute majority@k: whether the most frequent of k answers to a question is right, 1 or 0.
 
-    Answers are grouped by their text; of answers equally frequent the one given first counts. No
-    answer, or an empty one, is no vote, and a question without votes is wrong.
+    Answers are grouped by their text. Among equally frequent answers the first one given counts. A
+    missing or empty answer is no vote, and a question without votes is wrong.
+
+    Args:
+        answers_PK: the texts of the answers, [questions][answers].
+        correct_PK: their verdicts, [questions, answers].
+
+    Returns:
+        1 or 0 for each question, [questions].
+
+    Raises:
+        ValueError: the numbers of questions differ.
     """
     correct = _checked_PK(correct_PK)
     right = []
@@ -163,10 +222,19 @@ def majority_per_question(
 def questions_to_tell_apart(
     a_P: ArrayLike, b_P: ArrayLike, confidence: float = 0.95, power: float = 0.8
 ) -> int | None:
-    """Questions after which a difference as large as the one seen would be found, in pairs.
+    """Estimate how many questions would show a difference as large as the one seen.
 
-    From the spread of the paired differences, by the normal approximation; None if the means are
-    equal. What was seen may itself be chance: the number is a help in planning, no more.
+    The estimate follows from the spread of the paired differences by the normal approximation. The
+    difference seen may itself be chance, so that the number is a help in planning and no more.
+
+    Args:
+        a_P: the values of one model, [questions].
+        b_P: the values of the other model on the same questions.
+        confidence: that of the interval that shall exclude 0.
+        power: the chance that it does.
+
+    Returns:
+        The number of questions, or None if the means are equal.
     """
     differences = np.asarray(a_P, dtype=np.float64) - np.asarray(b_P, dtype=np.float64)
     mean = float(differences.mean())
@@ -184,13 +252,24 @@ def roc_area_interval(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Interval:
-    """Area under the ROC curve: the chance that a good one has the higher value than a bad one.
+    """Compute the area under the ROC curve, and its bootstrap interval over owners.
 
-    0.5 is chance, 1 tells them all apart; equal values count half (Mann and Whitney's U). The
-    interval is a percentile bootstrap over owners, such as problems, whose rows are drawn together.
+    The area is the chance that a good row has the higher value than a bad row. It is 0.5 by chance
+    and 1 where the values tell all apart; equal values count half (Mann and Whitney's U).
+
+    The bootstrap draws owners, such as problems, with all their rows. `scipy.stats.bootstrap` has
+    no such groups. An owner that is drawn twice would bring twice as many pairs of two rows of its
+    own, and with few owners the interval would lie beside the area. Pairs within an owner and pairs
+    between two owners are therefore averaged apart, and each average keeps the weight that such
+    pairs have in the data.
 
     Args:
-        owners_N: what each row belongs to.
+        values_N: one value a row, [rows].
+        good_N: whether the row is a good one, [rows].
+        owners_N: what the row belongs to, [rows], anything that can be a key of a dict.
+        confidence: the share of such intervals that hold the true area.
+        resamples: how often the owners are drawn.
+        seed: the seed of the draws.
 
     Raises:
         ValueError: all rows are good, or all are bad.
@@ -200,47 +279,43 @@ def roc_area_interval(
     if good.all() or not good.any():
         raise ValueError(
             f"all {good.size} rows are {'good' if good.size and good.all() else 'bad'}: an area "
-            "compares good ones with bad ones"
+            "compares good rows with bad ones; add rows of the other kind"
         )
-    names = list(dict.fromkeys(owners_N))
-    place = {name: number for number, name in enumerate(names)}
-    owner_N = np.array([place[name] for name in owners_N])
-    # won_OO[a, b]: pairs of a good row of owner a and a bad row of owner b that are in order.
-    of_good_GO = np.eye(len(names))[owner_N[good]]
-    of_bad_BO = np.eye(len(names))[owner_N[~good]]
-    above_GB = values[good][:, None] - values[~good][None, :]
-    won_OO = of_good_GO.T @ np.heaviside(above_GB, 0.5) @ of_bad_BO
-    goods_O, bads_O = of_good_GO.sum(0), of_bad_BO.sum(0)
-    generator = np.random.default_rng(seed)
-    draws_RO = generator.multinomial(
-        len(names), np.full(len(names), 1 / len(names)), size=resamples
-    ).astype(np.float64)
-    # Pairs within an owner keep their share of all pairs: an owner that is drawn twice would else
-    # have twice as many of them, and with few owners the interval would lie beside the area.
-    pairs_OO = np.outer(goods_O, bads_O)
-    same_OO = np.eye(len(names))
+    numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners_N))}
+    n_owners = len(numbers)
+    member_NO = np.eye(n_owners)[[numbers[owner] for owner in owners_N]]
+    # [a, b]: of the pairs of a good row of owner a and a bad row of owner b, how many are in order
+    in_order_GB = np.heaviside(values[good][:, None] - values[~good][None, :], 0.5)
+    won_OO = member_NO[good].T @ in_order_GB @ member_NO[~good]
+    pairs_OO = np.outer(member_NO[good].sum(0), member_NO[~good].sum(0))
 
-    def drawn_within(count_OO: np.ndarray) -> np.ndarray:
-        return np.asarray(draws_RO @ np.diag(count_OO))
+    def within_and_between(count_OO: Floats, drawn_RO: Floats) -> Floats:
+        """Count, in draws of the owners, the pairs within one and between two: [kinds, draws]."""
+        own_O = np.diag(count_OO)
+        between_R = ((drawn_RO @ (count_OO - np.diag(own_O))) * drawn_RO).sum(axis=1)
+        return np.stack([drawn_RO @ own_O, between_R])
 
-    def drawn_between(count_OO: np.ndarray) -> np.ndarray:
-        others_OO = count_OO * (1 - same_OO)
-        return np.asarray(((draws_RO @ others_OO) * draws_RO).sum(1))
-
-    sums_R, shares_R = np.zeros(resamples), np.zeros(resamples)
-    for drawn, part_OO in ((drawn_within, same_OO), (drawn_between, 1 - same_OO)):
-        won_R, pairs_R = drawn(won_OO), drawn(pairs_OO)
-        share_R = (pairs_OO * part_OO).sum() * (pairs_R > 0)
-        sums_R += share_R * won_R / np.maximum(pairs_R, 1)
-        shares_R += share_R
-    areas = sums_R[shares_R > 0] / shares_R[shares_R > 0]
+    drawn_RO = (
+        np.random.default_rng(seed)
+        .multinomial(n_owners, np.full(n_owners, 1 / n_owners), size=resamples)
+        .astype(np.float64)
+    )
+    # A draw without any pair of one kind is masked there and consists of the other kind alone.
+    areas_KR = np.ma.divide(
+        within_and_between(won_OO, drawn_RO), within_and_between(pairs_OO, drawn_RO)
+    )
+    weights_K = within_and_between(pairs_OO, np.ones((1, n_owners)))[:, 0]
+    areas = np.ma.compressed(np.ma.average(areas_KR, axis=0, weights=weights_K))
     tail = (1 - confidence) / 2
     low, high = np.quantile(areas, [tail, 1 - tail]) if areas.size else (0.0, 1.0)
-    return Interval(float(won_OO.sum() / (goods_O.sum() * bads_O.sum())), float(low), float(high))
+    return Interval(float(won_OO.sum() / pairs_OO.sum()), float(low), float(high))
 
 
 def rank_correlation(x_N: ArrayLike, y_N: ArrayLike) -> float:
-    """Spearman's rank correlation; NaN if one side is constant or has fewer than three values."""
+    """Compute Spearman's rank correlation of two arrays of the same length.
+
+    It is NaN if one side is constant or has fewer than three values.
+    """
     x, y = np.asarray(x_N, dtype=np.float64), np.asarray(y_N, dtype=np.float64)
     if x.size < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
