@@ -42,4 +42,4 @@ def piped(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pipeline_from(base: Path, *overrides: str) -> list[str]:
     paths = [f"teacher_path={base}", f"student_path={base}"]
-    return pipeline("steps=chain", "cache_dir=store", *paths, *overrides)
+    return pipeline("arm=chain", "cache_dir=store", *paths, *overrides)
