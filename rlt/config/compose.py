@@ -61,7 +61,8 @@ def _config_groups() -> str:
     """A line per group with its options, for `--help`; recipes are the stages' own."""
     lines = []
     for folder in sorted(p for p in config_dir().iterdir() if p.is_dir() and p.name != "recipe"):
-        names = sorted(p.stem for p in folder.glob("*.yaml") if not p.stem.startswith("_"))
+        files = (p for p in folder.rglob("*.yaml") if not p.stem.startswith("_"))
+        names = sorted(p.relative_to(folder).with_suffix("").as_posix() for p in files)
         group = "model@teacher, model@student" if folder.name == "model" else folder.name
         lines.append(f"{group}: {', '.join(names)}")
     return "\n".join(lines)

@@ -108,7 +108,7 @@ class Preflight:
         return (
             f"the reward hardly tells good explanations from {', '.join(low)}: RL would not learn "
             "what good is; take a reward student that can do the task (distill one from worked "
-            "explanations: steps=able_teacher), or another reward (preflight.lowest_area="
+            "explanations: arm=able_teacher), or another reward (preflight.lowest_area="
             f"{self.lowest_area:g})"
         )
 

@@ -40,7 +40,6 @@ MOUNTS: dict[str, list[tuple[str, str]]] = {
     "rollout": [("teacher_rl", "rollout"), ("pipeline", "rollout@collect.rollout")],
     "schedule": [("distill", "schedule"), ("pipeline", "schedule@teacher_rl.schedule")],
     "stage": [(stage, "seed") for stage in STAGES],
-    "steps": [("pipeline", "steps")],
     "trainer": [("distill", "trainer"), ("pipeline", "trainer@pretrain.trainer")],
 }
 # Files that are not an option of a mount: parts of a stage, or settings of a whole run.
@@ -61,10 +60,7 @@ DEBUG = {
     "teacher_rl": ("teacher_rl",),
     "pipeline": ("pipeline",),
 }
-EXPERIMENTS = (
-    *("claim/nano", "claim/size", "claim/smollm2", "claim/transfer"),
-    *("paper_7b", "quickstart", "smollm2_gsm"),
-)
+EXPERIMENTS = ("claim/smollm2", "claim/transfer", "paper_7b", "quickstart", "smollm2_gsm")
 # A sweep → what is said beside it, and how many jobs it has.
 SWEEPS = {
     "ablation": ([], 39),
@@ -82,7 +78,6 @@ SWEEPS = {
     "claim_transfer": ([], 30),
     "lambda_alpha": ([], 4),  # the ends of both intervals, not the trials between them
     "learning_rate": (["stage=teacher_rl"], 18),
-    "rewards": (["stage=teacher_rl"], 12),
 }
 
 Composed = Callable[..., DictConfig]
@@ -192,18 +187,49 @@ def test_every_value_of_each_sweep_composes(composed: Composed, sweep: str) -> N
                 assert errors(composed(*beside, f"sweep={sweep}", *job)) == []
 
 
+def experiment_of(arm: str) -> str:
+    """The experiment that an arm belongs to."""
+    if arm == "chain":
+        return "smollm2_gsm"
+    if arm == "able_teacher" or arm.startswith("smollm2/"):
+        return "claim/smollm2"
+    return "claim/transfer" if arm.startswith("transfer/") else "quickstart"
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_each_arm_has_sound_steps(composed: Composed, arm: str) -> None:
-    folder = arm.partition("/")[0] if "/" in arm else "nano"
-    experiment = "nano" if folder in ("cold_start", "credit") else folder
-    cfg = composed(f"experiment=claim/{experiment}", f"arm={arm}")
+    experiment = experiment_of(arm)
+    cfg = composed(f"experiment={experiment}", f"arm={arm}")
     configs = step_configs(cfg)
-    if experiment != "smollm2":  # from scratch: the base and the gate come first
+    if experiment in ("quickstart", "claim/transfer") and arm != "from_scratch":
         assert list(configs)[:3] == ["base", "gold_student", "gold_accuracy"]
         assert cfg.steps.gold_accuracy.gate == {"eval/avg@4": 0.97}
     last = cfg.steps[list(configs)[-1]]
     own = OmegaConf.load(config_dir() / "arm" / f"{arm}.yaml").steps
     assert last.stage == "evaluate" and last.label == own[list(configs)[-1]].label
+
+
+def chosen_by(arm: str) -> dict[str, str]:
+    """The options of other groups that an arm's file chooses, such as its reward."""
+    text = (CONF / f"arm/{arm}.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"override /(\w+): (\w+)", text))
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if chosen_by(arm)])
+def test_an_experiment_leaves_to_its_arm_what_the_arm_chooses(arm: str) -> None:
+    """An override in an experiment would win over the arm's without a word."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = [f"experiment={experiment_of(arm)}", f"arm={arm}"]
+        choices = compose("config", overrides, return_hydra_config=True).hydra.runtime.choices
+    assert {group: choices[group] for group in chosen_by(arm)} == chosen_by(arm)
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: file.stem)
+def test_each_file_says_first_what_it_is_for(file: Path) -> None:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    if lines[0].startswith("# @package"):
+        del lines[0]
+    assert re.match(r"# [A-Z]\w+", lines[0])
 
 
 # --- plans --------------------------------------------------------------------------------------
@@ -222,11 +248,11 @@ def test_each_arm_has_sound_steps(composed: Composed, arm: str) -> None:
         (["stage=distill", "explanations=data"], "192 steps of 16"),  # 3 epochs of 1,024
         (["stage=evaluate"], "4 answers to each of"),
         (["stage=pipeline"], "warm_up"),
-        (["stage=pipeline", "steps=from_scratch"], "solutions"),
+        (["stage=pipeline", "arm=from_scratch"], "solutions"),
         (["experiment=quickstart"], "solutions"),
-        (["experiment=claim/nano"], "gold_accuracy"),
+        (["experiment=quickstart", "arm=rlt"], "gold_accuracy"),
         (["experiment=claim/transfer"], "teacher"),
-        (["experiment=claim/size"], "large"),
+        (["experiment=quickstart", "arm=size/small_rlt_to_large"], "large"),
         (["experiment=claim/smollm2"], "134.5 M parameters"),
         (["experiment=smollm2_gsm"], "134.5 M parameters"),
     ],

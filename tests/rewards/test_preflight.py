@@ -90,7 +90,7 @@ def test_a_low_area_of_the_whole_reward_is_warned_of() -> None:
     warning = settings().warning(found)
     assert warning is not None
     assert "from truncated (0.50)" in warning
-    assert "steps=able_teacher" in warning
+    assert "arm=able_teacher" in warning
     assert settings(lowest_area=0.5).warning(found) is None
 
 

@@ -12,7 +12,7 @@ from tests.cli import read, rlt
 def test_monitors_ring_where_the_reward_is_hacked(tmp_path: Path) -> None:
     rung = {}
     for arm in ("solution_only", "rlt"):
-        command = ["experiment=claim/nano", f"arm={arm}", f"output_dir={arm}"]
+        command = ["experiment=quickstart", f"arm={arm}", f"output_dir={arm}"]
         done = rlt(command, tmp_path, limit_seconds=1200)
         told = done.stdout + done.stderr
         rung[arm] = sorted(set(re.findall(r"monitor/(\w+) is [^ ]+ healthy", told)))

@@ -267,7 +267,7 @@ def test_two_evaluations_are_compared(chain: Path) -> None:
 def test_a_gate_stops_a_pipeline_before_it_costs_more(base: Path, tmp_path: Path) -> None:
     recipes = [f"{name}.{knob}" for name, knobs in RECIPES.items() for knob in knobs]
     paths = [f"student_path={base}", f"teacher_path={base}", "cache_dir=store"]
-    gated = ["stage=pipeline", *SHARED, *DATA, *BENCHMARK, *recipes, *paths, "steps=chain"]
+    gated = ["stage=pipeline", *SHARED, *DATA, *BENCHMARK, *recipes, *paths, "arm=chain"]
     gated += ["+steps.warm_up.gate={validation/loss: 100}", "output_dir=gated"]
     said = refused(gated, tmp_path)
     assert "steps.warm_up: validation/loss is " in said and "less than the 100" in said
