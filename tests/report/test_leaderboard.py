@@ -193,7 +193,7 @@ def test_a_metric_that_is_not_there(sweep: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         failed = manifest | {"status": "failed", "error": "ValueError: x"}
         (folder / "manifest.json").write_text(json.dumps(failed))
-    with pytest.raises(ValueError, match="8 jobs has finished: ValueError: x$"):
+    with pytest.raises(ValueError, match=r"8 jobs has finished: ValueError: x$"):
         read_study([str(sweep)], measure=Measure("validation/reward", "maximize"))
 
 
