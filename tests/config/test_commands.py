@@ -52,9 +52,9 @@ def test_settings_alone_are_no_command() -> None:
     ],
 )
 def test_commands_that_are_refused(
-    cli: Callable[..., str], arguments: list[str], message: str
+    refuse: Callable[..., str], arguments: list[str], message: str
 ) -> None:
-    assert message in cli(*arguments)
+    assert message in refuse(*arguments)
 
 
 def test_help_shows_the_commands(
@@ -90,12 +90,12 @@ def test_sources_stand_in_the_order_of_precedence(where: Callable[..., str]) -> 
     assert sources[0] == "  command line: datamodule.steps=9"
     names = [line.partition(": ")[0].strip() for line in sources[1:]]
     assert names[0].startswith("conf/debug/")
-    assert "conf/recipe/teacher_rl.yaml" in names
+    assert "conf/recipe/_rl.yaml" in names
     assert all(line.endswith(", overridden") for line in sources[1:])
 
 
-def test_a_schema_default(where: Callable[..., str]) -> None:
-    assert where("seed", "stage=evaluate") == "seed = 0\n  schema default\n"
+def test_a_key_of_every_run(where: Callable[..., str]) -> None:
+    assert where("seed", "stage=evaluate") == "seed = 0\n  conf/config.yaml\n"
 
 
 def test_a_part_is_shown_key_by_key(where: Callable[..., str]) -> None:
@@ -114,6 +114,6 @@ def test_a_file_of_the_users(where: Callable[..., str], tmp_path: Path) -> None:
     assert told[:2] == ["note = evaluate", f"  {file}: ${{stage}}"]
 
 
-def test_a_key_that_is_not_there(cli: Callable[..., str]) -> None:
-    told = cli("where", "optim.lrr", "stage=teacher_rl")
+def test_a_key_that_is_not_there(refuse: Callable[..., str]) -> None:
+    told = refuse("where", "optim.lrr", "stage=teacher_rl")
     assert "optim.lrr: the composed config has no such key; did you mean 'lr'?" in told

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.cli import pipeline, rlt, stage
+from tests.cli import pipeline_from, rlt, stage
+from tests.stages.killing import finish
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +18,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one run of each stage, each fed by the one before it."""
+    """A folder with one run of each stage, each fed by the one before it.
+
+    The stages have processes of their own, forked from one that has the libraries loaded.
+    """
     folder = tmp_path_factory.mktemp("chain")
     (folder / "pretrain").symlink_to(base.parent)
     student = "student_path=pretrain/model"
@@ -28,7 +32,7 @@ def chain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "distill": ["traces=collect/traces", student],
         "evaluate": ["student_path=distill/model"],
     }.items():
-        rlt(stage(name, f"output_dir={name}", *overrides), folder)
+        finish(stage(name, f"output_dir={name}", *overrides), folder)
     return folder
 
 
@@ -38,8 +42,3 @@ def piped(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("piped")
     rlt(pipeline_from(base, "output_dir=first"), folder)
     return folder
-
-
-def pipeline_from(base: Path, *overrides: str) -> list[str]:
-    paths = [f"teacher_path={base}", f"student_path={base}"]
-    return pipeline("arm=chain", "cache_dir=store", *paths, *overrides)
