@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rlt.cli.run import run
 from rlt.config.build import build_stage
@@ -41,6 +41,12 @@ MOUNTS: dict[str, list[tuple[str, str]]] = {
     "schedule": [("distill", "schedule"), ("pipeline", "schedule@teacher_rl.schedule")],
     "stage": [(stage, "seed") for stage in STAGES],
     "trainer": [("distill", "trainer"), ("pipeline", "trainer@pretrain.trainer")],
+}
+# What a stage needs besides its defaults, or besides an option of one group.
+NEEDED = {
+    ("distill", ""): ("explanations=data",),
+    ("score", ""): ("data=digit_chain", "model@teacher=nano"),
+    ("teacher_rl", "model@student"): ("reward_student=student",),
 }
 # Files that are not an option of a mount: parts of a stage, or settings of a whole run.
 ELSEWHERE = ("arm", "recipe", "experiment", "sweep", "debug", "hydra")
@@ -132,7 +138,9 @@ def test_each_file_composes(
     assert cfg.stage == stage
     assert errors(cfg) == []
     if stage not in ("pipeline", "compare"):
-        build_stage(cfg)
+        # The option is looked at here, so what else the stage needs is given to it.
+        needed = NEEDED.get((stage, key), NEEDED.get((stage, ""), ()))
+        build_stage(composed(*overrides, *to_say, *needed))
 
 
 # --- whole runs ---------------------------------------------------------------------------------
@@ -205,8 +213,7 @@ def test_each_arm_has_sound_steps(composed: Composed, arm: str) -> None:
         assert list(configs)[:3] == ["base", "gold_student", "gold_accuracy"]
         assert cfg.steps.gold_accuracy.gate == {"eval/avg@4": 0.97}
     last = cfg.steps[list(configs)[-1]]
-    own = OmegaConf.load(config_dir() / "arm" / f"{arm}.yaml").steps
-    assert last.stage == "evaluate" and last.label == own[list(configs)[-1]].label
+    assert last.stage == "evaluate" and last.label
 
 
 def chosen_by(arm: str) -> dict[str, str]:
@@ -229,7 +236,7 @@ def test_each_file_says_first_what_it_is_for(file: Path) -> None:
     lines = file.read_text(encoding="utf-8").splitlines()
     if lines[0].startswith("# @package"):
         del lines[0]
-    assert re.match(r"# [A-Z]\w+", lines[0])
+    assert re.match(r"# [A-Z]", lines[0])
 
 
 # --- plans --------------------------------------------------------------------------------------
