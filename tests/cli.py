@@ -76,7 +76,7 @@ def pipeline(*overrides: str) -> list[str]:
 def pipeline_from(base: Path, *overrides: str) -> list[str]:
     """Arguments of that pipeline from one model for both roles; its steps are kept in `store`."""
     paths = [f"teacher_path={base}", f"student_path={base}"]
-    return pipeline("steps=chain", "cache_dir=store", *paths, *overrides)
+    return pipeline("arm=chain", "cache_dir=store", *paths, *overrides)
 
 
 def rlt(

@@ -82,7 +82,7 @@ def _run_in(
                 write_result(run_dir)  # the run ended between its last two lines
             metrics = run.metrics
         else:
-            if run.status == "resumed":
+            if run.status == "resumed" and not stage.rewritten:
                 log.info("%s: going on where it stopped", run_dir)
             metrics = _run(stage, run, is_step=key is not None)
             write_result(run_dir)

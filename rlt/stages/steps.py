@@ -56,6 +56,11 @@ def read_steps(cfg: DictConfig) -> dict[str, Step]:
     """
     if not cfg.steps:
         raise ValueError("steps is empty: a pipeline runs at least one step")
+    if not isinstance(cfg.steps, DictConfig):
+        raise ValueError(
+            f"steps={cfg.steps}: must be a mapping of names to steps; arm={cfg.steps} chooses the "
+            "steps of a file in conf/arm/"
+        )
     known = [one.name for one in fields(Step)]
     steps: dict[str, Step] = {}
     for name, node in cfg.steps.items():

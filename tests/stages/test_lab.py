@@ -204,7 +204,7 @@ def test_credit_and_preflight_that_do_not_fit(
         (["traces=collect/traces"], "set model@teacher="),
         (
             ["traces=collect/traces", "reward=solution_only", "keep_fraction=0"],
-            "keep_fraction=0.0: must",
+            "keep_fraction=0: must",
         ),
         (["traces=none", "reward=solution_only"], "traces=none: no such file"),
     ],
@@ -222,7 +222,7 @@ def test_student_rl(chain: Path, refuse: Callable[..., str]) -> None:
     run = chain / "student_rl"
     assert weights(run) != weights(chain / "pretrain")
     metrics = read(run / "metrics.json")
-    assert {"train/reward_terms/answer/correct", "train/behaviour/step_fraction"} <= set(metrics)
+    assert {"train/reward_terms/answer/correct", "train/behaviour/step_rate"} <= set(metrics)
     assert all(documented(name) for name in [*metrics, *read_scalars(run)])
     samples = read_lines(run / "samples.jsonl")
     assert {"completion", "answer/correct", "reward"} <= set(samples[0])
