@@ -135,10 +135,10 @@ def evaluate_answers(
 
     Args:
         problems: the problems, each of them once.
-        answers_PK: the completions, as sampled after the opening thought tag, [problems][k].
+        answers_PK: the completions, as sampled after the opening thought tag, a list of k for each problem.
         tags: the prompt style's opening and closing solution tag.
         grader: the judge of the answers.
-        tokens_PK: the lengths of the completions, if known, [problems][k].
+        tokens_PK: the lengths of the completions, if known, a list of k for each problem.
         prompts_P: what was asked, word for word, if known, [problems].
         confidence: that of the intervals.
         resamples: how often the questions are resampled for an interval.

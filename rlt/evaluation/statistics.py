@@ -201,7 +201,7 @@ def majority_per_question(
     missing or empty answer is no vote, and a question without votes is wrong.
 
     Args:
-        answers_PK: the texts of the answers, [questions][answers].
+        answers_PK: the texts of the answers, a list for each question.
         correct_PK: their verdicts, [questions, answers].
 
     Returns:
