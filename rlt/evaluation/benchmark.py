@@ -135,7 +135,8 @@ def evaluate_answers(
 
     Args:
         problems: the problems, each of them once.
-        answers_PK: the completions, as sampled after the opening thought tag, a list of k for each problem.
+        answers_PK: the completions, as sampled after the opening thought tag, a list of k for each
+            problem.
         tags: the prompt style's opening and closing solution tag.
         grader: the judge of the answers.
         tokens_PK: the lengths of the completions, if known, a list of k for each problem.

@@ -63,7 +63,8 @@ def read_steps(cfg: DictConfig) -> dict[str, Step]:
         )
     known = [one.name for one in fields(Step)]
     steps: dict[str, Step] = {}
-    for name, node in cfg.steps.items():
+    for key_of_step, node in cfg.steps.items():
+        name = str(key_of_step)
         content: Any = OmegaConf.to_container(node, resolve=True) if node is not None else {}
         for key in content:
             if key not in known:
