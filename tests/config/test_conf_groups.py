@@ -97,6 +97,13 @@ def options(group: str) -> list[str]:
 ARMS = options("arm")
 
 
+# What a stage asks for before it can be built, whatever option is chosen beside it.
+NEEDED = {
+    "distill": ["explanations=none"],
+    "score": ["traces=some/traces.jsonl", "model@teacher=nano"],
+}
+
+
 def errors(cfg: DictConfig) -> list[str]:
     return check_targets(cfg)
 
@@ -137,7 +144,10 @@ def test_each_file_composes(
     assert cfg.stage == stage
     assert errors(cfg) == []
     if stage not in ("pipeline", "compare"):
-        build_stage(cfg)
+        needed = NEEDED.get(stage, [])
+        if (stage, key) == ("teacher_rl", "model@student"):  # a student must be used for something
+            needed = ["reward_student=student"]
+        build_stage(composed(*overrides, *to_say, *needed))
 
 
 # --- whole runs ---------------------------------------------------------------------------------
