@@ -78,7 +78,6 @@ def test_a_job_has_a_folder_of_its_own(overrides: str, name: str) -> None:
             "optim@pretrain.optim or optim@student_rl.optim or optim@teacher_rl.optim or "
             "optim@teacher_sft.optim?",
         ),
-        (["stage=teacher_rl", "seed=x"], "Error merging override seed=x: Value 'x' of type 'str'"),
         (["seed=0,1"], "Ambiguous value for argument 'seed=0,1'"),
         (
             ["-m", "stage=teacher_rl,distill"],
@@ -102,12 +101,12 @@ def test_composition_errors_in_one_line(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("rewrad: {terms: null}", "rewrad: no such key; did you mean 'reward'?"),
         (
-            "rewrad: {terms: null}",
-            "experiment/mine: no such key 'rewrad'; did you mean 'reward'?",
+            "hardware: {acelerator: gpu}",
+            "Hardware has no parameter 'acelerator'; did you mean 'accel",
         ),
-        ("hardware: {acelerator: gpu}", "no such key 'hardware.acelerator'; did you mean 'accel"),
-        ("teacher_rl: {rewardstudent: student}", "did you mean 'reward_student'?"),
+        ("teacher_rl: {rewardstudent: student}", "did you mean 'reward_student'"),
         ("steps: {warm_up: {input: {}}}", "did you mean 'inputs'?"),
         (
             "defaults: [override /rewrad: rlt]",
@@ -139,7 +138,7 @@ def test_typos_in_an_experiment_file(
     [
         ("+typo=1", "typo: no such key"),
         ("+sede=1", "sede: no such key; did you mean 'seed'"),
-        ("+hardware.typo=1", "hardware.typo: no such key"),
+        ("+hardware.typo=1", "hardware.typo: rlt.llm.device.Hardware has no parameter 'typo'"),
         ("+reward.terms.thought_kl.estimater=k3", "did you mean 'estimator'?"),
         ("+optim.lrr=1", "optim.lrr: torch.optim.AdamW has no parameter 'lrr'"),
         ("+callbacks.x={_target_: os.system, command: ls}", "is not an allowed target"),
@@ -153,9 +152,17 @@ def test_keys_added_with_a_plus(
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["+teacher_rl.typo=1", "+steps.warm_up.typo=1"])
-def test_keys_added_inside_a_pipeline(composed: Composed, tmp_path: Path, override: str) -> None:
-    with pytest.raises(ConfigError, match="typo: no such key"):
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+teacher_rl.typo=1", r"^the config has 1 error:\n.*TeacherRL has no parameter 'typo'"),
+        ("+steps.warm_up.typo=1", r"^steps\.warm_up\.typo: a step has no such key; valid: stage, "),
+    ],
+)
+def test_keys_added_inside_a_pipeline(
+    composed: Composed, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         run(composed(override), tmp_path)
 
 
@@ -163,13 +170,10 @@ def test_keys_added_inside_a_pipeline(composed: Composed, tmp_path: Path, overri
     ("stage", "override", "message"),
     [
         ("teacher_rl", "schedule.name=bogus", "schedule: bogus is not a valid SchedulerType"),
-        ("teacher_rl", "module.group_size=1", "group_size=1: must be"),
-        ("teacher_sft", "callbacks.checkpoint.every_steps=0", "every_steps=0: must be a whole"),
-        (
-            "teacher_sft",
-            "callbacks.checkpoint.keep=1",
-            "must be a whole number of at least 2",
-        ),
+        ("teacher_rl", "module.group_size=1", "group_size=1: advantages compare"),
+        ("teacher_sft", "callbacks.checkpoint.every_steps=0", "every_steps=0 must be at least 1"),
+        ("teacher_sft", "callbacks.checkpoint.keep=1", "keep=1 must be at least 2"),
+        ("teacher_rl", "seed=x", "seed='x': must be a whole number"),
         ("teacher_sft", "hardware.dtype=fp8", "hardware.dtype=fp8: choose float32, bfloat16"),
         ("teacher_sft", "hardware.precision=16-mixed", "float16 needs loss scaling"),
         ("teacher_sft", "hardware.precision=bf16mixed", "did you mean 'bf16-mixed'"),
@@ -243,7 +247,10 @@ def test_hydra_s_own_node_is_checked_before_hydra_acts_on_it(
         (["stage=teacher_rl", "reward.terms.thought_kl.estimator=k2"], "estimator='k2'"),
         (["stage=teacher_rl", "rollout.temperature=-1"], "rollout.temperature=-1"),
         (["stage=teacher_rl", "rollout.max_new_tokens=0"], "rollout.max_new_tokens=0"),
-        (["stage=teacher_rl", "reward_student=other"], "reward_student='other'"),
+        (
+            ["stage=teacher_rl", "reward_student=other"],
+            "reward_student=other: choose reference, student",
+        ),
         (["stage=teacher_rl", "reward_student=student"], "set model@student="),
         (["stage=teacher_rl", "teacher_path=nowhere"], "teacher_path=nowhere: no such folder"),
         (["stage=teacher_sft", "datamodule.batch_size=0"], "datamodule.batch_size=0"),
@@ -251,7 +258,7 @@ def test_hydra_s_own_node_is_checked_before_hydra_acts_on_it(
         (["stage=teacher_sft", "data.validation_fraction=2"], "data.validation_fraction=2"),
         (["stage=teacher_sft", "data.on_bad_row=ignore"], "data.on_bad_row='ignore'"),
         (["stage=distill"], "stage=distill needs traces="),
-        (["stage=distill", "explanations=some"], "explanations='some'"),
+        (["stage=distill", "explanations=some"], "explanations=some: choose traces, data, none"),
         (["steps.teacher.inputs.teacher_path=warmup"], "did you mean warm_up?"),
         (["+steps.teacher.overrides.algorithm.bet=1"], "steps.teacher.overrides.algorithm"),
     ],

@@ -51,7 +51,7 @@ def test_too_much_is_refused_with_examples() -> None:
     trained_on = [make_problem("(1 + 2) * 3.5", "10.5")]
     assert arithmetic.check(trained_on, questions("1 + (2 * 3,5)")) == {
         "eval/contamination_exact_fraction": 0.0,  # other signs, another question
-        "eval/contamination_ngram_fraction": 0.0,
+        "eval/contamination_ngram_fraction": 1.0,  # the same words: brackets are none
     }
     assert (
         limits.check([], questions("Ann has 3 apples."))["eval/contamination_ngram_fraction"] == 0
