@@ -276,12 +276,12 @@ def rlt(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_sweep_needs_no_flag_and_names_folders_by_what_differs(tmp_path: Path) -> None:
     done = rlt(
-        "stage=teacher_rl", "sweep=learning_rate", "optim.lr=1e-5", "seed=3,4", "check=true",
+        "stage=teacher_rl", "sweep=learning_rate", "optim.lr=0.001", "seed=3,4", "check=true",
         f"output_dir={tmp_path / 'sweep'}", folder=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for seed in (3, 4):
-        assert f"teacher_rl leaves in {tmp_path}/sweep/optim.lr=1e-5,seed={seed}: " in done.stdout
+        assert f"teacher_rl leaves in {tmp_path}/sweep/optim.lr=0.001,seed={seed}: " in done.stdout
 
 
 def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
