@@ -275,10 +275,15 @@ def test_values_that_a_run_would_stumble_over(
 
 
 def test_a_sweep_needs_no_flag_and_names_folders_by_what_differs(tmp_path: Path) -> None:
-    swept = ["sweep=learning_rate", "optim.lr=1e-5", "seed=3,4", f"output_dir={tmp_path / 'sweep'}"]
+    swept = [
+        "sweep=learning_rate",
+        "optim.lr=0.001",
+        "seed=3,4",
+        f"output_dir={tmp_path / 'sweep'}",
+    ]
     done = rlt(["stage=teacher_rl", *swept, "check=true"], tmp_path)
     for seed in (3, 4):
-        assert f"teacher_rl leaves in {tmp_path}/sweep/optim.lr=1e-5,seed={seed}: " in done.stdout
+        assert f"teacher_rl leaves in {tmp_path}/sweep/optim.lr=0.001,seed={seed}: " in done.stdout
 
 
 def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
