@@ -57,6 +57,12 @@ def build_partial(node: DictConfig) -> Any:
     return bound
 
 
+def bound_settings(part: Callable[..., Any]) -> dict[str, Any]:
+    """The keys of a config node that `build_partial` has bound."""
+    assert isinstance(part, functools.partial)
+    return part.keywords
+
+
 def stage_class(cfg: DictConfig) -> type[Any]:
     """The class of a config's stage, which its `_target_` names.
 

@@ -191,6 +191,7 @@ def check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> lis
         and parameter.name not in passed
     ]
     if path == "":
+        errors += _name_errors(node.get("stage"), found)
         return [*errors, *_root_key_errors(node, keys, accepted, found)]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     if getattr(getattr(found, "__init__", None), "__module__", None) == "typing":
@@ -206,6 +207,17 @@ def check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> lis
                 f"{did_you_mean(str(key), accepted)}; accepted: {', '.join(accepted) or 'none'}"
             )
     return errors
+
+
+def _name_errors(name: object, stage: Any) -> list[str]:
+    """What is wrong with the name that a config gives its stage, whose class has one of its own."""
+    own = getattr(stage, "name", None)
+    if own is None or name == own:
+        return []
+    return [
+        f"stage={name}: the config is one of stage={own}{did_you_mean(str(name), [own])}; choose "
+        "another stage on the command line, or by an override of /stage in the defaults list"
+    ]
 
 
 def _root_key_errors(

@@ -21,7 +21,6 @@ from rlt.runs.identity import config_key
 from rlt.stages.common import require_same_tokenizer
 from rlt.stages.pipeline import Pipeline
 from rlt.stages.stage import FIRST_LOOK, Inputs, ModelStage, Stage
-from rlt.stages.steps import step_configs
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def print_plan(cfg: DictConfig, stage: Stage, run_dir: Path) -> None:
         where = Path(pipeline.cache_dir) / row.stage / "<key>" if pipeline else run_dir
         console.print(f"{row.name} leaves in {where}: {', '.join(row.leaves)}", soft_wrap=True)
     if cfg.probe:
-        configs = step_configs(cfg) if pipeline else {cfg.stage: cfg}
+        configs = pipeline.configs if pipeline else {cfg.stage: cfg}
         stages = pipeline.stages if pipeline else {cfg.stage: stage}
         for row in rows:
             made_here = pipeline.plan[row.name].inputs if pipeline else {}
@@ -87,7 +86,7 @@ def check_plan(cfg: DictConfig, stage: Stage) -> list[Row]:
         return [check_stage(cfg.stage, cfg, stage, {}, seen)]
     return [
         check_stage(name, step, stage.stages[name], stage.plan[name].inputs, seen)
-        for name, step in step_configs(cfg).items()
+        for name, step in stage.configs.items()
     ]
 
 
@@ -102,8 +101,7 @@ def check_stage(
         seen: inputs that other steps have already read.
     """
     if not isinstance(stage, ModelStage):
-        look: Any = getattr(stage, "look", None)
-        inputs = look() if look else Inputs(None, [], "")
+        inputs = stage.look()
         return _row(name, cfg, stage, [inputs.in_words], [], inputs)
     reads, tokenizers = [], []
     shapes: dict[str, Shape] = {}

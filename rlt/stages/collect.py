@@ -66,6 +66,7 @@ class Collect(ModelStage):
     format: Literal["jsonl", "parquet"]
     problems_per_batch: int = at_least(1)
 
+    name: ClassVar[str] = "collect"
     makes: ClassVar[str | None] = "traces"
     writer: ClassVar[Role | None] = "teacher"
     renders_for: ClassVar[Role] = "teacher"

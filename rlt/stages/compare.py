@@ -36,8 +36,8 @@ class Compare(Stage):
     direction: str | None
     title: str | None
 
+    name: ClassVar[str] = "compare"
     walked_again: ClassVar[bool] = True
-    rewritten: ClassVar[bool] = True
     writes_own_report: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ class Distill(SFTStage):
     validation_fraction: float
     validation_answers: int = at_least(0)
 
+    name: ClassVar[str] = "distill"
     trains: ClassVar[Role | None] = "student"
     writer: ClassVar[Role | None] = "student"
     card: ClassVar[str | None] = (

@@ -44,6 +44,7 @@ class Evaluate(ModelStage):
     contamination: Contamination
     trained_on: ProblemData | None
 
+    name: ClassVar[str] = "evaluate"
     writer: ClassVar[Role | None] = "student"
     leaves: ClassVar[tuple[str, ...]] = (*RUN_FILES, "answers.jsonl")
     limit: ClassVar[tuple[str, str] | None] = ("benchmark.max_questions", "questions_per_batch")

@@ -52,6 +52,7 @@ class Pipeline(Stage):
     steps: Any
     cache_dir: str
 
+    name: ClassVar[str] = "pipeline"
     leaves: ClassVar[tuple[str, ...]] = (*RUN_FILES, "steps/")
     walked_again: ClassVar[bool] = True
     takes_stages: ClassVar[bool] = True
@@ -60,6 +61,7 @@ class Pipeline(Stage):
         super().__post_init__()
         self.config: DictConfig = DictConfig({})
         self.plan: dict[str, Step] = {}
+        self.configs: dict[str, DictConfig] = {}
         self.stages: dict[str, Stage] = {}
 
     @classmethod
@@ -72,7 +74,8 @@ class Pipeline(Stage):
         made = cls(**{one.name: cfg.get(one.name) for one in fields(cls)})
         made.config, made.plan = cfg, read_steps(cfg)
         errors = []
-        for name, step_cfg in step_configs(cfg).items():
+        made.configs = step_configs(cfg, made.plan)
+        for name, step_cfg in made.configs.items():
             try:
                 made.stages[name] = build_stage(step_cfg, made.plan[name].inputs)
             except ConfigError as error:

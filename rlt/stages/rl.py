@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from rlt.config.allowed_targets import raise_if_any
+from rlt.config.build import bound_settings
 from rlt.data.batches import StepDataModule
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
@@ -54,7 +55,7 @@ class RLStage(TrainingStage):
     @property
     def group_size(self) -> int:
         """Completions of each problem."""
-        return int(self.module.keywords["group_size"])  # type: ignore[attr-defined]
+        return int(bound_settings(self.module)["group_size"])
 
     def fit(
         self,

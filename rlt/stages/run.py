@@ -73,7 +73,7 @@ def _run_in(
         inputs,
         metadata,
         walked_again=stage.walked_again,
-        rewritten=stage.rewritten,
+        rewritten=stage.writes_own_report,
     )
     try:
         if run.status == "finished":
@@ -82,7 +82,7 @@ def _run_in(
                 write_result(run_dir)  # the run ended between its last two lines
             metrics = run.metrics
         else:
-            if run.status == "resumed" and not stage.rewritten:
+            if run.status == "resumed" and not stage.writes_own_report:
                 log.info("%s: going on where it stopped", run_dir)
             metrics = _run(stage, run, is_step=key is not None)
             write_result(run_dir)

@@ -71,6 +71,7 @@ class Score(ModelStage):
     format: Literal["jsonl", "parquet"]
     rows_per_batch: int = at_least(1)
 
+    name: ClassVar[str] = "score"
     leaves: ClassVar[tuple[str, ...]] = (
         *RUN_FILES, "scores.jsonl", "traces.jsonl or .parquet", "preflight.json",
     )  # fmt: skip

@@ -48,25 +48,26 @@ class Stage:
     """A stage of any kind.
 
     Attributes:
+        name: what `stage=` chooses it by.
         trains: the role whose weights it changes.
         makes: what a later step of a pipeline can read from its folder: `model` or `traces`.
         leaves: files in its run folder.
         card: the first sentence on the README.md of a model that it makes.
         limit: key of the number of items that it works through, and key of how many at once.
         walked_again: a finished run is run again, as what it reads knows best what is still good.
-        writes_own_report: report.md is its result, a study of other runs.
-        rewritten: a run with another config may take its folder: nothing but a page is lost.
+        writes_own_report: report.md is its result, a study of other runs. A run with another config
+            may take its folder, because nothing but a page is lost.
     """
 
     seed: int
 
+    name: ClassVar[str]
     trains: ClassVar[Role | None] = None
     makes: ClassVar[str | None] = None
     leaves: ClassVar[tuple[str, ...]] = RUN_FILES
     card: ClassVar[str | None] = None
     limit: ClassVar[tuple[str, str] | None] = None
     walked_again: ClassVar[bool] = False
-    rewritten: ClassVar[bool] = False
     writes_own_report: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -76,6 +77,14 @@ class Stage:
     def config_errors(cls, cfg: Any) -> list[str]:
         """What is wrong with a config before anything of it is built."""
         return []
+
+    @classmethod
+    def as_step(cls, step: Any, pipeline: Any) -> None:
+        """Set what a step's config takes from its pipeline's, before the step's own overrides."""
+
+    @classmethod
+    def settle(cls, step: Any) -> None:
+        """Change a step's config for the last time, after its overrides and inputs are set."""
 
     def run(self, run: RunFolder) -> dict[str, float]:
         """Do the work in a claimed run folder, from where it stopped; returns final metrics."""
@@ -89,6 +98,10 @@ class Stage:
             run: its folder, read (`rlt.report.folder.Run`).
         """
         return [f"{name} {number(value)}." for name, value in sorted(run.metrics.items())]
+
+    def look(self) -> Inputs:
+        """What a stage reads that runs no models."""
+        return Inputs(None, [], "")
 
     def count_steps(self, inputs: Inputs) -> int | None:
         """Steps of training, or batches, of the whole run; None if that is not known yet."""

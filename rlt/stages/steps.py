@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rlt import PACKAGE_DIR
-from rlt.config.allowed_targets import raise_if_any, resolve_target
+from rlt.config.allowed_targets import resolve_target
 from rlt.config.build import build, is_stage, stage_class
-from rlt.config.check import RUN_KEYS, check_targets
+from rlt.config.check import RUN_KEYS
 from rlt.config.suggestions import did_you_mean, nearest
 from rlt.data.problem import content_hash
 from rlt.data.traces import find_traces
@@ -62,9 +62,9 @@ def read_steps(cfg: DictConfig) -> dict[str, Step]:
             "steps of a file in conf/arm/"
         )
     known = [one.name for one in fields(Step)]
+    stages = stages_of(cfg)
     steps: dict[str, Step] = {}
-    for key_of_step, node in cfg.steps.items():
-        name = str(key_of_step)
+    for name, node in ((str(key), node) for key, node in cfg.steps.items()):
         content: Any = OmegaConf.to_container(node, resolve=True) if node is not None else {}
         for key in content:
             if key not in known:
@@ -73,15 +73,14 @@ def read_steps(cfg: DictConfig) -> dict[str, Step]:
                     f"{', '.join(known)}"
                 )
         step = Step(**{"stage": "", **{k: v for k, v in content.items() if v is not None}})
-        stages = stages_of(cfg)
         if step.stage not in stages:
             raise ValueError(
                 f"steps.{name}.stage={step.stage}: choose {', '.join(stages)}"
                 f"{did_you_mean(step.stage, stages)}"
             )
         for key, other in step.inputs.items():
-            _check_input(str(name), key, other, step, steps, cfg)
-        steps[str(name)] = step
+            _check_input(name, key, other, step, steps, cfg)
+        steps[name] = step
     return steps
 
 
@@ -129,14 +128,13 @@ def step_config(cfg: DictConfig, name: str, step: Step, folders: Mapping[str, Pa
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
     content = {key: value for key, value in raw.items() if key in names}
     content |= raw[step.stage]
-    content |= {"stage": step.stage}
+    content |= {"stage": owner.name}
     for one in fields(owner):
         content.setdefault(one.name, None)
     projected = OmegaConf.create(content)
     OmegaConf.set_struct(projected, True)
     with open_dict(projected):
-        if hasattr(owner, "as_step"):
-            owner.as_step(projected, cfg)
+        owner.as_step(projected, cfg)
     for key, value in raw["steps"][name].get("overrides", {}).items():
         try:
             OmegaConf.update(projected, key, value, merge=True)
@@ -146,20 +144,15 @@ def step_config(cfg: DictConfig, name: str, step: Step, folders: Mapping[str, Pa
             ) from error
     for key, other in step.inputs.items():
         projected[key] = str(folders[other] / ARTEFACTS[key])
-    if hasattr(owner, "settle"):
-        owner.settle(projected)
+    owner.settle(projected)
     projected.output_dir = None
     return projected
 
 
-def step_configs(cfg: DictConfig) -> dict[str, DictConfig]:
-    """Every step's config, checked before the first step runs; paths are those of the run to be."""
-    steps = read_steps(cfg)
+def step_configs(cfg: DictConfig, steps: Mapping[str, Step]) -> dict[str, DictConfig]:
+    """Every step's config, with paths that say which step will make what lies there."""
     folders = {name: Path(cfg.cache_dir) / name for name in steps}
-    configs = {name: step_config(cfg, name, step, folders) for name, step in steps.items()}
-    errors = [f"step {name}: {e}" for name, c in configs.items() for e in check_targets(c)]
-    raise_if_any(errors)
-    return configs
+    return {name: step_config(cfg, name, step, folders) for name, step in steps.items()}
 
 
 def step_key(cfg: DictConfig, step: Step, keys: Mapping[str, str]) -> str:

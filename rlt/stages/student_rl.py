@@ -28,6 +28,7 @@ class StudentRL(RLStage):
     student_path: str | None
     missing_answer_penalty: float
 
+    name: ClassVar[str] = "student_rl"
     trains: ClassVar[Role | None] = "student"
     writer: ClassVar[Role | None] = "student"
     card: ClassVar[str | None] = "A student after RL with verified answers as reward."

@@ -47,6 +47,7 @@ class TeacherRL(RLStage):
     reward_student: Literal["reference", "student"]
     preflight: Preflight | None
 
+    name: ClassVar[str] = "teacher_rl"
     trains: ClassVar[Role | None] = "teacher"
     writer: ClassVar[Role | None] = "teacher"
     renders_for: ClassVar[Role] = "teacher"

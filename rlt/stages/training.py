@@ -10,7 +10,9 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rlt.config.allowed_targets import raise_if_any
+from rlt.config.build import attempt, bound_settings
 from rlt.data.batches import StepDataModule, total_steps
+from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
 from rlt.llm.models import context_tokens, save_model
@@ -19,6 +21,8 @@ from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.files import read_json, write_json
 from rlt.runs.folder import RunFolder
 from rlt.runs.signals import Terminated
+from rlt.stages.common import load_data
+from rlt.stages.examples import require_explanations, without_explanation
 from rlt.stages.stage import RUN_FILES, Inputs, ModelStage
 from rlt.training import SFT, Example
 from rlt.training.callbacks import Checkpoint
@@ -51,17 +55,12 @@ class TrainingStage(ModelStage):
 
     def optimizer_errors(self) -> list[str]:
         """What optimizer and schedule refuse, seen on a small matrix."""
-        errors = []
+        errors: list[str] = []
         weights = [torch.nn.Parameter(torch.zeros(2, 2))]
-        try:
-            optimizer = self.optim(weights)
-        except (ValueError, TypeError) as error:
-            errors.append(f"optim: {error}")
-        else:
-            try:
-                self.schedule(optimizer=optimizer, num_training_steps=100)
-            except (ValueError, TypeError) as error:
-                errors.append(f"schedule: {error}")
+        optimizer = attempt("optim", lambda: self.optim(weights), errors)
+        if optimizer is not None:
+            settings = {"optimizer": optimizer, "num_training_steps": 100}
+            attempt("schedule", lambda: self.schedule(**settings), errors)
         if self.hardware.precision.startswith("16"):
             errors.append(
                 f"hardware.precision={self.hardware.precision}: float16 needs loss scaling, which "
@@ -84,7 +83,7 @@ class TrainingStage(ModelStage):
         """
         folder = run.folder
         callbacks = [*(self.callbacks or {}).values(), *ADDED_CALLBACKS]
-        settings: dict[str, Any] = self.trainer.keywords  # type: ignore[attr-defined]
+        settings = bound_settings(self.trainer)
         interval = min(settings["val_check_interval"], datamodule.steps)
         changes: dict[str, Any] = {"val_check_interval": interval}
         if not datamodule.validation:
@@ -134,7 +133,7 @@ class TrainingStage(ModelStage):
     # --- what a plan asks ------------------------------------------------------------------------
 
     def _known_steps(self, train: int | None) -> int | None:
-        known: dict[str, Any] = self.datamodule.keywords  # type: ignore[attr-defined]
+        known = bound_settings(self.datamodule)
         if known["steps"] is None and train is None:
             return None
         return total_steps(train or 1, known["batch_size"], known["steps"], known["epochs"])
@@ -145,7 +144,7 @@ class TrainingStage(ModelStage):
     @property
     def batch_size(self) -> int:
         """Items of a step."""
-        return int(self.datamodule.keywords["batch_size"])  # type: ignore[attr-defined]
+        return int(bound_settings(self.datamodule)["batch_size"])
 
     @property
     def rows_per_step(self) -> int:
@@ -153,7 +152,7 @@ class TrainingStage(ModelStage):
 
     def does(self, inputs: Inputs) -> list[str]:
         steps = self.count_steps(inputs)
-        rate = self.optim.keywords.get("lr")  # type: ignore[attr-defined]
+        rate = bound_settings(self.optim).get("lr")
         return [f"{'?' if steps is None else steps} steps of {self.batch_size}, lr {rate}"]
 
     def warnings(self, inputs: Inputs) -> list[str]:
@@ -215,6 +214,29 @@ class SFTStage(TrainingStage):
     @staticmethod
     def result(run: Any) -> list[str]:
         return sft_result(run)
+
+
+@dataclass(kw_only=True)
+class ExplainedStage(SFTStage):
+    """A stage that fine-tunes a model on the data's own explanations."""
+
+    data: ProblemData
+
+    def run(self, run: RunFolder) -> dict[str, float]:
+        renderer = self.load_renderer()
+        split = load_data(self.data, renderer)
+        run.record(data=split.report | {"without_explanation": without_explanation(split.train)})
+        require_explanations(split.train)
+        train, validation = (
+            self.examples(problems, renderer) for problems in (split.train, split.validation)
+        )
+        return self.fit(run, renderer, train, validation)
+
+    def read(self, renderer: Renderer | None) -> Inputs:
+        inputs = super().read(renderer)
+        if inputs.problems is not None:
+            require_explanations(inputs.problems)
+        return inputs
 
 
 def require_fit(examples: Sequence[Example], context: int) -> None:

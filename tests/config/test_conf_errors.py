@@ -21,7 +21,7 @@ def test_a_misspelt_stage_in_an_experiment_file(refuse: Callable[..., str], tmp_
         "# @package _global_\ndefaults: [{override /stage: teacher_rl}]\nstage: teacher_lr\n"
     )
     told = refuse("--config-dir=.", "experiment=mine")
-    assert "stage=teacher_lr is none of pretrain" in told and "mean 'teacher_rl'" in told
+    assert "stage=teacher_lr: the config is one of stage=teacher_rl" in told
 
 
 def test_an_output_dir_that_is_a_file(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from rlt.stages.steps import step_configs
+from rlt.config.build import build_stage
 
 
 @pytest.fixture(scope="module")
 def steps(composed: Callable[..., DictConfig]) -> dict[str, DictConfig]:
-    return step_configs(composed("experiment=paper_7b"))
+    return build_stage(composed("experiment=paper_7b")).configs
 
 
 def test_warm_up(steps: dict[str, DictConfig]) -> None:
