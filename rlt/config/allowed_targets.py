@@ -76,7 +76,7 @@ ALLOWED = (
 ALLOWED_IN_HYDRA = (
     *ALLOWED,
     Allowed("hydra.experimental.callbacks.*", ("hydra.experimental.callbacks",)),
-    Allowed("rlt.sweeps.compare_jobs.CompareJobs", ("rlt.sweeps.compare_jobs",)),
+    Allowed("rlt.stages.compare_jobs.CompareJobs", ("rlt.stages.compare_jobs",)),
     Allowed("hydra._internal.core_plugins.*", ("hydra._internal.core_plugins",)),
     Allowed("hydra_plugins.rlt_optuna.sweeper.OptunaSweeper", ("hydra_plugins.rlt_optuna",)),
     *(Allowed(name, (name.rpartition(".")[0],)) for name in LAUNCHERS),

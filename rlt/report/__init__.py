@@ -4,11 +4,10 @@ from pathlib import Path
 
 from rlt.report.card import write_model_card
 from rlt.report.events import read_scalars
-from rlt.report.folder import Run, read_json_list
+from rlt.report.folder import read_json_list
 from rlt.report.pipeline import write_pipeline_report
-from rlt.report.run import REPORT_FILE, write_report
+from rlt.report.run import write_report
 from rlt.report.samples import HELD_OUT_FILE, SampleWriter, StepRows, log_samples
-from rlt.report.study_page import print_study
 from rlt.report.table import print_run, print_table
 
 __all__ = [
@@ -29,24 +28,20 @@ _STEPS_FILE = "steps.json"  # what tells a pipeline's run folder from a stage's
 
 
 def write_result(run_dir: Path) -> Path:
-    """Write report.md of a finished run, whichever kind it is, and the card of its model."""
+    """Write report.md of a finished stage or pipeline, and the card of its model."""
     write_model_card(run_dir)
-    if getattr(Run(run_dir).stage_class, "writes_own_report", False):
-        return run_dir / REPORT_FILE  # the stage wrote it when it read the runs it compares
     is_pipeline = (run_dir / _STEPS_FILE).is_file()
     return write_pipeline_report(run_dir) if is_pipeline else write_report(run_dir)
 
 
 def print_result(run_dir: Path, brief: bool = False) -> None:
-    """Print the result of a finished run, whichever kind it is.
+    """Print the result of a finished stage or pipeline.
 
     Args:
         brief: print sentences only, without metrics and paths, as for a step of a pipeline.
     """
     steps = run_dir / _STEPS_FILE
-    if getattr(Run(run_dir).stage_class, "writes_own_report", False):
-        print_study(run_dir)
-    elif steps.is_file():
+    if steps.is_file():
         print_table(read_json_list(steps), run_dir)
     else:
         print_run(run_dir, brief=brief)

@@ -9,12 +9,13 @@ Loads no model: it reads what the runs left, and may be run again while a sweep 
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
-from rlt.report.study import Measure, Study, read_study
-from rlt.report.study_page import write_study_report
 from rlt.runs.folder import RunFolder
 from rlt.stages.stage import Inputs, Stage
+from rlt.sweeps.page import print_study, write_study_report
+from rlt.sweeps.study import Measure, Study, read_study
 
 
 @dataclass(kw_only=True)
@@ -66,6 +67,15 @@ class Compare(Stage):
         metrics["compare/jobs"] = float(len(study.jobs))
         metrics["compare/unfinished_jobs"] = float(sum(not job.finished for job in study.jobs))
         return metrics
+
+    @staticmethod
+    def write_report(folder: Path) -> None:
+        """Nothing is left to write: `run` wrote the page when it read the runs that it compares."""
+
+    @staticmethod
+    def print_result(folder: Path, brief: bool = False) -> None:
+        """Print the ranking, and what separates each arm from the reference."""
+        print_study(folder)
 
     def look(self) -> Inputs:
         """What would be compared."""

@@ -64,8 +64,6 @@ def _run_in(
     metadata: dict[str, Any],
 ) -> dict[str, float]:
     """Claim the folder, run the stage unless it has finished, and tell the result."""
-    from rlt.report import print_result, write_result
-
     run = RunFolder(
         run_dir,
         cfg,
@@ -79,16 +77,16 @@ def _run_in(
         if run.status == "finished":
             log.info("already finished, nothing to do")
             if not (run_dir / "report.md").is_file():
-                write_result(run_dir)  # the run ended between its last two lines
+                stage.write_report(run_dir)  # the run ended between its last two lines
             metrics = run.metrics
         else:
             if run.status == "resumed" and not stage.writes_own_report:
                 log.info("%s: going on where it stopped", run_dir)
             metrics = _run(stage, run, is_step=key is not None)
-            write_result(run_dir)
+            stage.write_report(run_dir)
     finally:
         run.release()
-    print_result(run_dir, brief=key is not None)
+    stage.print_result(run_dir, brief=key is not None)
     return metrics
 
 

@@ -99,6 +99,24 @@ class Stage:
         """
         return [f"{name} {number(value)}." for name, value in sorted(run.metrics.items())]
 
+    @staticmethod
+    def write_report(folder: Path) -> None:
+        """Write report.md of a finished run, and the card of its model."""
+        from rlt.report import write_result  # it loads matplotlib
+
+        write_result(folder)
+
+    @staticmethod
+    def print_result(folder: Path, brief: bool = False) -> None:
+        """Print the result of a finished run.
+
+        Args:
+            brief: print sentences only, without metrics and paths, as for a step of a pipeline.
+        """
+        from rlt.report import print_result
+
+        print_result(folder, brief)
+
     def look(self) -> Inputs:
         """What a stage reads that runs no models."""
         return Inputs(None, [], "")

@@ -1,1 +1,1 @@
-"""Sweeps: many jobs of one command."""
+"""Sweeps: the jobs of one command as arms and seeds, and the page that compares them."""

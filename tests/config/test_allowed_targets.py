@@ -27,7 +27,7 @@ from tests.config.nodes import ALGORITHM, config
         ("rlt.runs.files.write_json", "it is the program's own, no part of a run"),
         ("rlt.cli.main.main", "it is the program's own, no part of a run"),
         ("rlt.preflight.probe.StepClock", "it is the program's own, no part of a run"),
-        ("rlt.sweeps.compare_jobs.CompareJobs", "it is the program's own, no part of a run"),
+        ("rlt.stages.compare_jobs.CompareJobs", "it is the program's own, no part of a run"),
         ("rlt.runs.jobs.JobFailedError", "it is the program's own, no part of a run"),
         ("rlt.evaluation.graders.Sandbox", "it is really rlt.evaluation.sandbox.Sandbox"),
         ("rlt.llm.model_sources.Pretrained.load", "below rlt.* only classes are"),

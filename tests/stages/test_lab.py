@@ -281,7 +281,7 @@ def test_a_sweep_ends_in_a_page(base: Path, tmp_path: Path) -> None:
     (tmp_path / "base").symlink_to(base)
     evaluated = stage("evaluate", "student_path=base", "output_dir=sweep")
     callback = (
-        "+hydra.callbacks.compare={_target_: rlt.sweeps.compare_jobs.CompareJobs, reference: none}"
+        "+hydra.callbacks.compare={_target_: rlt.stages.compare_jobs.CompareJobs, reference: none}"
     )
     done = rlt(["-m", *evaluated, "samples=2,3", "seed=0,1", callback], tmp_path)
     assert "samples=2 (reference)" in done.stdout
@@ -293,7 +293,7 @@ def test_a_sweep_ends_in_a_page(base: Path, tmp_path: Path) -> None:
 def test_a_sweep_with_a_failed_job_has_its_page_too(base: Path, tmp_path: Path) -> None:
     (tmp_path / "base").symlink_to(base)
     evaluated = stage("evaluate", "student_path=base", "output_dir=sweep")
-    callback = "+hydra.callbacks.compare={_target_: rlt.sweeps.compare_jobs.CompareJobs}"
+    callback = "+hydra.callbacks.compare={_target_: rlt.stages.compare_jobs.CompareJobs}"
     ended = rlt(["-m", *evaluated, "samples=2,0", callback], tmp_path, status=1)
     assert "samples=0: must be a whole number of at least 1" in ended.stderr
     compared = tmp_path / "sweep" / "compare"

@@ -16,7 +16,7 @@ def test_rewards_by_seeds(base: Path, tmp_path: Path) -> None:
     tiny = ["debug=teacher_rl", "data.source.count=48", "hardware.threads=1"]
     command = ["-m", "stage=teacher_rl", *tiny, "teacher_path=base", "output_dir=sweep"]
     ranked = (
-        f"{{_target_: rlt.sweeps.compare_jobs.CompareJobs, metric: {METRIC}, direction: minimize}}"
+        f"{{_target_: rlt.stages.compare_jobs.CompareJobs, metric: {METRIC}, direction: minimize}}"
     )
     command += ["reward=rlt,solution_only", "seed=0,1", f"+hydra.callbacks.compare={ranked}"]
     printed = rlt(command, tmp_path).stdout

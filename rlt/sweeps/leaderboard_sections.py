@@ -5,10 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rlt.report.jobs import short_names
 from rlt.report.plots import plot_bars, plot_intervals, plot_intervals_along
 from rlt.report.results import accuracy_k
-from rlt.report.study import Study
 from rlt.report.text import (
     as_number,
     heading,
@@ -20,6 +18,8 @@ from rlt.report.text import (
     metric_value,
     table,
 )
+from rlt.sweeps.jobs import short_names
+from rlt.sweeps.study import Study
 
 
 def leaderboard_section(folder: Path, study: Study) -> str:

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 
 from rlt.config.suggestions import did_you_mean
-from rlt.report.arms import Arm, Cell, Difference, compare_arms
 from rlt.report.comparison import EVALUATE, Step
-from rlt.report.jobs import Job, find_jobs, short_names, swept_keys
+from rlt.sweeps.arms import Arm, Cell, Difference, compare_arms
+from rlt.sweeps.jobs import Job, find_jobs, short_names, swept_keys
 
 EVALUATIONS = ("last", "all")
 DIRECTIONS = ("maximize", "minimize")

@@ -14,9 +14,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-from rlt.report.jobs import find_jobs, short_names
-from rlt.report.study import Measure, read_study
-from rlt.report.study_page import print_study, write_study_report
+from rlt.sweeps.jobs import find_jobs, short_names
+from rlt.sweeps.page import print_study, write_study_report
+from rlt.sweeps.study import Measure, read_study
 from tests.report.report_runs import make_run, write_lines
 from tests.report.test_report import check_markdown
 

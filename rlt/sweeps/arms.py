@@ -15,7 +15,7 @@ from rlt.evaluation.statistics import (
     t_interval,
 )
 from rlt.report.comparison import Step, verdict_of
-from rlt.report.jobs import Job
+from rlt.sweeps.jobs import Job
 
 
 @dataclass

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rlt.report.arms import Difference
 from rlt.report.folder import Run
 from rlt.report.html import write_html
-from rlt.report.leaderboard import read_leaderboard, read_unfinished, write_leaderboard
-from rlt.report.leaderboard_sections import differences_section, leaderboard_section
 from rlt.report.run import REPORT_FILE, provenance
-from rlt.report.study import Study
-from rlt.report.study_sections import (
+from rlt.report.text import heading, inline_code, metric_difference, metric_interval, metric_unit
+from rlt.sweeps.arms import Difference
+from rlt.sweeps.leaderboard import read_leaderboard, read_unfinished, write_leaderboard
+from rlt.sweeps.leaderboard_sections import differences_section, leaderboard_section
+from rlt.sweeps.sections import (
     behaviours_section,
     costs_section,
     examples_section,
@@ -26,7 +26,7 @@ from rlt.report.study_sections import (
     rewards_by_behaviour_section,
     rl_curves_section,
 )
-from rlt.report.text import heading, inline_code, metric_difference, metric_interval, metric_unit
+from rlt.sweeps.study import Study
 
 
 def write_study_report(run_dir: Path, study: Study) -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from rlt.report.jobs import find_jobs
-from rlt.report.study import Measure, arms_of
+from rlt.sweeps.jobs import find_jobs
+from rlt.sweeps.study import Measure, arms_of
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from rlt.evaluation.statistics import rank_correlation, t_interval
-from rlt.report.arms import Arm, Cell
-from rlt.report.jobs import Job
 from rlt.report.plots import (
     plot_named_curves,
     plot_points,
 )
-from rlt.report.study import failures
 from rlt.report.text import heading, image_links, inline_code, reward_terms, sample_text, table
 from rlt.runs.formatting import duration, number, percent
+from rlt.sweeps.arms import Arm, Cell
+from rlt.sweeps.jobs import Job
+from rlt.sweeps.study import failures
 
 _FEWEST_TRACES = 4  # sets of traces with different rewards that a rank correlation needs
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlt.report.arms import Arm
-from rlt.report.jobs import Job, short_names, swept_keys
-from rlt.report.study import Study
 from rlt.report.text import as_number, metric_unit
+from rlt.sweeps.arms import Arm
+from rlt.sweeps.jobs import Job, short_names, swept_keys
+from rlt.sweeps.study import Study
 
 LEADERBOARD_FILE = "leaderboard.csv"
 JOBS_TABLE_FILE = "jobs.csv"

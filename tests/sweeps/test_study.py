@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rlt.report import print_result
-from rlt.report.arms import compare_arms
 from rlt.report.html import write_html
-from rlt.report.jobs import find_jobs
-from rlt.report.study import arms_of, failures, read_study
-from rlt.report.study_page import print_study, sentence, write_study_report
+from rlt.stages.compare import Compare
+from rlt.sweeps.arms import compare_arms
+from rlt.sweeps.jobs import find_jobs
+from rlt.sweeps.page import print_study, sentence, write_study_report
+from rlt.sweeps.study import arms_of, failures, read_study
 from tests.report.report_runs import make_evaluate_run, make_run, write_lines
 from tests.report.test_report import check_markdown
 
@@ -132,7 +132,7 @@ def test_the_page_of_a_sweep(sweep: Path, tmp_path: Path) -> None:
     out = StringIO()
     print_study(run, Console(file=out, width=100))
     assert "failed: x: ValueError: loss nan" in out.getvalue()
-    print_result(run)
+    Compare.print_result(run)
 
 
 def pipeline(
