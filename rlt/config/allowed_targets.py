@@ -44,8 +44,14 @@ def _below(name: str, modules: tuple[str, ...]) -> bool:
 _PROGRAM = tuple(
     f"rlt.{module}"
     for module in (
-        *("cli", "config", "plugins", "preflight", "report", "runs", "sweeps"),
-        *("evaluation.worker", "evaluation.sandbox", "stages.run", "stages.steps"),
+        *("cli", "config", "preflight", "report", "runs", "sweeps"),
+        *(
+            "evaluation.worker",
+            "evaluation.sandbox",
+            "stages.run",
+            "stages.steps",
+            "stages.compare_jobs",
+        ),
     )
 )
 

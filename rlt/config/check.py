@@ -19,25 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
 
 from rlt.config.allowed_targets import ALLOWED, Allowed, allowed_by_user, resolve_target
+from rlt.config.fields import passed_by
 from rlt.config.suggestions import did_you_mean, nearest
 
 PARTS = ("callbacks", "terms")  # mappings of names to parts that are built, or null
 # Keys of every run, whatever its stage (conf/config.yaml): where it goes, and what is done with it.
 RUN_KEYS = ("stage", "output_dir", "note", "check", "probe", "accept_changes")
 WHOLE_RUN_GROUPS = ("experiment", "sweep", "debug")  # chosen like keys of the root, but none
-# What the program passes itself, by the last key of the part: a value beside it would be ignored.
-PASSED = {
-    "datamodule": ("train", "validation", "seed"),
-    "module": (
-        *("policy", "reference", "renderer", "task", "rollout", "algorithm", "credit", "optim"),
-        *("schedule", "optimizer_steps", "gradient_checkpointing", "answer_accuracy", "behaviour"),
-        *("on_samples", "on_held_out"),
-    ),
-    "trainer": ("callbacks", "default_root_dir", "logger"),
-    "logger": ("save_dir",),
-    "optim": ("params",),
-    "schedule": ("optimizer", "num_training_steps"),
-}
 _MISSPELT = 0.85  # how alike a key is to a parameter where any key is taken
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
@@ -46,10 +34,13 @@ def check_targets(cfg: DictConfig) -> list[str]:
     """Every `_target_` of `cfg` allowed and importable, its keys known, and nothing left at ???."""
     errors: list[str] = check_run(cfg) if "stage" in cfg else []
     allowed = (*ALLOWED, *allowed_by_user())
-    for path, value in walk(cfg, "", errors):
+    passed: dict[str, tuple[str, ...]] = {}  # path of a part → what its stage passes to it
+    for path, value in walk(cfg, "", errors):  # a stage comes before its parts
         errors += check_resolvers(value, path)
         if isinstance(value, DictConfig):
-            errors += check_node(value, path, allowed)
+            errors += check_node(value, path, allowed, passed.get(path, ()))
+            names = passed_by(_target_of(value, allowed))
+            passed |= {join(path, key): arguments for key, arguments in names.items()}
             if path.rpartition(".")[2] in PARTS:
                 errors += _check_parts(value, path)
     return errors
@@ -155,7 +146,17 @@ def join(path: str, key: object) -> str:
 # --- one node -----------------------------------------------------------------------------------
 
 
-def check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> list[str]:
+def _target_of(node: DictConfig, allowed: tuple[Allowed, ...]) -> Any:
+    """What a node's `_target_` names; None if it names nothing that may be built."""
+    try:
+        return resolve_target(str(node.get("_target_")), allowed)
+    except (ValueError, OmegaConfBaseException):
+        return None
+
+
+def check_node(
+    node: DictConfig, path: str, allowed: tuple[Allowed, ...], passed: tuple[str, ...] = ()
+) -> list[str]:
     """Return what is wrong with one node of a config, a line for each error.
 
     The target, its arguments and Hydra's own keys are checked; nodes below it are not.
@@ -163,6 +164,7 @@ def check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> lis
     Args:
         path: dotted path of the node, for the messages.
         allowed: the targets that may be built.
+        passed: arguments that the program gives the target itself; a key here would be ignored.
     """
     keys = [key for key in node if key not in HYDRA_KEYS]
     errors = [
@@ -183,7 +185,6 @@ def check_node(node: DictConfig, path: str, allowed: tuple[Allowed, ...]) -> lis
         parameters = list(inspect.signature(found).parameters.values())
     except ValueError as error:
         return [*errors, f"{where}={target}: {error}"]
-    passed = PASSED.get(path.rpartition(".")[2], ())
     accepted = [
         parameter.name
         for parameter in parameters

@@ -1,23 +1,38 @@
-"""Types and bounds of dataclass fields, declared where the field is and checked in one place.
+"""What a config may give a dataclass field, declared where the field is, checked in one place.
 
 A stage, or a part of one, that is a dataclass writes `best_of: int = at_least(1)` or
-`format: Literal["jsonl", "parquet"]`; `field_errors` compares the values with that.
+`format: Literal["jsonl", "parquet"]`; `field_errors` compares the values with that. A stage writes
+`trainer: Callable[..., Trainer] = passes("logger")` for a part that it calls with more arguments
+than the config gives it; `passed_by` tells which, as the config may not give them.
 """
 
 import collections.abc
 import types
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rlt.config.suggestions import did_you_mean
 
 _LEAST = "least"
+_PASSED = "passed"
 
 
 def at_least(least: int, default: Any = MISSING) -> Any:
     """A dataclass field: a whole number of at least `least`, or None if its type says so."""
     return field(default=default, metadata={_LEAST: least})
+
+
+def passes(*names: str) -> Any:
+    """A field for a part that the stage calls itself with these arguments."""
+    return field(metadata={_PASSED: names})
+
+
+def passed_by(owner: Any) -> dict[str, tuple[str, ...]]:
+    """Field name → the arguments with which a stage calls that part itself."""
+    if not is_dataclass(owner):
+        return {}
+    return {one.name: one.metadata[_PASSED] for one in fields(owner) if _PASSED in one.metadata}
 
 
 @cache

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from rlt.config.allowed_targets import ConfigError, raise_if_any
 from rlt.config.build import build_stage
+from rlt.config.fields import passes
 from rlt.config.suggestions import did_you_mean
 from rlt.runs.files import write_json
 from rlt.runs.folder import RunFolder
@@ -38,7 +39,7 @@ class Pipeline(Stage):
     """
 
     hardware: Any
-    logger: Any
+    logger: Any = passes("save_dir")
     teacher: Any
     teacher_path: str | None
     student: Any

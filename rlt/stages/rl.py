@@ -9,6 +9,7 @@ from torch import nn
 
 from rlt.config.allowed_targets import raise_if_any
 from rlt.config.build import bound_settings
+from rlt.config.fields import passes
 from rlt.data.batches import StepDataModule
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
@@ -35,7 +36,11 @@ class RLStage(TrainingStage):
     data: ProblemData
     algorithm: Algorithm
     rollout: Rollout
-    module: Callable[..., RL]
+    module: Callable[..., RL] = passes(
+        *("policy", "renderer", "optim", "schedule", "optimizer_steps", "gradient_checkpointing"),
+        *("reference", "task", "rollout", "algorithm", "credit", "behaviour"),
+        *("on_samples", "on_held_out"),
+    )
 
     leaves: ClassVar[tuple[str, ...]] = (
         *RUN_FILES, "model/", "checkpoints/", "samples.jsonl", "held_out_rewards.jsonl",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from rlt.config.allowed_targets import raise_if_any
-from rlt.config.fields import field_errors
+from rlt.config.fields import field_errors, passes
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
 from rlt.data.prompt_style import PromptStyle, StyleByTokenizer
@@ -144,7 +144,7 @@ class ModelStage(Stage):
     """
 
     hardware: Hardware
-    logger: Callable[..., Any] | None
+    logger: Callable[..., Any] | None = passes("save_dir")
     prompt: PromptStyle | StyleByTokenizer
 
     writer: ClassVar[Role | None] = None

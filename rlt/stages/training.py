@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rlt.config.allowed_targets import raise_if_any
 from rlt.config.build import attempt, bound_settings
+from rlt.config.fields import passes
 from rlt.data.batches import StepDataModule, total_steps
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
@@ -40,10 +41,10 @@ class TrainingStage(ModelStage):
     """A stage that trains a model with Lightning and saves it."""
 
     module: Callable[..., PolicyModule]
-    datamodule: Callable[..., StepDataModule]
-    optim: Callable[..., torch.optim.Optimizer]
-    schedule: Callable[..., Any]
-    trainer: Callable[..., L.Trainer]
+    datamodule: Callable[..., StepDataModule] = passes("train", "validation", "seed")
+    optim: Callable[..., torch.optim.Optimizer] = passes("params")
+    schedule: Callable[..., Any] = passes("optimizer", "num_training_steps")
+    trainer: Callable[..., L.Trainer] = passes("callbacks", "default_root_dir", "logger")
     callbacks: Mapping[str, L.Callback] | None
 
     makes: ClassVar[str | None] = "model"
@@ -169,7 +170,10 @@ class TrainingStage(ModelStage):
 class SFTStage(TrainingStage):
     """A stage that fine-tunes a model on examples."""
 
-    module: Callable[..., SFT]
+    module: Callable[..., SFT] = passes(
+        *("policy", "renderer", "optim", "schedule", "optimizer_steps", "gradient_checkpointing"),
+        "answer_accuracy",
+    )
 
     def fit(
         self,

@@ -1,7 +1,6 @@
 """Every unknown key and missing value of a config is found, and all are named together."""
 
 import pytest
-from omegaconf import OmegaConf
 
 from rlt.config.check import check_targets
 from tests.config.nodes import ALGORITHM, config
@@ -84,9 +83,11 @@ def test_what_the_program_sets_itself_is_no_key(part: str, key: str) -> None:
         "teacher_rl.module": "rlt.training.rl.RL",
         "trainer": "lightning.pytorch.Trainer",
     }
-    cfg = OmegaConf.create()
-    OmegaConf.update(cfg, part, {"_target_": targets[part], key: 1})
-    assert check_targets(cfg) == [f"{part}.{key}: the program sets it itself; leave it out"]
+    path, _, name = part.rpartition(".")
+    stage = {"_target_": "rlt.stages.teacher_rl.TeacherRL"}
+    stage |= {name: {"_target_": targets[part], key: 1}}
+    errors = check_targets(config({path: stage} if path else stage))
+    assert f"{part}.{key}: the program sets it itself; leave it out" in errors
 
 
 def test_a_part_without_a_value_is_told_beside_the_others() -> None:
