@@ -165,4 +165,6 @@ def results(folder: Path) -> dict[str, float]:
 
 
 def weights(run: Path) -> bytes:
-    return (run / "model" / "model.safetensors").read_bytes()
+    """The bytes of a run's model, or of its adapter."""
+    (file,) = (run / "model").glob("*.safetensors")
+    return file.read_bytes()

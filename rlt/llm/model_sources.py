@@ -7,7 +7,7 @@ source by a folder that an earlier stage has written.
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlt.llm.adapters import load_adapter_, read_adapter_config
 from rlt.llm.lm_head import check_head
 from rlt.llm.models import LanguageModel, prepare_tokenizer
 
@@ -208,6 +209,46 @@ class Packaged:
         return self._source().load()
 
 
+@dataclass
+class Adapted:
+    """A base model with an adapter that an earlier run has trained.
+
+    Args:
+        base: the model that the adapter was trained on.
+        path: the adapter's folder, with its tokenizer.
+    """
+
+    base: ModelSource
+    path: str
+
+    def __post_init__(self) -> None:
+        self.dtype = self.base.dtype
+        self.attention = self.base.attention
+        self.chat_template = self.base.chat_template
+        self.pad_token = self.base.pad_token
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer that was saved beside the adapter."""
+        return self._folder().tokenizer()
+
+    def configuration(self) -> PreTrainedConfig:
+        """Load transformers' config of the base model."""
+        return self.base.configuration()
+
+    def load(self) -> LanguageModel:
+        """Load the base model, in eval mode, with the frozen adapter, and the tokenizer.
+
+        Raises:
+            ValueError: the adapter does not fit the base model.
+        """
+        base = self.base.load()
+        load_adapter_(base.model, Path(self.path))
+        return LanguageModel(base.model.eval(), self.tokenizer())
+
+    def _folder(self) -> Pretrained:
+        return Pretrained(self.path, self.dtype, self.attention, self.chat_template, self.pad_token)
+
+
 @contextlib.contextmanager
 def _refuse_code(path: str) -> Iterator[None]:
     """Refuse models that could run code: classes of their own, or weights stored as pickles."""
@@ -245,15 +286,28 @@ def source_at(source: ModelSource, path: str | None) -> ModelSource:
     The dtype, attention, chat template and padding token of the source stay as they are. If the
     source names no chat template, the folder's own is used.
 
+    A folder with an adapter is added to the model that it was trained on: the folder that the
+    adapter names, or the source itself.
+
     Args:
         source: the source that the config names.
         path: the folder; None returns the source itself.
     """
     if path is None:
         return source
+    if (adapter := read_adapter_config(Path(path))) is not None:
+        return Adapted(_base_of(adapter, source), path)
     if isinstance(source, Pretrained):
         return replace(source, path=path, gguf_file=None, revision=None)
     return Pretrained(path, source.dtype, source.attention, source.chat_template, source.pad_token)
+
+
+def _base_of(adapter: Mapping[str, Any], source: ModelSource) -> ModelSource:
+    """The model that an adapter was trained on, as its config names it."""
+    name = str(adapter.get("base_model_name_or_path") or "")
+    if not (Path(name) / "config.json").is_file():
+        return source
+    return source_at(source, name)
 
 
 def ready_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:

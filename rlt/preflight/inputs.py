@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlt.data.renderer import Renderer
 from rlt.preflight.memory_estimate import Shape, shape_of
 from rlt.stages.stage import Inputs, ModelStage
+from rlt.stages.training import TrainingStage
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,12 @@ def shape_for(stage: ModelStage, role: str, seen: Seen) -> Shape | None:
     A model that an earlier step will make has the sizes of the model that it starts from.
     """
     source = stage.source(role)
-    key = f"shape of {source}"
+    trained = isinstance(stage, TrainingStage) and role == stage.trains
+    adapter = stage.adapting if isinstance(stage, TrainingStage) and trained else None
+    key = f"shape of {source} with {adapter}"
     if key not in seen:
         try:
-            seen[key] = shape_of(source)  # type: ignore[arg-type]
+            seen[key] = shape_of(source, adapter)  # type: ignore[arg-type]
         except OSError as error:
             log.debug("%s: %s", role, error)
             seen[key] = None

@@ -1,12 +1,14 @@
 """How much memory a stage will need at its peak, phase by phase, before any weights are loaded.
 
 With P parameters of b bytes each in every model that is in memory (models that share weights
-count once), layers L, hidden size D, query and key widths H and K, feed-forward size F and
-vocabulary V, a phase takes
+count once, so with an adapter the reference, and a student of the same source, count nothing),
+layers L, hidden size D, query and key widths H and K, feed-forward size F and vocabulary V, a phase
+takes
 
     start      memory that this process already uses (on a GPU: none)
     weights    Σ b·P over the models
-    training   b·P of gradients, and the optimizer's state: for AdamW 2 values a parameter
+    training   b·P of gradients, and the optimizer's state: for AdamW 2 values a parameter; with an
+               adapter of A parameters, 4·A of weights, gradients and state instead
     rollout    2·L·K·b of keys and values for each token in the cache (a shared prompt counts
                once), and about 28·V bytes a row to draw a token
     reward     2·(4·D + 2·H + 2·K + 3·F)·a a token of one micro-batch and 3 chunks of logits
@@ -30,6 +32,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlt.llm.adapters import Adapter, adapter_parameters
 from rlt.llm.device import Hardware
 from rlt.llm.lm_head import MAX_LOGITS
 from rlt.llm.model_sources import ModelSource
@@ -51,6 +54,7 @@ class Shape:
     intermediate: int
     vocabulary: int
     context: int
+    adapter: int = 0  # parameters of the adapter that is trained beside them; 0: all are trained
 
     @property
     def weights(self) -> int:
@@ -86,8 +90,12 @@ def lengths_of(rows: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Lengths:
     return Lengths([p for p, _ in sample], [t for _, t in sample if t])
 
 
-def shape_of(source: ModelSource) -> Shape:
+def shape_of(source: ModelSource, adapter: Adapter | None = None) -> Shape:
     """Return the sizes of a model, which is built without weights on torch's meta device.
+
+    Args:
+        source: where the model comes from.
+        adapter: what is trained of it, if it is trained.
 
     Raises:
         OSError: the config is on a hub that cannot be reached.
@@ -95,12 +103,15 @@ def shape_of(source: ModelSource) -> Shape:
     config = source.configuration()
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
+        parameters = sum(p.numel() for p in model.parameters())
+        if adapter is not None:
+            adapter.add_to(model)
     text = config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     dtype: Any = getattr(source, "dtype", "auto")
     dtype = (text.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     return Shape(
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
         bytes_each=dtype.itemsize,
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
@@ -109,6 +120,7 @@ def shape_of(source: ModelSource) -> Shape:
         intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         vocabulary=text.vocab_size,
         context=context_of(config),
+        adapter=sum(p.numel() for p in adapter_parameters(model)),
     )
 
 
@@ -125,8 +137,13 @@ def peak_bytes(
     hardware = stage.hardware
     activation = 2 if "bf16" in hardware.precision else 4
     start = held_bytes() if hardware.device.type == "cpu" else 0
-    start += sum(shape.weights for shape in shapes.values())
-    if stage.holds_reference:
+    partly = stage.trains is not None and shapes[stage.trains].adapter > 0
+    start += sum(
+        shape.weights
+        for role, shape in shapes.items()
+        if not (partly and role != stage.trains and same_source(stage, role))
+    )
+    if stage.holds_reference and not partly:
         assert stage.trains is not None
         start += shapes[stage.trains].weights
     micro = max(hardware.tokens_per_micro_batch, longest)
@@ -134,7 +151,9 @@ def peak_bytes(
     if isinstance(stage, TrainingStage):
         assert stage.trains is not None
         policy = shapes[stage.trains]
-        start += policy.weights + round(policy.weights * optimizer_values(stage.optim))
+        trained = 4 * policy.adapter if partly else policy.weights
+        start += trained + round(trained * optimizer_values(stage.optim))
+        start += trained if partly else 0  # an adapter's weights come on top of the model's
         start += 2 * policy.parameters if "bf16-mixed" in hardware.precision else 0
         tokens = min(micro, stage.rows_per_step * longest)
         layer = 6 * policy.hidden + 4 * policy.queries + 2 * policy.keys + 4 * policy.intermediate
@@ -156,6 +175,13 @@ def peak_bytes(
         first = _forward(writer, math.ceil(rows / shared) * prompt, activation)
         phases["rollout"] = start + max(cache, first) + 28 * rows * writer.vocabulary
     return phases
+
+
+def same_source(stage: ModelStage, role: str) -> bool:
+    """Whether a role's base model is that of the trained role, whose weights it then shares."""
+    assert stage.trains is not None
+    own, trained = stage.source(role), stage.source(stage.trains)
+    return getattr(own, "base", own) == getattr(trained, "base", trained)
 
 
 def memory_in_words(

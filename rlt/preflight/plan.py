@@ -110,6 +110,7 @@ def check_stage(
         renderer, why = renderer_for(cfg, stage, role, made_here, seen)
         shape = shape_for(stage, role, seen)
         size = f", {shape.parameters / 1e6:,.1f} M parameters" if shape is not None else ""
+        size += f", {shape.adapter / 1e6:,.2f} M trained" if shape and shape.adapter else ""
         reads.append(f"{role}: {model_name(cfg, role, made_here)}{size}{why}")
         shapes |= {role: shape} if shape is not None else {}
         tokenizers += [renderer.tokenizer] if renderer is not None else []

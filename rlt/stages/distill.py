@@ -15,6 +15,7 @@ from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
 from rlt.data.traces import find_traces, trace_source
 from rlt.evaluation.answers import extract_answer
+from rlt.llm.adapters import Adapter
 from rlt.llm.model_sources import ModelSource
 from rlt.runs.folder import RunFolder
 from rlt.sampling import Rollout
@@ -34,6 +35,7 @@ class Distill(SFTStage):
 
     student: ModelSource
     student_path: str | None
+    adapter: Adapter
     traces: str | None
     data: ProblemData
     rollout: Rollout

@@ -49,6 +49,7 @@ class Pipeline(Stage):
     reward: Any
     credit: Any
     algorithm: Any
+    adapter: Any
     benchmark: Any
     steps: Any
     cache_dir: str

@@ -14,6 +14,7 @@ from rlt.data.batches import StepDataModule
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
+from rlt.llm.adapters import Adapter
 from rlt.llm.models import LanguageModel, fingerprint
 from rlt.report import HELD_OUT_FILE, SampleWriter, StepRows
 from rlt.report.results import rl_result
@@ -34,6 +35,7 @@ class RLStage(TrainingStage):
     """A stage that trains a policy on the rewards of its own completions."""
 
     data: ProblemData
+    adapter: Adapter
     algorithm: Algorithm
     rollout: Rollout
     module: Callable[..., RL] = passes(
@@ -82,7 +84,7 @@ class RLStage(TrainingStage):
             rollout=self.rollout,
             algorithm=self.algorithm,
             credit=credit,
-            optim=self.optim,
+            optim=self.scaled_optim,
             schedule=self.schedule,
             optimizer_steps=datamodule.steps * self.algorithm.optimizer_steps_per_rollout,
             gradient_checkpointing=self.hardware.gradient_checkpointing,
@@ -141,21 +143,28 @@ def record_weights(run: RunFolder, models: Mapping[str, nn.Module | None]) -> No
         if model is not None and role != "reference"
     }
     metadata["parameters"] = sum(p.numel() for p in policy.parameters())
+    metadata["trained_parameters"] = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     run.record(models=metadata | {"bytes_in_memory": held})
 
 
 def bytes_by_role(models: Mapping[str, nn.Module | None]) -> dict[str, int]:
-    """Bytes of parameters in memory; roles that one object serves are named together."""
+    """Bytes of parameters in memory; roles that one object serves are named together.
+
+    Weights that several models share count for the first of them.
+    """
     roles: dict[int, list[str]] = {}
     for role, model in models.items():
         if model is not None:
             roles.setdefault(id(model), []).append(role)
     named = {" and ".join(names): models[names[0]] for names in roles.values()}
-    return {
-        name: sum(p.numel() * p.element_size() for p in model.parameters())
-        for name, model in named.items()
-        if model is not None
-    }
+    counted: set[int] = set()
+    held = {}
+    for name, model in named.items():
+        assert model is not None
+        own = {id(p): p.numel() * p.element_size() for p in model.parameters()}
+        held[name] = sum(size for key, size in own.items() if key not in counted)
+        counted |= set(own)
+    return held
 
 
 def require_room(

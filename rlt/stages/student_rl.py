@@ -4,15 +4,15 @@ What teaching is compared with, and what may come after it: the paper starts suc
 that a teacher has taught (its "cold start").
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
+from rlt.llm.adapters import frozen_copy
 from rlt.llm.model_sources import ModelSource
-from rlt.llm.models import context_tokens, freeze
+from rlt.llm.models import context_tokens
 from rlt.runs.folder import RunFolder
 from rlt.stages.common import load_data
 from rlt.stages.rl import RLStage, record_weights, require_room
@@ -44,11 +44,12 @@ class StudentRL(RLStage):
         split = load_data(self.data, renderer)
         run.record(data=split.report)
         datamodule = self.batches_of(split.train, split.validation)
-        student = self.load_model("student")
+        student = self.load_policy()
         contexts = {"student": context_tokens(student.model)}
         self.check_lengths(contexts, split.train + split.validation, renderer)
         needs_reference = self.algorithm.needs_reference
-        reference = freeze(copy.deepcopy(student.model)) if needs_reference else None
+        moves = self.algorithm.reference_update_every_steps is not None
+        reference = frozen_copy(student.model, moves) if needs_reference else None
         record_weights(run, {"student": student.model, "reference": reference})
         with self.data.grader:
             return self.fit(run, renderer, student, reference, task, datamodule)

@@ -4,7 +4,6 @@ The student in the reward is the reference model (`reward_student=reference`, as
 code has it) or `model@student`. Weights that are the same are in memory once.
 """
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from rlt.config.allowed_targets import raise_if_any
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
+from rlt.llm.adapters import frozen_copy, share_equal_weights
 from rlt.llm.device import on_device
 from rlt.llm.model_sources import ModelSource
 from rlt.llm.models import LanguageModel, context_tokens, fingerprint, freeze
@@ -94,7 +94,7 @@ class TeacherRL(RLStage):
         split = load_data(self.data, renderer)
         run.record(data=split.report)
         datamodule = self.batches_of(split.train, split.validation)
-        teacher = self.load_model("teacher")
+        teacher = self.load_policy()
         reference, student = self.frozen_models(teacher)
         contexts = {"teacher": context_tokens(teacher.model), "student": context_tokens(student)}
         self.check_lengths(contexts, split.train + split.validation, renderer)
@@ -116,15 +116,18 @@ class TeacherRL(RLStage):
         self, teacher: LanguageModel
     ) -> tuple[PreTrainedModel | None, PreTrainedModel]:
         """(reference or None, student of the reward), sharing one object where they may."""
-        reference = freeze(copy.deepcopy(teacher.model)) if self.holds_reference else None
+        moves = self.algorithm.reference_update_every_steps is not None
+        reference = frozen_copy(teacher.model, moves) if self.holds_reference else None
         if self.reward_student == "reference":
             assert reference is not None
             return reference, reference
         student = freeze(self.load_model("student").model)
-        moves = self.algorithm.reference_update_every_steps is not None
         if reference is not None and not moves and fingerprint(student) == fingerprint(reference):
             log.info("student and reference have the same weights: kept in memory once")
             return reference, reference
+        for other in (teacher.model, reference):
+            if other is not None and (saved := share_equal_weights(student, other)):
+                log.info("the student shares %.0f MiB of weights", saved / 2**20)
         return reference, student
 
     def run_preflight(

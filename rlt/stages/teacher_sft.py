@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
+from rlt.llm.adapters import Adapter
 from rlt.llm.model_sources import ModelSource
 from rlt.stages.examples import teacher_examples
 from rlt.stages.stage import Role
@@ -19,6 +20,7 @@ class TeacherSFT(ExplainedStage):
 
     teacher: ModelSource
     teacher_path: str | None
+    adapter: Adapter
 
     name: ClassVar[str] = "teacher_sft"
     trains: ClassVar[Role | None] = "teacher"

