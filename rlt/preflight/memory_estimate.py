@@ -181,7 +181,8 @@ def same_source(stage: ModelStage, role: str) -> bool:
     """Whether a role's base model is that of the trained role, whose weights it then shares."""
     assert stage.trains is not None
     own, trained = stage.source(role), stage.source(stage.trains)
-    return getattr(own, "base", own) == getattr(trained, "base", trained)
+    # As text: the tokenizer of a model from scratch is a function, bound anew for each role.
+    return str(getattr(own, "base", own)) == str(getattr(trained, "base", trained))
 
 
 def memory_in_words(

@@ -68,7 +68,7 @@ def test_memory_with_an_adapter(composed: Composed, monkeypatch: pytest.MonkeyPa
     full = phases(composed(*overrides))
     # full: teacher, reference, student, gradients, two moments
     saved = 6 * shape.weights - (shape.weights + 4 * 4 * shape.adapter)
-    assert full["update"] - adapted["update"] == saved
+    assert full["update"] - adapted["update"] == pytest.approx(saved, rel=1e-3)
     own = build_stage(composed(*overrides[:2], "model@student=micro", "adapter=lora"))
     other = {"teacher": shape, "student": shape_of(own.source("student"))}
     assert peak_bytes(own, other, 100, 20)["update"] > adapted["update"]
