@@ -44,7 +44,7 @@ def _below(name: str, modules: tuple[str, ...]) -> bool:
 _PROGRAM = tuple(
     f"rlt.{module}"
     for module in (
-        *("cli", "config", "preflight", "report", "runs", "sweeps"),
+        *("cli", "config", "plugins", "preflight", "report", "runs", "sweeps"),
         *(
             "evaluation.worker",
             "evaluation.sandbox",

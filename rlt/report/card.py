@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from rlt.llm.adapters import read_adapter_config
 from rlt.report.folder import Run
 from rlt.report.results import result_lines
 from rlt.report.run import provenance
@@ -18,7 +19,9 @@ def write_model_card(run_dir: Path) -> Path | None:
     if not folder.is_dir():
         return None
     source = _base_model(run)
-    front = ["library_name: transformers", "pipeline_tag: text-generation"]
+    adapter = read_adapter_config(folder)
+    library = "transformers" if adapter is None else "peft"
+    front = [f"library_name: {library}", "pipeline_tag: text-generation"]
     front += ["tags:", "- rlt", f"- {run.stage}"]
     if source and source.count("/") == 1 and not source.startswith((".", "/")):
         front.append(f"base_model: {source}")
@@ -26,6 +29,12 @@ def write_model_card(run_dir: Path) -> Path | None:
     metadata = [f"- {line}" for line in result_lines(run)]
     if parameters:
         metadata.insert(0, f"- {number(parameters)} parameters.")
+    if adapter is not None:
+        metadata.insert(
+            0,
+            f"- A LoRA adapter of rank {adapter['r']}; its base model is "
+            f"{inline_code(str(adapter['base_model_name_or_path']))}, which has to be at hand.",
+        )
     tags = _tags(run.manifest.get("tags") or {})
     made = provenance({k: v for k, v in run.manifest.items() if k != "hardware"})
     parts = [

@@ -3,7 +3,7 @@
 Its fields are the keys of its config; `rlt.config.build.build_stage` builds each of them once. Its
 class attributes and methods tell the pipeline what it makes, the plan what it reads and how large
 it is, the report how its result is told. To add a stage, write one such class and one YAML file
-that names it under `_target_` (docs/extending.md).
+that names it under `_target_` (docs/howto/stage.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -44,7 +44,10 @@ def test_rl_goes_on_with_the_adapter_and_exports_it_merged(
     trained = load_file(run / "model" / "adapter_model.safetensors")
     assert warmed.keys() == trained.keys()
     assert any(not torch.equal(warmed[name], trained[name]) for name in warmed)
-    assert "base_model_name_or_path" in read(run / "model" / "adapter_config.json")
+    base = str(warm / "teacher_sft" / "model")
+    assert read(run / "model" / "adapter_config.json")["base_model_name_or_path"] == base
+    card = (run / "model" / "README.md").read_text()
+    assert "library_name: peft" in card and f"its base model is `{base}`" in card
     ids = torch.tensor([[3, 4, 5, 6]])
     with torch.no_grad():
         adapted = AutoModelForCausalLM.from_pretrained(run / "model")(ids).logits
