@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from benchmarks.common import wait
@@ -124,12 +125,14 @@ def grpo_steps(
     rewarded: list[float] = []
     sampled: list[float] = []
     clock, seconds = step_clock()
+    adapter = _lora_of(cfg)
 
     def published_reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> Any:
         if {len(ids) for ids in completion_ids} != {new_tokens}:
             raise AssertionError("completions differ in length: the arms' work is not the same")
+        student = trainer.ref_model if adapter is None else _WithoutAdapter(trainer.model)
         return one_by_one_rewards(
-            trainer.model, trainer.ref_model, renderer, [problems[q] for q in prompts],
+            trainer.model, student, renderer, [problems[q] for q in prompts],
             completion_ids, cfg.rollout.temperature,
         )  # fmt: skip
 
@@ -154,6 +157,7 @@ def grpo_steps(
             train_dataset=Dataset.from_dict({"prompt": list(problems)}),
             processing_class=work.tokenizer,
             callbacks=[clock],
+            peft_config=adapter,
         )
         ids = {question: renderer.teacher_prompt(p) for question, p in problems.items()}
         trainer._tokenize_prompts = lambda prompts: ([ids[q] for q in prompts], None, {})
@@ -164,6 +168,31 @@ def grpo_steps(
         {"seconds": s, "rollout": g, "reward": r, "update": s - g - r}
         for s, g, r in zip(seconds, sampled, rewarded, strict=True)
     ]
+
+
+def _lora_of(cfg: DictConfig) -> Any:
+    """The config's adapter as peft's own config; None where all weights are trained."""
+    from peft import LoraConfig
+
+    node = cfg.adapter
+    if "rank" not in node:
+        return None
+    return LoraConfig(
+        r=node.rank, lora_alpha=node.alpha, lora_dropout=node.dropout,
+        target_modules=node.targets, use_rslora=node.rslora, task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
+class _WithoutAdapter:
+    """A PeftModel as its base model: trl keeps no reference of its own beside an adapter."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.device = model.device
+
+    def __call__(self, **inputs: Any) -> Any:
+        with self.model.disable_adapter():
+            return self.model(**inputs)
 
 
 def _noting(run: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:

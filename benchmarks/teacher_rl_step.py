@@ -7,6 +7,7 @@ in processes of its own, in turn: `--repeats` processes an arm, each with one st
 `--steps` timed ones.
 
     python -m benchmarks.teacher_rl_step
+    python -m benchmarks.teacher_rl_step --lora     # both once more, with the same LoRA adapter
 
 The floor of a step, at the rates measured in this run: prompts of the rollout, each once, at the
 matrix-product rate; its token steps, each reading all weights and every row's keys and values, at
@@ -50,6 +51,7 @@ from benchmarks.work import (
 )
 
 PHASES = ("rollout", "reward", "update")
+WITH_LORA = "+lora"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -66,21 +68,34 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made.add_argument("--completions", type=int, default=4, help="per question")
     made.add_argument("--prompt-tokens", type=int, default=390)
     made.add_argument("--new-tokens", type=int, default=128)
+    made.add_argument("--lora", action="store_true", help="also measure both with adapter=lora")
     args = parse(made, argv)
     if args.arm:
-        leave(args.arm_file, (run_rlt if args.arm == "rlt" else run_trl)(args))
+        adapter = ["adapter=lora"] if args.arm.endswith(WITH_LORA) else []
+        run = run_rlt if args.arm.startswith("rlt") else run_trl
+        leave(args.arm_file, run(args, adapter))
         return {}
     cfg = compose_stage("teacher_rl", args.model, args.overrides)
     machine = machine_facts(device_for(cfg), getattr(torch, cfg.hardware.dtype))
-    found = run_arms("teacher_rl_step", args, peer_and_rlt())
+    plain = peer_and_rlt()
+    arms = [*plain, *(f"{arm}{WITH_LORA}" for arm in plain if args.lora)]
+    found = run_arms("teacher_rl_step", args, arms)
     rows = [line(arm, runs) for arm, runs in found.items()]
-    ours, told = rows[-1], found["rlt"][0]
+    ours, told = rows[len(plain) - 1], found["rlt"][0]
     rates = machine["matmul_flops_per_second"], machine["read_bytes_per_second"]
     floors = {
         phase: sum(Floor(*part).seconds(*rates) for part in parts)
         for phase, parts in told["floor"].items()
     }
-    ratios = against_peer(rows, "seconds a step")
+    ratios = against_peer(rows[: len(plain)], "seconds a step")
+    if args.lora:
+        adapted = rows[-1]
+        ratios |= {
+            f"with LoRA: {name}": value
+            for name, value in against_peer(rows[len(plain) :], "seconds a step").items()
+        }
+        ratios["rlt with LoRA, seconds of a full step"] = adapted["seconds"] / ours["seconds"]
+        ratios["rlt with LoRA, peak of a full step"] = adapted["peak_gb"] / ours["peak_gb"]
     ratios["rlt against the floor"] = ours["seconds"] / sum(floors.values())
     ratios |= {f"{phase} against its floor": ours[phase] / floors[phase] for phase in PHASES}
     return publish(
@@ -119,12 +134,12 @@ def load_work(args: Any, *overrides: str, prepared: bool = True) -> Work:
     return load("teacher_rl", args.model, [*lengths, *overrides, *args.overrides], prepared)
 
 
-def run_rlt(args: Any) -> dict[str, Any]:
+def run_rlt(args: Any, adapter: list[str]) -> dict[str, Any]:
     """Train with rlt and return the seconds of each step and the least work of each phase.
 
     The least work is a list of (FLOPs, bytes read) for each phase.
     """
-    work, clock = load_work(args), StepClock()
+    work, clock = load_work(args, *adapter), StepClock()
     module = teacher_rl(work, args.steps + 1)
     problems = problems_of(work.renderer, args.questions, args.prompt_tokens)
     with endless(work.tokenizer):
@@ -147,11 +162,11 @@ def run_rlt(args: Any) -> dict[str, Any]:
     }
 
 
-def run_trl(args: Any) -> dict[str, Any]:
+def run_trl(args: Any, adapter: list[str]) -> dict[str, Any]:
     """Train with trl on prompts of the same lengths and return the seconds of each step."""
     checkpointing = ["hardware.gradient_checkpointing=true"] if args.peer_checkpointing else []
     steps = grpo_steps(
-        load_work(args, *checkpointing, prepared=False), args.questions, args.completions,
+        load_work(args, *checkpointing, *adapter, prepared=False), args.questions, args.completions,
         args.prompt_tokens, args.new_tokens, args.steps + 1,
     )  # fmt: skip
     return {"steps": steps}

@@ -107,6 +107,10 @@ def test_arms_of_rlt_in_this_process(tmp_path: Path) -> None:
     teacher_rl_step.main([*TINY, *arm, "--completions", "2"])
     one = json.loads(file.read_text())
     assert len(one["steps"]) == 3 and one["peak_bytes"] > 2**20
+    adapted = tmp_path / "lora.json"
+    lora = ["--arm", "rlt+lora", "--arm-file", str(adapted), "--steps", "2"]
+    teacher_rl_step.main([*TINY, *lora, "--completions", "2"])
+    assert len(json.loads(adapted.read_text())["steps"]) == 3
     phases = sum(one["steps"][0][phase] for phase in teacher_rl_step.PHASES)
     assert 0 < phases <= one["steps"][0]["seconds"]
     row = teacher_rl_step.line("rlt", [one, one])
