@@ -89,7 +89,7 @@ def load(stage: str, model: str, overrides: Sequence[str] = (), prepared: bool =
         torch.set_num_threads(cfg.hardware.threads)
     torch.manual_seed(0)
     made: LanguageModel = build(cfg.teacher).load()
-    if prepared and "adapter" in cfg:  # a peer adds the adapter itself
+    if prepared:  # a peer adds the adapter itself
         build(cfg.adapter).add_to(made.model)
     renderer = Renderer(build(cfg.prompt), made.tokenizer)
     renderer.stop = NEVER  # every completion is cut by its length

@@ -45,13 +45,8 @@ _PROGRAM = tuple(
     f"rlt.{module}"
     for module in (
         *("cli", "config", "plugins", "preflight", "report", "runs", "sweeps"),
-        *(
-            "evaluation.worker",
-            "evaluation.sandbox",
-            "stages.run",
-            "stages.steps",
-            "stages.compare_jobs",
-        ),
+        *("evaluation.worker", "evaluation.sandbox"),
+        *("stages.run", "stages.steps", "stages.compare_jobs"),
     )
 )
 

@@ -57,14 +57,19 @@ def field_errors(owner: type, values: collections.abc.Mapping[str, Any]) -> list
         if least is not None:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 errors.append(f"{one.name}={value}: must be a whole number of at least {least}")
-        elif get_origin(hint) is Literal:
-            choices = [str(choice) for choice in get_args(hint)]
-            if value not in get_args(hint):
+        elif choices := _choices(hint):
+            if value not in choices:
                 hint_text = did_you_mean(str(value), choices)
                 errors.append(f"{one.name}={value}: choose {', '.join(choices)}{hint_text}")
         elif _is_plain(hint) and not _takes(hint, value):
             errors.append(f"{one.name}={value!r}: must be {_in_words(hint)}")
     return errors
+
+
+def _choices(hint: Any) -> list[str]:
+    """The texts that a `Literal` allows, one that may also be None included."""
+    literals = [one for one in _alternatives(hint) if get_origin(one) is Literal]
+    return [choice for one in literals for choice in get_args(one)]
 
 
 _PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

@@ -9,7 +9,6 @@ by one. Each keeps modules of its own, so no adapter is ever switched on or off.
 """
 
 import copy
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from transformers import PreTrainedModel
 from rlt.config.allowed_targets import raise_if_any
 from rlt.config.fields import at_least, field_errors
 from rlt.llm.models import freeze
+from rlt.runs.files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 _NAME = "default"
@@ -55,8 +55,7 @@ class NoAdapter:
 
     def add_to(self, model: PreTrainedModel) -> None:
         """Merge what was loaded as an adapter, and let all weights have gradient."""
-        if adapter_modules(model):
-            merge_(model)
+        merge_(model)
         model.requires_grad_(True)
 
 
@@ -89,8 +88,6 @@ class LoRA:
 
     def __post_init__(self) -> None:
         errors = field_errors(LoRA, vars(self))
-        if self.dtype not in ("float32", "bfloat16", None):
-            errors.append(f"dtype={self.dtype}: choose float32, bfloat16 or null")
         if not self.lr_factor > 0:
             errors.append(f"lr_factor={self.lr_factor}: must be above 0")
         if not 0 <= self.dropout < 1:
@@ -282,10 +279,9 @@ def read_adapter_config(folder: Path) -> Mapping[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        return dict(read_json(file))
     except ValueError as error:
         raise ValueError(f"{file}: it cannot be read ({error}); save the adapter again") from error
-    return dict(found)
 
 
 def load_adapter_(model: PreTrainedModel, folder: Path) -> None:

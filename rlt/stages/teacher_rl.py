@@ -125,9 +125,10 @@ class TeacherRL(RLStage):
         if reference is not None and not moves and fingerprint(student) == fingerprint(reference):
             log.info("student and reference have the same weights: kept in memory once")
             return reference, reference
-        for other in (teacher.model, reference):
-            if other is not None and (saved := share_equal_weights(student, other)):
-                log.info("the student shares %.0f MiB of weights", saved / 2**20)
+        # Never those of a reference that moves: the student of the reward stays as it is.
+        lenders = [teacher.model] if reference is None or moves else [teacher.model, reference]
+        if saved := sum(share_equal_weights(student, lender) for lender in lenders):
+            log.info("the student shares %.0f MiB of weights", saved / 2**20)
         return reference, student
 
     def run_preflight(

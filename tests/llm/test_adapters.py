@@ -204,7 +204,7 @@ def test_an_adapter_of_another_model_is_not_loaded(
         ({"rank": 0}, "adapter.rank=0: must be a whole number of at least 1"),
         ({"dropout": 1.0}, "adapter.dropout=1.0: must be at least 0 and below 1"),
         ({"lr_factor": 0}, "adapter.lr_factor=0: must be above 0"),
-        ({"dtype": "int8"}, "adapter.dtype=int8: choose float32, bfloat16 or null"),
+        ({"dtype": "int8"}, "adapter.dtype=int8: choose float32, bfloat16"),
         ({"targets": "q_proj"}, "adapter.targets=q_proj: give all-linear, or a list"),
         ({"targets": ["q_proj", "lm_head"]}, "adapter.targets: lm_head takes no adapter"),
     ],

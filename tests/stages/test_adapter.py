@@ -1,13 +1,18 @@
 """`adapter=lora` from the command line: every stage that trains, its checkpoints, its exports."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from rlt.llm.models import LanguageModel
+from rlt.training.policy import PolicyModule
 from tests.cli import here, pipeline_from, read, stage, weights
+from tests.llm.test_adapters import lora
 from tests.stages.killing import At, finish, killed
 from tests.stages.same import assert_same_training
 
@@ -20,6 +25,12 @@ WARM = [
     *stage("teacher_sft", "teacher_path=teacher_sft/model"), "adapter=lora", "adapter.rank=4",
     "adapter.alpha=8", "output_dir=warm_lora",
 ]  # fmt: skip
+
+
+def policy_module(model: Any) -> PolicyModule:
+    """A module that is never stepped."""
+    made: Any = PolicyModule(model, None, None, None, 1, None, 64)  # type: ignore[arg-type]
+    return made  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -69,6 +80,21 @@ def test_an_adapters_run_that_is_killed_ends_the_same(warm: Path) -> None:
     (checkpoint,) = list((warm / "rl_lora_whole" / "checkpoints").glob("*.ckpt"))[-1:]
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert state and all("lora_" in name for name in state)
+
+
+def test_a_checkpoint_of_another_adapter_is_not_taken(tiny: Callable[..., LanguageModel]) -> None:
+    """Its weights would otherwise be left as they are, without a word."""
+    modules = []
+    for targets in (["q_proj", "v_proj"], ["q_proj"]):
+        model = tiny(0).model
+        lora(targets=targets).add_to(model)
+        modules.append(policy_module(model))
+    wide, narrow = modules
+    state = wide.state_dict()
+    assert all("lora_" in name for name in state)
+    wide.load_state_dict(state)
+    with pytest.raises(ValueError, match="the checkpoint's adapter has 8 weights, the config's"):
+        narrow.load_state_dict(state)
 
 
 def test_another_rank_does_not_go_on(

@@ -140,3 +140,5 @@ def test_moving_reference_is_not_the_fixed_student(train, base: Path) -> None:
     own = ["model@student=nano", "reward_student=student", f"student_path={base}"]
     folder, _ = train(*own, "algorithm.reference_update_every_steps=1")
     assert roles(folder) == {"teacher", "reference", "student"}
+    held = read(folder / "manifest.json")["models"]["bytes_in_memory"]
+    assert held["student"] == held["reference"] == held["teacher"]  # no weight is shared
