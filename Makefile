@@ -5,11 +5,13 @@
 # make lock         pin the newest versions that pyproject.toml and requirements/*.in allow
 # make clean        remove caches and build products; make distclean: .venv too (never outputs/)
 #
-# PYTHON=python3.12 picks the interpreter; ARGS=... is passed on to rlt or pytest, for example
-#   make quickstart ARGS="seed=1"        make test ARGS="tests/training -x"
+# PYTHON=python3.12 picks the interpreter; JOBS=8 runs the tests in 8 processes instead of 2;
+# ARGS=... is passed on to rlt or pytest, for example
+#   make quickstart ARGS="seed=1"        make test ARGS="tests/training -x" JOBS=1
 
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 ARGS   ?=
 
 BIN       := $(VENV)/bin
@@ -56,8 +58,9 @@ quickstart: $(INSTALLED)
 # Tests never ask a model hub for anything.
 test test-slow test-gpu: export HF_HUB_OFFLINE = 1
 
+# A file's tests stay in one process, as they share its fixtures.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlt.config.suggestions import did_you_mean
+from rlt.data.grader import Grader
 from rlt.data.problem import Problem, content_hash
 from rlt.data.row_checks import collect_problems
 from rlt.data.rows import SHOWN_ROWS, ProblemSet, Source
@@ -171,7 +172,7 @@ class ProblemData:
         max_train: int | None = None,
         max_validation: int | None = None,
         max_tokens: int | None = None,
-        grader: Any = None,
+        grader: Grader | None = None,
         unique: bool = True,
         behaviour: Behaviour | None = None,
         parts: Mapping[str, float] | None = None,

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlt.data.dataset import ProblemData
+from rlt.data.grader import Grader, Verdict
 from rlt.data.problem import Problem
 from rlt.evaluation.answers import extract_answer
-from rlt.evaluation.graders import NO_SOLUTION_BLOCK, Grader, Verdict
+from rlt.evaluation.graders import NO_SOLUTION_BLOCK
 from rlt.evaluation.statistics import (
     Interval,
     avg_at_k_per_question,
@@ -57,7 +58,7 @@ class Benchmark:
         self.name = name
         self.data = data
         self.max_questions = max_questions
-        self.grader: Grader = data.grader
+        self.grader = data.grader
         self.report: dict[str, Any] = {}
 
     def load(
@@ -90,7 +91,7 @@ class AnswerRecord:
         extracted: what the grader compared, or None without a solution block.
         correct: whether the score is full.
         score: the grader's score.
-        reason: the grader's reason, see `rlt.evaluation.graders.Verdict`.
+        reason: the grader's reason, see `rlt.data.grader.Verdict`.
         tokens: the length of the completion in tokens, or None if unknown.
         prompt: what the model was asked, word for word, or None if unknown.
     """

@@ -149,7 +149,7 @@ def _row(
         reads="\n".join(reads),
         does="\n".join([*stage.does(inputs), *lines]),
         warnings=[*stage.warnings(inputs), *(warnings or [])],
-        leaves=stage.leaves,
+        leaves=stage.files,
         steps=stage.count_steps(inputs),
     )
 

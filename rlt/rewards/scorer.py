@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlt.data.grader import Grader
 from rlt.data.problem import Problem
 from rlt.data.renderer import Explanation, Renderer, StudentText
 from rlt.evaluation.answers import extract_answer
-from rlt.evaluation.graders import Grader
 from rlt.llm.batching import PaddedRows, Row, cut_rows, pad_rows
 from rlt.llm.lm_head import chunked_exact_kl
 from rlt.llm.logprobs import continuation_hidden, row_log_probs, shares_prefixes

@@ -151,6 +151,7 @@ class Collect(ModelStage):
             table = scorer(scored, teacher=teacher)
             wrong = [False] * len(scored)
             if not self.sees_solution:
+                assert data.grader is not None
                 texts = [renderer.decode(c.ids) for c in completions]
                 answers = [extract_answer(text, *solution_tags) or "" for text in texts]
                 owned = [problems[p] for p in owners]

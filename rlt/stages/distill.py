@@ -67,6 +67,14 @@ class Distill(SFTStage):
             ]
         return []
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.validation_answers and self.data.grader is None:
+            raise ValueError(
+                f"validation_answers={self.validation_answers} grades answers: set data.grader (it "
+                "is null), or validation_answers=0"
+            )
+
     def run(self, run: RunFolder) -> dict[str, float]:
         renderer = self.load_renderer()
         split = load_data(self.data, renderer)
@@ -107,12 +115,14 @@ class Distill(SFTStage):
     ) -> Callable[[Any], float]:
         """A function of the student: the fraction of held-out questions that it answers right."""
         tags = renderer.style.tags["solution_open"], renderer.style.tags["solution_close"]
+        grader = self.data.grader
+        assert grader is not None
 
         def accuracy(student: Any) -> float:
             prompts = [renderer.student_prompt(problem) for problem in questions]
             groups = self.rollout.sample(student, renderer.tokenizer, prompts, 1, tags[1])
             answers = [extract_answer(renderer.decode(group[0].ids), *tags) for group in groups]
-            verdicts = self.data.grader.grade_all(
+            verdicts = grader.grade_all(
                 [(p, a) for p, a in zip(questions, answers, strict=True) if a is not None]
             )
             return sum(v.correct for v in verdicts) / len(questions)

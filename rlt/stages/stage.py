@@ -90,6 +90,11 @@ class Stage:
         """Do the work in a claimed run folder, from where it stopped; returns final metrics."""
         raise NotImplementedError
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What it leaves as it is configured."""
+        return self.leaves
+
     @staticmethod
     def result(run: Any) -> list[str]:
         """A finished run's result in sentences; the first one stands for it in a pipeline's report.

@@ -39,8 +39,10 @@ class StudentRL(RLStage):
             raise ValueError("student RL verifies answers: set data.grader (it is null)")
 
     def run(self, run: RunFolder) -> dict[str, float]:
+        grader = self.data.grader
+        assert grader is not None
         renderer = self.load_renderer()
-        task = Answering(renderer, self.data.grader, self.missing_answer_penalty)
+        task = Answering(renderer, grader, self.missing_answer_penalty)
         split = load_data(self.data, renderer)
         run.record(data=split.report)
         datamodule = self.batches_of(split.train, split.validation)
@@ -51,7 +53,7 @@ class StudentRL(RLStage):
         moves = self.algorithm.reference_update_every_steps is not None
         reference = frozen_copy(student.model, moves) if needs_reference else None
         record_weights(run, {"student": student.model, "reference": reference})
-        with self.data.grader:
+        with grader:
             return self.fit(run, renderer, student, reference, task, datamodule)
 
     def check_lengths(

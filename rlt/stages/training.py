@@ -155,6 +155,11 @@ class TrainingStage(ModelStage):
         run.record(tags=module.renderer.style.tags)
         return metrics
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What the run leaves: the merged model too, if the adapter makes one."""
+        return (*self.leaves, "merged/") if self.adapting.merge else self.leaves
+
     # --- what a plan asks ------------------------------------------------------------------------
 
     def _known_steps(self, train: int | None) -> int | None:

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
+from rlt.data.grader import Grader
 from rlt.data.problem import Problem
 from rlt.data.renderer import Explanation, Renderer
 from rlt.evaluation.answers import extract_answer
-from rlt.evaluation.graders import Grader
 from rlt.rewards import RewardScorer, RewardTable, ScoredExplanation
 from rlt.rewards.attribution import attribution
 from rlt.rewards.monitors import early_excess, rotated

@@ -93,6 +93,16 @@ def test_a_warning_where_the_machine_is_too_small(
     assert "model/, checkpoints/, samples.jsonl" in printed and "0.1 M parameters" in printed
 
 
+def test_the_merged_model_is_planned(
+    composed: Composed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapted = ("stage=teacher_rl", *SMALL, "check=true", "adapter=lora")
+    run(composed(*adapted), tmp_path)
+    assert "merged/" not in capsys.readouterr().out
+    run(composed(*adapted, "adapter.merge=true"), tmp_path)
+    assert "preflight.json, merged/" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

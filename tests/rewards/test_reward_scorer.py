@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlt.data.grader import Verdict, decided
 from rlt.data.problem import Problem, make_problem
 from rlt.data.renderer import Renderer
-from rlt.evaluation.graders import Verdict, decided
 from rlt.llm.logprobs import row_log_probs
 from rlt.llm.models import LanguageModel, freeze
 from rlt.rewards import (

@@ -231,6 +231,9 @@ def test_student_rl(chain: Path, refuse: Callable[..., str]) -> None:
     assert "A student after RL with verified answers as reward." in card
     no_grader = ["stage=student_rl", *SHARED, *DATA, "~data.grader", "+data.grader=null"]
     assert "set data.grader (it is null)" in refuse(*no_grader, cwd=chain)
+    no_grader = ["~data.grader", "+data.grader=null", "traces=traces", "validation_answers=4"]
+    message = refuse(*stage("distill", *no_grader), cwd=chain)
+    assert "validation_answers=4 grades answers: set data.grader (it is null)" in message
 
 
 def test_questions_that_were_trained_on_are_refused(

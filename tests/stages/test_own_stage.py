@@ -25,7 +25,7 @@ def run(own: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     environment = rlt_environment()
     path = f"{own}:{environment.get('PYTHONPATH', '')}"
     return subprocess.run(
-        rlt_command(["--config-dir=conf", "stage=count_words", *overrides]),
+        rlt_command(["--config-dir=my", "stage=count_words", *overrides]),
         cwd=own, env=environment | {"RLT_ALLOW": "my_stages.*", "PYTHONPATH": path},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

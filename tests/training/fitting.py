@@ -110,7 +110,7 @@ def teacher_rl(
     return RL(
         teacher.model, renderer, reference, Teaching(renderer, scorer), rollout,
         replace(PAPER, **algorithm), optim, CONSTANT, steps, completions, 1.0,
-        tokens_per_micro_batch, samples_per_step=0,
+        tokens_per_micro_batch, samples_per_step=0, monitor_every_steps=5,
         gradient_checkpointing=gradient_checkpointing,
     )  # fmt: skip
 

@@ -96,7 +96,7 @@ def test_settings_that_cannot_work_are_refused(
     with pytest.raises(ValueError, match=r"algorithm\.beta=0\.04 needs a reference"):
         RL(
             tiny(0).model, renderer, None, Teaching(renderer, scorer), ScriptedRollout(renderer,
-            TEXTS), PAPER, SGD, CONSTANT, 1, 4, None, 99,
+            TEXTS), PAPER, SGD, CONSTANT, 1, 4, None, 99, 0, 1,
         )  # fmt: skip
 
 
