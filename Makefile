@@ -98,7 +98,7 @@ lock:
 	$(UV_VENV)/bin/python -m pip install -qq uv==0.13.9
 	$(UV_COMPILE) requirements/build.in --output-file requirements/build.lock
 	$(UV_COMPILE) requirements/main.in pyproject.toml --extra dev --extra docs --extra sweep \
-	  --extra submitit --output-file requirements/main.lock \
+	  --extra qlora --extra submitit --output-file requirements/main.lock \
 	  --constraints requirements/build.lock --excludes requirements/excluded.in
 
 # --- cleaning ----------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ ALLOWED = (
         classes_only=False,
     ),
     Allowed("transformers.get_*", ("transformers.optimization",), classes_only=False),
+    Allowed("bitsandbytes.optim.*", ("bitsandbytes.optim",)),
     Allowed("transformers.Adafactor", ("transformers.optimization",)),
 )
 # Plugins one by one: what the launchers among them are told is checked by `rlt.config.launchers`.

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from rlt.config.allowed_targets import raise_if_any
 from rlt.config.fields import at_least, field_errors
+from rlt.llm import nf4
 from rlt.llm.models import freeze
 from rlt.runs.files import read_json
 
@@ -36,10 +37,18 @@ class Adapter(Protocol):
     Attributes:
         lr_factor: the learning rate of the optimizer's config is multiplied by this.
         merge: also save the model with the adapter merged into its weights.
+        quantization: in which form frozen weights are held; None as they were loaded.
+        double_quantization: the scales of quantised weights are quantised too.
     """
 
     lr_factor: float
     merge: bool
+    quantization: Literal["nf4"] | None
+    double_quantization: bool
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Change how a loaded model, of any role, holds its weights, in place."""
+        ...
 
     def add_to(self, model: PreTrainedModel) -> None:
         """Add the adapter to a model in place, and let only what is to be trained have gradient."""
@@ -52,6 +61,11 @@ class NoAdapter:
 
     lr_factor = 1.0
     merge = False
+    quantization = cast(Literal["nf4"] | None, None)
+    double_quantization = False
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Leave the weights as they were loaded."""
 
     def add_to(self, model: PreTrainedModel) -> None:
         """Merge what was loaded as an adapter, and let all weights have gradient."""
@@ -63,6 +77,8 @@ class NoAdapter:
 class LoRA:
     """Low-rank adaptation (Hu et al., arXiv 2106.09685), by the library peft.
 
+    With `quantization="nf4"` it is QLoRA (Dettmers et al., arXiv 2305.14314).
+
     Args:
         rank: r, the inner size of the two matrices A `[r, in]` and B `[out, r]` of a linear layer.
         alpha: B·A is multiplied by alpha / r, or by alpha / √r with `rslora`.
@@ -72,6 +88,9 @@ class LoRA:
         dtype: of A and B; None takes the base model's.
         lr_factor: the learning rate of the optimizer's config is multiplied by this.
         merge: also save the model with the adapter merged into its weights.
+        quantization: `nf4` holds the linear layers of every model of the stage in NF4, see
+            `rlt.llm.nf4`; None leaves them as they were loaded.
+        double_quantization: the scales of the NF4 weights are quantised too.
 
     Raises:
         ConfigError: a value is out of its range, or the language-model head is a target.
@@ -85,6 +104,8 @@ class LoRA:
     dtype: Literal["float32", "bfloat16"] | None
     lr_factor: float
     merge: bool
+    quantization: Literal["nf4"] | None
+    double_quantization: bool
 
     def __post_init__(self) -> None:
         errors = field_errors(LoRA, vars(self))
@@ -103,6 +124,22 @@ class LoRA:
                 "weight in chunks; leave it out"
             )
         raise_if_any([f"adapter.{error}" for error in errors])
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Hold the linear layers of a loaded model in NF4, if `quantization` says so.
+
+        Raises:
+            ValueError: bitsandbytes is not installed, or the model has an adapter that was trained
+                on other weights.
+        """
+        if self.quantization is None or nf4.is_in_nf4(model):
+            return
+        if adapter_modules(model):
+            raise ValueError(
+                "adapter.quantization=nf4: the model was loaded with an adapter whose base is not "
+                "in NF4; set it to null, or load a merged model"
+            )
+        nf4.hold_in_nf4_(model, self.double_quantization)
 
     def add_to(self, model: PreTrainedModel) -> None:
         """Add A and B to every target; an adapter that the model was loaded with is trained on.
@@ -139,7 +176,7 @@ class LoRA:
 def _base_name(model: PreTrainedModel) -> str:
     """Hub id or absolute path of a model, by which its adapter will find it."""
     name = str(model.config._name_or_path)
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 def _require_same(lora: LoRA, loaded: Any) -> None:
@@ -239,7 +276,8 @@ def _plain(name: str) -> str:
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+    return alike and torch.equal(a, b) and nf4.equal_scales(a, b)
 
 
 # --- merging and saving --------------------------------------------------------------------------
@@ -253,10 +291,19 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def merge_(model: PreTrainedModel) -> None:
-    """Add the adapter into the weights of its layers, in place, and take it off."""
+    """Add the adapter into the weights of its layers, in place, and take it off.
+
+    Layers that were held in NF4 become plain ones, so that nothing is rounded once more.
+    """
     for module in adapter_modules(model).values():
-        module.merge()
+        if hasattr(module.get_base_layer().weight, "quant_state"):
+            plain = nf4.plain_linear(module.get_base_layer())
+            plain.weight.data += module.get_delta_weight(_NAME).detach()
+            module.base_layer = plain
+        else:
+            module.merge()
     remove_(model)
+    nf4.hold_plainly_(model)
 
 
 def remove_(model: PreTrainedModel) -> None:

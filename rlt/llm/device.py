@@ -34,6 +34,7 @@ class Hardware:
     Args:
         tokens_per_micro_batch: padded tokens of one forward and backward pass.
         generation_token_budget: padded tokens of one batch of sampling.
+        memory_gb: memory of the device in GiB, for the plan; None: asked of the device.
         threads: of torch on a CPU; None: torch's own choice.
         The others are Lightning's, or transformers', arguments of the same name.
 
@@ -54,11 +55,15 @@ class Hardware:
     tokens_per_micro_batch: int = at_least(1)
     generation_token_budget: int = at_least(1)
     gradient_checkpointing: bool
+    memory_gb: float | None
     threads: int | None = at_least(1)
 
     def __post_init__(self) -> None:
         self.precision = str(self.precision)  # type: ignore[assignment]
-        raise_if_any([f"hardware.{error}" for error in field_errors(Hardware, vars(self))])
+        errors = field_errors(Hardware, vars(self))
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            errors.append(f"memory_gb={self.memory_gb}: must be above 0, or null")
+        raise_if_any([f"hardware.{error}" for error in errors])
 
     @property
     def device(self) -> torch.device:
@@ -74,6 +79,11 @@ class Hardware:
             raise ValueError(
                 f"hardware.accelerator={self.accelerator}: torch {torch.__version__} sees no CUDA "
                 "device; choose hardware=cpu, or install torch's CUDA build and its driver"
+            )
+        if self.accelerator == "mps" and not torch.backends.mps.is_available():
+            raise ValueError(
+                f"hardware.accelerator=mps: torch {torch.__version__} sees no Apple GPU; choose "
+                "hardware=cpu"
             )
 
     def prepare(self) -> None:

@@ -25,6 +25,7 @@ from transformers import (
 from rlt.llm.adapters import load_adapter_, read_adapter_config
 from rlt.llm.lm_head import check_head
 from rlt.llm.models import LanguageModel, prepare_tokenizer
+from rlt.llm.nf4 import hold_in_nf4_, read_nf4_file
 
 # These names only, because transformers also accepts the name of a hub repository as an attention
 # implementation, and runs the code that it finds there.
@@ -238,10 +239,14 @@ class Adapted:
     def load(self) -> LanguageModel:
         """Load the base model, in eval mode, with the frozen adapter, and the tokenizer.
 
+        The base is held in NF4 if it was so when the adapter was trained.
+
         Raises:
             ValueError: the adapter does not fit the base model.
         """
         base = self.base.load()
+        if (double := read_nf4_file(Path(self.path))) is not None:
+            hold_in_nf4_(base.model, double)
         load_adapter_(base.model, Path(self.path))
         return LanguageModel(base.model.eval(), self.tokenizer())
 

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlt.llm.nf4 import write_nf4_file
+
 Model = TypeVar("Model", bound=nn.Module)
 
 _PAD_CANDIDATES = ("<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]")
@@ -84,6 +86,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     for old in (unfinished, folder):
         shutil.rmtree(old, ignore_errors=True)
     model.save_pretrained(unfinished)
+    write_nf4_file(model, unfinished)
     tokenizer.save_pretrained(unfinished)
     unfinished.replace(folder)
 

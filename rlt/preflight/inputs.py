@@ -32,11 +32,11 @@ def shape_for(stage: ModelStage, role: str, seen: Seen) -> Shape | None:
     """
     source = stage.source(role)
     trained = isinstance(stage, TrainingStage) and role == stage.trains
-    adapter = stage.adapting if isinstance(stage, TrainingStage) and trained else None
-    key = f"shape of {source} with {adapter}"
+    adapter = stage.adapting if isinstance(stage, TrainingStage) else None
+    key = f"shape of {source} with {adapter if trained else None}"
     if key not in seen:
         try:
-            seen[key] = shape_of(source, adapter)  # type: ignore[arg-type]
+            seen[key] = shape_of(source, adapter, trained)  # type: ignore[arg-type]
         except OSError as error:
             log.debug("%s: %s", role, error)
             seen[key] = None

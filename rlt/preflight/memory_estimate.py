@@ -1,13 +1,15 @@
 """How much memory a stage will need at its peak, phase by phase, before any weights are loaded.
 
 With P parameters of b bytes each in every model that is in memory (models that share weights
-count once, so with an adapter the reference, and a student of the same source, count nothing),
+count once, so with an adapter the reference, and a student of the same source, count nothing;
+linear layers in NF4 take about half a byte a parameter instead),
 layers L, hidden size D, query and key widths H and K, feed-forward size F and vocabulary V, a phase
 takes
 
-    start      memory that this process already uses (on a GPU: none)
+    start      memory that this process already uses (on a GPU: 0.5 GB of CUDA's own)
     weights    Σ b·P over the models
-    training   b·P of gradients, and the optimizer's state: for AdamW 2 values a parameter; with an
+    training   b·P of gradients, and the optimizer's state: for AdamW 2 values a parameter, of 4
+               bytes or of 1; with an
                adapter of A parameters, 4·A of weights, gradients and state instead
     rollout    2·L·K·b of keys and values for each token in the cache (a shared prompt counts
                once), and about 28·V bytes a row to draw a token
@@ -18,11 +20,10 @@ takes
 where an activation takes a bytes (4, or 2 in bfloat16) and a chunk of logits at most 2^25 float32
 values. Training stages hold gradients and optimizer states in all their phases. A micro-batch has
 `hardware.tokens_per_micro_batch` tokens, or those of its longest row if that is longer. Autocast
-also keeps a copy of the weights in bfloat16.
+also keeps a copy of the trained weights in bfloat16.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +33,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlt.llm import nf4
 from rlt.llm.adapters import Adapter, adapter_parameters
-from rlt.llm.device import Hardware
 from rlt.llm.lm_head import MAX_LOGITS
-from rlt.llm.model_sources import ModelSource
+from rlt.llm.model_sources import Adapted, ModelSource
 from rlt.llm.models import context_of
 from rlt.stages.stage import ModelStage
 from rlt.stages.training import TrainingStage
+
+CUDA_BYTES = 500_000_000  # of context and kernels, before the first tensor
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,14 @@ class Shape:
     vocabulary: int
     context: int
     adapter: int = 0  # parameters of the adapter that is trained beside them; 0: all are trained
+    in_nf4: int = 0  # how many of the parameters are held in NF4
+    bytes_in_nf4: float = 0.0  # of each of these
 
     @property
     def weights(self) -> int:
         """Bytes of all weights."""
-        return self.parameters * self.bytes_each
+        plain = (self.parameters - self.in_nf4) * self.bytes_each
+        return plain + round(self.in_nf4 * self.bytes_in_nf4)
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,13 @@ def lengths_of(rows: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Lengths:
     return Lengths([p for p, _ in sample], [t for _, t in sample if t])
 
 
-def shape_of(source: ModelSource, adapter: Adapter | None = None) -> Shape:
+def shape_of(source: ModelSource, adapter: Adapter | None = None, trained: bool = True) -> Shape:
     """Return the sizes of a model, which is built without weights on torch's meta device.
 
     Args:
         source: where the model comes from.
-        adapter: what is trained of it, if it is trained.
+        adapter: the adapter of the stage that loads it; None for a stage without one.
+        trained: whether the stage trains this model, so that it gets an adapter of its own.
 
     Raises:
         OSError: the config is on a hub that cannot be reached.
@@ -104,12 +111,16 @@ def shape_of(source: ModelSource, adapter: Adapter | None = None) -> Shape:
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
         parameters = sum(p.numel() for p in model.parameters())
-        if adapter is not None:
+        linear = sum(layer.weight.numel() for _, layer in nf4.linear_layers(model))
+        if adapter is not None and trained:
             adapter.add_to(model)
     text = config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     dtype: Any = getattr(source, "dtype", "auto")
     dtype = (text.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    double = nf4.read_nf4_file(Path(source.path)) if isinstance(source, Adapted) else None
+    if double is None and adapter is not None and adapter.quantization is not None:
+        double = adapter.double_quantization
     return Shape(
         parameters=parameters,
         bytes_each=dtype.itemsize,
@@ -121,6 +132,8 @@ def shape_of(source: ModelSource, adapter: Adapter | None = None) -> Shape:
         vocabulary=text.vocab_size,
         context=context_of(config),
         adapter=sum(p.numel() for p in adapter_parameters(model)),
+        in_nf4=linear if double is not None else 0,
+        bytes_in_nf4=nf4.BYTES_EACH if double else nf4.BYTES_EACH_SINGLE,
     )
 
 
@@ -136,7 +149,7 @@ def peak_bytes(
     """
     hardware = stage.hardware
     activation = 2 if "bf16" in hardware.precision else 4
-    start = held_bytes() if hardware.device.type == "cpu" else 0
+    start = held_bytes() if hardware.device.type == "cpu" else CUDA_BYTES
     partly = stage.trains is not None and shapes[stage.trains].adapter > 0
     start += sum(
         shape.weights
@@ -152,9 +165,10 @@ def peak_bytes(
         assert stage.trains is not None
         policy = shapes[stage.trains]
         trained = 4 * policy.adapter if partly else policy.weights
-        start += trained + round(trained * optimizer_values(stage.optim))
+        start += trained + round(trained * optimizer_bytes(stage.optim))
         start += trained if partly else 0  # an adapter's weights come on top of the model's
-        start += 2 * policy.parameters if "bf16-mixed" in hardware.precision else 0
+        of_adapter = policy.adapter if partly else policy.parameters
+        start += 2 * of_adapter if "bf16-mixed" in hardware.precision else 0
         tokens = min(micro, stage.rows_per_step * longest)
         layer = 6 * policy.hidden + 4 * policy.queries + 2 * policy.keys + 4 * policy.intermediate
         per_token = policy.layers * layer
@@ -185,29 +199,6 @@ def same_source(stage: ModelStage, role: str) -> bool:
     return str(getattr(own, "base", own)) == str(getattr(trained, "base", trained))
 
 
-def memory_in_words(
-    stage: ModelStage, shapes: Mapping[str, Shape], lengths: Lengths
-) -> tuple[str, list[str]]:
-    """Return the estimated peaks as text, and warnings if the machine has less memory."""
-    rollout: Any = getattr(stage, "rollout", None)
-    new_tokens = rollout.max_new_tokens if rollout is not None else 0
-    prompt = max(lengths.prompts, default=0)
-    phases = peak_bytes(stage, shapes, lengths.longest + new_tokens, prompt)
-    phase = max(phases, key=lambda name: phases[name])
-    words = "memory (estimated): " + ", ".join(f"{k} {gigabytes(v)}" for k, v in phases.items())
-    there = machine_bytes(stage.hardware)
-    if there is None:
-        return f"{words}; no such device here", []
-    if phases[phase] <= there:
-        return f"{words}, of {gigabytes(there)}", []
-    return f"{words}, of {gigabytes(there)}", [
-        f"the {phase} needs about {gigabytes(phases[phase])} and this machine has "
-        f"{gigabytes(there)}: lower hardware.tokens_per_micro_batch or "
-        "hardware.generation_token_budget, set hardware.gradient_checkpointing=true, or choose a "
-        "smaller model"
-    ]
-
-
 def _forward(shape: Shape, tokens: int, activation: int) -> int:
     """Return the bytes of a forward pass without gradients, which holds two layers at once."""
     layer = 4 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 3 * shape.intermediate
@@ -218,14 +209,14 @@ def _logits(shape: Shape, tokens: int) -> int:
     return 4 * min(MAX_LOGITS, tokens * shape.vocabulary)
 
 
-def optimizer_values(optim: Callable[..., torch.optim.Optimizer]) -> float:
-    """Return how many values an optimizer keeps per parameter, measured on a small matrix."""
+def optimizer_bytes(optim: Callable[..., torch.optim.Optimizer]) -> float:
+    """Return how many bytes an optimizer keeps for each byte of weights, seen on a small matrix."""
     weight = torch.nn.Parameter(torch.zeros(256, 256))
     weight.grad = torch.zeros_like(weight)
     optimizer = optim([weight])
     optimizer.step()
     kept = optimizer.state[weight].values()
-    return sum(v.numel() for v in kept if isinstance(v, torch.Tensor)) / weight.numel()
+    return sum(v.nbytes for v in kept if isinstance(v, torch.Tensor)) / weight.nbytes
 
 
 def held_bytes() -> int:
@@ -233,18 +224,3 @@ def held_bytes() -> int:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
-
-
-def machine_bytes(hardware: Hardware) -> int | None:
-    """Return the memory of the configured device in bytes; None if there is no such device."""
-    device = hardware.device
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            return None
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def gigabytes(size: float) -> str:
-    """Return a number of bytes as text, in units of 10^9 bytes."""
-    return f"{size / 1e9:.1f} GB"

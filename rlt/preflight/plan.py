@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rlt.preflight.inputs import Seen, model_name, read_inputs, renderer_for, shape_for
-from rlt.preflight.memory_estimate import Shape, lengths_of, memory_in_words
+from rlt.preflight.memory_advice import memory_in_words
+from rlt.preflight.memory_estimate import Shape, lengths_of
 from rlt.preflight.probe import measure
 from rlt.runs.identity import config_key
 from rlt.stages.common import require_same_tokenizer

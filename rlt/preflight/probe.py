@@ -24,7 +24,7 @@ import lightning as L
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlt import PACKAGE_DIR
-from rlt.preflight.memory_estimate import gigabytes
+from rlt.preflight.memory_advice import gigabytes
 from rlt.rewards.preflight import WHOLE
 from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.files import read_json, write_json

@@ -84,6 +84,12 @@ class TrainingStage(ModelStage):
             return self.optim
         return partial(self.optim, lr=float(f"{lr * factor:.12g}"))  # 1e-5, not 9.99…e-06
 
+    def load_model(self, role: str) -> LanguageModel:
+        """Weights and tokenizer of a role, held as the adapter wants them."""
+        language_model = super().load_model(role)
+        self.adapting.prepare(language_model.model)
+        return language_model
+
     def load_policy(self) -> LanguageModel:
         """The model of the trained role, with its adapter if it has one."""
         assert self.trains is not None

@@ -206,6 +206,9 @@ def test_a_gpu_that_is_not_there(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     message = refuse("stage=teacher_sft", "hardware=gpu_8gb")
     assert "hardware.accelerator=gpu: torch" in message and "choose hardware=cpu" in message
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    message = refuse("stage=teacher_sft", "hardware=mps")
+    assert "hardware.accelerator=mps: torch" in message and "choose hardware=cpu" in message
 
 
 def test_all_errors_at_once(composed: Composed, tmp_path: Path) -> None:

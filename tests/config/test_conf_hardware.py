@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from rlt.config.build import build
 
 Composed = Callable[..., DictConfig]
-PROFILES = ("gpu_8gb", "gpu_24gb", "gpu_80gb", "ddp", "fsdp")
+CARDS = ("gpu_8gb", "gpu_12gb", "gpu_16gb", "gpu_24gb", "gpu_48gb", "gpu_80gb")
+PROFILES = (*CARDS, "rocm", "ddp", "fsdp")
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -24,9 +25,17 @@ def test_trained_weights_stay_float32_on_gpus(composed: Composed, profile: str) 
 
 
 def test_budgets_grow_with_the_memory(composed: Composed) -> None:
-    nodes = [composed("stage=evaluate", f"hardware={name}").hardware for name in PROFILES[:3]]
-    assert [n.tokens_per_micro_batch for n in nodes] == [4096, 16384, 32768]
-    assert [n.generation_token_budget for n in nodes] == [32768, 131072, 262144]
+    nodes = [composed("stage=evaluate", f"hardware={name}").hardware for name in CARDS]
+    assert [f"gpu_{node.memory_gb}gb" for node in nodes] == list(CARDS)
+    for key in ("tokens_per_micro_batch", "generation_token_budget"):
+        budgets = [node[key] for node in nodes]
+        assert budgets == sorted(budgets) and budgets[0] < budgets[-1]
+
+
+def test_a_mac_s_gpu_is_asked_for(composed: Composed) -> None:
+    cfg = composed("stage=teacher_rl", "hardware=mps")
+    assert build(cfg.hardware).device.type == "mps"
+    assert cfg.trainer.accelerator == "mps" and cfg.hardware.precision == "32-true"
 
 
 def test_a_strategy_node_becomes_the_trainer_s_strategy(composed: Composed) -> None:

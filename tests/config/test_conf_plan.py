@@ -12,7 +12,8 @@ from rlt.config.allowed_targets import ConfigError
 from rlt.config.build import build, build_partial, build_stage
 from rlt.llm.model_sources import Packaged
 from rlt.preflight import probe
-from rlt.preflight.memory_estimate import optimizer_values, peak_bytes, shape_of
+from rlt.preflight.memory_advice import memory_in_words
+from rlt.preflight.memory_estimate import Lengths, optimizer_bytes, peak_bytes, shape_of
 from rlt.runs.identity import config_key
 
 Composed = Callable[..., DictConfig]
@@ -34,10 +35,12 @@ def test_a_shape_is_that_of_the_loaded_model(composed: Composed, nano: Any) -> N
     assert shape.context == 1024
 
 
-@pytest.mark.parametrize(("optim", "values"), [("adamw", 2), ("sgd", 1), ("adafactor", 0)])
-def test_values_that_an_optimizer_keeps(composed: Composed, optim: str, values: int) -> None:
+@pytest.mark.parametrize(
+    ("optim", "share"), [("adamw", 2), ("adamw8bit", 0.5), ("sgd", 1), ("adafactor", 0)]
+)
+def test_bytes_that_an_optimizer_keeps(composed: Composed, optim: str, share: float) -> None:
     cfg = composed("stage=teacher_rl", f"optim={optim}")
-    assert optimizer_values(build_partial(cfg.optim)) == pytest.approx(values, abs=0.02)
+    assert optimizer_bytes(build_partial(cfg.optim)) == pytest.approx(share, abs=0.04)
 
 
 def test_each_part_of_the_memory(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +72,13 @@ def test_memory_with_an_adapter(composed: Composed, monkeypatch: pytest.MonkeyPa
     # full: teacher, reference, student, gradients, two moments
     saved = 6 * shape.weights - (shape.weights + 4 * 4 * shape.adapter)
     assert full["update"] - adapted["update"] == pytest.approx(saved, rel=1e-3)
+    held = build_stage(composed(*overrides, "adapter=qlora"))
+    codes = shape_of(held.source("teacher"), held.adapting)
+    assert codes.in_nf4 < codes.parameters
+    in_bytes = 4 * (codes.parameters - codes.in_nf4) + codes.in_nf4 * (0.5 + 1 / 64 + 1 / 4096)
+    assert codes.weights == pytest.approx(in_bytes, abs=1)
+    quantised = peak_bytes(held, {"teacher": codes, "student": codes}, 100, 20)
+    assert adapted["update"] - quantised["update"] == shape.weights - codes.weights
     own = build_stage(composed(*overrides[:2], "model@student=micro", "adapter=lora"))
     other = {"teacher": shape, "student": shape_of(own.source("student"))}
     assert peak_bytes(own, other, 100, 20)["update"] > adapted["update"]
@@ -85,12 +95,46 @@ def test_a_warning_where_the_machine_is_too_small(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("rlt.preflight.memory_estimate.machine_bytes", lambda hardware: 10**6)
+    monkeypatch.setattr("rlt.preflight.memory_advice.machine_bytes", lambda hardware: 10**6)
     run(composed("stage=teacher_rl", *SMALL, "check=true"), tmp_path)
     printed = capsys.readouterr().out
     assert "warning: teacher_rl: the rollout needs about" in printed
-    assert "this machine has 0.0 GB: lower hardware.tokens_per_micro_batch" in printed
+    assert "this machine has 0.0 GB: choose a smaller model" in printed
     assert "model/, checkpoints/, samples.jsonl" in printed and "0.1 M parameters" in printed
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "change"),
+    [
+        (5.0, "hardware.tokens_per_micro_batch=456"),
+        (
+            4.0,
+            "hardware.tokens_per_micro_batch=456 hardware.generation_token_budget=3648 "
+            "hardware.gradient_checkpointing=true",
+        ),
+        (2.0, "adapter=lora hardware.tokens_per_micro_batch=456"),
+        (1.2, "adapter=qlora hardware.tokens_per_micro_batch=456"),
+    ],
+)
+def test_the_change_that_the_plan_names_makes_it_fit(
+    composed: Composed, memory_gb: float, change: str, smollm2_tokenizer: Any
+) -> None:
+    config = [
+        "stage=teacher_rl", "model@teacher=smollm2_135m_packaged", "hardware=gpu_8gb",
+        f"hardware.memory_gb={memory_gb}", "hardware.gradient_checkpointing=false",
+    ]  # fmt: skip
+
+    def planned(*overrides: str) -> tuple[str, list[str]]:
+        stage = build_stage(composed(*config, *overrides))
+        source = stage.source("teacher")
+        shapes = {role: shape_of(source, stage.adapting, role == "teacher") for role in stage.roles}
+        return memory_in_words(stage, shapes, Lengths([100], [100]))
+
+    _, (warning,) = planned()
+    named = warning.partition(": ")[2].removesuffix(" would make it fit")
+    assert named.startswith(change)
+    words, warnings = planned(*named.split())
+    assert not warnings and words.endswith(f"of {memory_gb * 2**30 / 1e9:.1f} GB")
 
 
 def test_the_merged_model_is_planned(

@@ -26,7 +26,8 @@ from rlt.llm.models import LanguageModel, fingerprint, freeze, save_model
 IDS = torch.tensor([[5, 9, 40, 11, 3, 77, 8]])
 SETTINGS: dict[str, Any] = {
     "rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "rslora": False,
-    "dtype": "float32", "lr_factor": 10.0, "merge": False,
+    "dtype": "float32", "lr_factor": 10.0, "merge": False, "quantization": None,
+    "double_quantization": True,
 }  # fmt: skip
 
 

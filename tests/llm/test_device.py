@@ -52,7 +52,7 @@ def hardware(accelerator: str, threads: int | None = None) -> Hardware:
     return Hardware(
         accelerator=accelerator, devices=1, num_nodes=1, strategy="auto", precision="32-true",
         dtype="float32", attention="sdpa", tokens_per_micro_batch=1, generation_token_budget=1,
-        gradient_checkpointing=False, threads=threads,
+        gradient_checkpointing=False, memory_gb=None, threads=threads,
     )  # fmt: skip
 
 

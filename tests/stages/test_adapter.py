@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from rlt.llm.model_sources import Pretrained, source_at
 from rlt.llm.models import LanguageModel
 from rlt.training.policy import PolicyModule
 from tests.cli import here, pipeline_from, read, stage, weights
@@ -80,6 +81,35 @@ def test_an_adapters_run_that_is_killed_ends_the_same(warm: Path) -> None:
     (checkpoint,) = list((warm / "rl_lora_whole" / "checkpoints").glob("*.ckpt"))[-1:]
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert state and all("lora_" in name for name in state)
+
+
+def test_qlora_trains_is_killed_goes_on_and_is_sampled_from(
+    chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher's base is in NF4, which reference, reward student and later stages share."""
+    command = [
+        *stage("teacher_rl", "teacher_path=teacher_sft/model"), "adapter=qlora", "adapter.rank=4",
+        "adapter.alpha=8", "adapter.merge=true",
+    ]  # fmt: skip
+    here([*command, "output_dir=rl_qlora"], chain, monkeypatch)
+    run = chain / "rl_qlora"
+    assert read(run / "model" / "nf4.json") == {"double": True}
+    models = read(run / "manifest.json")["models"]
+    assert models["bytes_in_memory"]["teacher"] < 0.6 * 4 * models["parameters"]
+    killed([*command, "output_dir=rl_qlora_killed"], chain, At(SYNC, 6))
+    assert "resuming from step=" in finish([*command, "output_dir=rl_qlora_killed"], chain)
+    assert_same_training(chain / "rl_qlora_killed", run)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    base = Pretrained(str(chain / "teacher_sft" / "model"))
+    with torch.no_grad():
+        adapted = source_at(base, str(run / "model")).load().model(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(run / "merged")(ids).logits
+    torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=0)
+    here(
+        [*stage("collect", "teacher_path=rl_qlora/model"), "output_dir=qlora_traces"],
+        chain, monkeypatch,
+    )  # fmt: skip
+    assert (chain / "qlora_traces" / "traces.jsonl").is_file()
 
 
 def test_a_checkpoint_of_another_adapter_is_not_taken(tiny: Callable[..., LanguageModel]) -> None:
