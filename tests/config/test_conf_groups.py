@@ -69,7 +69,10 @@ DEBUG = {
     "teacher_rl": ("teacher_rl",),
     "pipeline": ("pipeline",),
 }
-EXPERIMENTS = ("claim/smollm2", "claim/transfer", "paper_7b", "quickstart", "smollm2_gsm")
+EXPERIMENTS = (
+    "claim/smollm2", "claim/transfer", "paper_7b", "quickstart", "rlt_1_5b", "rlt_7b_qlora",
+    "smollm2_gsm",
+)  # fmt: skip
 # A sweep → what is said beside it, and how many jobs it has.
 SWEEPS = {
     "ablation": ([], 39),
