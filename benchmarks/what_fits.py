@@ -64,9 +64,10 @@ def stage_on(name: str, profile: str, *overrides: str) -> Any:
 
 
 def peak(stage_name: str, profile: str, way: str, model: str, prompt: int, new: int) -> int:
-    """Bytes of the stage's largest phase with the profile's budgets.
+    """Bytes of the stage's largest phase, with micro-batches of one row and eight rows sampled.
 
-    A frozen base is held in bfloat16 with an adapter, and in float32 without one.
+    In teacher RL the reward's student is the model that the teacher started from. A frozen base is
+    held in bfloat16 with an adapter, and in float32 without one.
     """
     overrides = [
         f"adapter={way}", f"hardware.tokens_per_micro_batch={prompt + new}",
@@ -75,8 +76,7 @@ def peak(stage_name: str, profile: str, way: str, model: str, prompt: int, new: 
     overrides += [f"rollout.max_new_tokens={new}"] if stage_name == "teacher_rl" else []
     stage = stage_on(stage_name, profile, *overrides)
     source: Any = Sized(model, "float32" if way == "none" else "bfloat16")
-    stage.teacher = stage.student = source
-    stage.teacher_path = stage.student_path = None
+    setattr(stage, stage.trains, source)
     shapes = {role: shape_of(source, stage.adapting, role == stage.trains) for role in stage.roles}
     return max(peak_bytes(stage, shapes, prompt + new, prompt).values())
 

@@ -20,8 +20,6 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It asks for a package of faster kernels that rlt does not use.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for message, _ in _KNOWN:
         warnings.filterwarnings("ignore", message=message)
     from datasets.utils.logging import disable_progress_bar

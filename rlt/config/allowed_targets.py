@@ -4,6 +4,7 @@ import fnmatch
 import functools
 import importlib
 import inspect
+import logging
 import os
 import pkgutil
 from collections.abc import Callable
@@ -12,6 +13,10 @@ from typing import Any
 
 from rlt.config.launchers import EXTRAS, LAUNCHERS
 from rlt.config.suggestions import did_you_mean
+
+# When it is imported, here by its target, it asks for the package `kernels`, by which it would
+# fetch faster kernels.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ PLAIN = re.compile(
     r"\$\{(output_dir|seed|stage|hardware\.threads"
     r"|hydra\.(job\.(name|num|id)|runtime\.output_dir|(run|sweep)\.dir))\}"
 )
-# Package of a launcher → extra of this project that installs it.
-EXTRAS = {_JOBLIB: "sweep", _SUBMITIT: "submitit", _RAY: "ray"}
+# Package of a target → extra of this project that installs it.
+EXTRAS = {_JOBLIB: "sweep", _SUBMITIT: "submitit", _RAY: "ray", "bitsandbytes": "qlora"}
 
 _QUEUE = (
     "submitit_folder", "timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb",

@@ -7,6 +7,8 @@ never trained. The language-model head is left as it is, because log-probs are c
 weight in chunks.
 """
 
+import importlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,18 +27,14 @@ _MOST_DIFFERENCE = 1e-2  # of a log-prob, between training and evaluation, in na
 
 
 def bitsandbytes() -> Any:
-    """The library.
+    """The library, imported when it is first needed.
 
     Raises:
         ValueError: it is not installed.
     """
-    try:
-        import bitsandbytes as library
-    except ImportError as error:
-        raise ValueError(
-            "NF4 weights and 8-bit optimizers need bitsandbytes: pip install 'rlt[qlora]'"
-        ) from error
-    return library
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("NF4 weights need bitsandbytes: pip install 'rlt[qlora]'")
+    return importlib.import_module("bitsandbytes")
 
 
 def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
@@ -101,7 +99,7 @@ def _require_same_in_training(model: PreTrainedModel) -> None:
             logits = model(inputs_embeds=inputs, use_cache=False).logits
         log_probs.append(logits.detach().float().log_softmax(-1))
     difference = max(float((one - log_probs[0]).abs().max()) for one in log_probs[1:])
-    if difference > _MOST_DIFFERENCE:
+    if not difference <= _MOST_DIFFERENCE:  # or NaN
         raise ValueError(
             f"in NF4 this model's log-probs differ by {difference:.2g} between training and "
             "evaluation, so its rewards would be wrong; choose adapter=lora, or another version of "

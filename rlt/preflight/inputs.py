@@ -33,7 +33,7 @@ def shape_for(stage: ModelStage, role: str, seen: Seen) -> Shape | None:
     source = stage.source(role)
     trained = isinstance(stage, TrainingStage) and role == stage.trains
     adapter = stage.adapting if isinstance(stage, TrainingStage) else None
-    key = f"shape of {source} with {adapter if trained else None}"
+    key = f"shape of {source} with {adapter}, trained {trained}"
     if key not in seen:
         try:
             seen[key] = shape_of(source, adapter, trained)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 
 from rlt.config.build import build
 from rlt.config.compose import config_dir
-from rlt.llm.adapters import Adapter
+from rlt.llm.adapters import Adapter, LoRA
 from rlt.llm.device import Hardware
+from rlt.llm.model_sources import Adapted
 from rlt.llm.token_budget import TokenBudget
 from rlt.preflight.memory_estimate import Lengths, Shape, peak_bytes, shape_of
 from rlt.stages.stage import ModelStage
@@ -53,46 +54,58 @@ def change_that_fits(
     Returns:
         The change as overrides of the command line; None if none of them is enough.
     """
-    micro = f"hardware.tokens_per_micro_batch={longest}"
-    few = f"hardware.generation_token_budget={8 * longest}"
-    checkpointing = "hardware.gradient_checkpointing=true"
-    thrifty: list[tuple[list[str], dict[str, Any]]] = [
-        ([], {}),
-        ([micro], {"tokens_per_micro_batch": longest}),
-        ([checkpointing], {"gradient_checkpointing": True}),
-        ([few], {"generation_token_budget": 8 * longest}),
-    ]
-    thrifty.append(
-        (
-            [micro, few, checkpointing],
-            {name: value for _, settings in thrifty for name, value in settings.items()},
-        )
-    )
-    for name in (None, "lora", "qlora") if hasattr(stage, "adapter") else (None,):
-        adapted = stage if name is None else copy.copy(stage)
-        if name is not None:
-            adapted.adapter = adapter = shipped_adapter(name)  # type: ignore[attr-defined]
-            shapes = {
+    for override, adapter in _adapters_to_try(stage):
+        adapted, sizes = copy.copy(stage), shapes
+        if adapter is not None:
+            adapted.adapter = adapter  # type: ignore[attr-defined]
+            sizes = {
                 role: shape_of(source, adapter, role == stage.trains)
                 for role in shapes
                 if (source := stage.source(role)) is not None
             }
-        for changes, settings in thrifty:
-            other = _with(adapted, **settings)
-            if max(peak_bytes(other, shapes, longest, prompt).values()) <= available:
-                return " ".join([*([f"adapter={name}"] if name else []), *changes])
+        for settings in _thriftier_settings(stage, longest):
+            other = _with(adapted, settings)
+            if max(peak_bytes(other, sizes, longest, prompt).values()) <= available:
+                of_hardware = [f"hardware.{k}={str(v).lower()}" for k, v in settings.items()]
+                return " ".join([*override, *of_hardware])
     return None
 
 
-def _with(
-    stage: ModelStage, generation_token_budget: int | None = None, **hardware: Any
-) -> ModelStage:
+def _adapters_to_try(stage: ModelStage) -> Iterator[tuple[list[str], Any]]:
+    """Overrides and the adapter that they give; a model that has one keeps it."""
+    yield [], None
+    trained: Any = stage.source(stage.trains) if stage.trains is not None else None
+    if not hasattr(stage, "adapter") or isinstance(trained, Adapted):
+        return
+    if isinstance(stage.adapter, LoRA):
+        if stage.adapter.quantization is None:
+            quantised = dataclasses.replace(stage.adapter, quantization="nf4")
+            yield ["adapter.quantization=nf4"], quantised
+        return
+    for name in ("lora", "qlora"):
+        yield [f"adapter={name}"], shipped_adapter(name)
+
+
+def _thriftier_settings(stage: ModelStage, longest: int) -> list[dict[str, Any]]:
+    """Hardware settings that take less memory than the stage's own: none, each alone, and all."""
+    hardware = stage.hardware
+    every: dict[str, Any] = {}
+    if hardware.tokens_per_micro_batch > longest:
+        every["tokens_per_micro_batch"] = longest
+    if not hardware.gradient_checkpointing:
+        every["gradient_checkpointing"] = True
+    if hardware.generation_token_budget > 8 * longest:
+        every["generation_token_budget"] = 8 * longest
+    return [{}, *({name: value} for name, value in every.items()), every]
+
+
+def _with(stage: ModelStage, settings: Mapping[str, Any]) -> ModelStage:
     """A copy of a stage with other hardware settings."""
     other = copy.copy(stage)
-    other.hardware = dataclasses.replace(stage.hardware, **hardware)
-    if generation_token_budget is not None and getattr(stage, "rollout", None) is not None:
+    other.hardware = dataclasses.replace(stage.hardware, **settings)
+    tokens = settings.get("generation_token_budget")
+    if tokens is not None and getattr(stage, "rollout", None) is not None:
         rollout: Any = copy.copy(stage.rollout)  # type: ignore[attr-defined]
-        tokens = min(generation_token_budget, rollout.token_budget.tokens)
         rollout.token_budget = TokenBudget(tokens, "hardware.generation_token_budget")
         other.rollout = rollout  # type: ignore[attr-defined]
     return other
@@ -111,15 +124,19 @@ def shipped_adapter(name: str) -> Adapter:
 
 
 def machine_bytes(hardware: Hardware) -> int | None:
-    """Return the memory of the configured device in bytes; None if nothing tells it."""
-    if hardware.memory_gb is not None:
-        return round(hardware.memory_gb * 2**30)
+    """Return the memory of the configured device in bytes; None if nothing tells it.
+
+    A device that is there is asked, and `memory_gb` can only lower what it says.
+    """
+    told = None if hardware.memory_gb is None else round(hardware.memory_gb * 2**30)
     device = hardware.device
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            return None
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type != "cuda":
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return found if told is None else told
+    if not torch.cuda.is_available():
+        return told
+    found = torch.cuda.get_device_properties(device).total_memory
+    return found if told is None else min(found, told)
 
 
 def gigabytes(size: float) -> str:

@@ -34,7 +34,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlt.llm import nf4
-from rlt.llm.adapters import Adapter, adapter_parameters
+from rlt.llm.adapters import Adapter, NoAdapter, adapter_parameters
 from rlt.llm.lm_head import MAX_LOGITS
 from rlt.llm.model_sources import Adapted, ModelSource
 from rlt.llm.models import context_of
@@ -119,8 +119,10 @@ def shape_of(source: ModelSource, adapter: Adapter | None = None, trained: bool 
     dtype: Any = getattr(source, "dtype", "auto")
     dtype = (text.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     double = nf4.read_nf4_file(Path(source.path)) if isinstance(source, Adapted) else None
-    if double is None and adapter is not None and adapter.quantization is not None:
-        double = adapter.double_quantization
+    if isinstance(adapter, NoAdapter) and trained:
+        double = None  # an adapter that was trained on codes is merged into plain weights
+    elif adapter is not None and adapter.quantization is not None:
+        double = adapter.double_quantization if double is None else double
     return Shape(
         parameters=parameters,
         bytes_each=dtype.itemsize,

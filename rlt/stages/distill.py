@@ -69,7 +69,8 @@ class Distill(SFTStage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.validation_answers and self.data.grader is None:
+        asks = self.validation_answers > 0 and self.data.validation_fraction > 0
+        if asks and self.data.grader is None:
             raise ValueError(
                 f"validation_answers={self.validation_answers} grades answers: set data.grader (it "
                 "is null), or validation_answers=0"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from rlt.config.allowed_targets import ConfigError
 from rlt.config.build import build, build_partial, build_stage
 from rlt.llm.model_sources import Packaged
 from rlt.preflight import probe
-from rlt.preflight.memory_advice import memory_in_words
+from rlt.preflight.memory_advice import _adapters_to_try, machine_bytes, memory_in_words
 from rlt.preflight.memory_estimate import Lengths, optimizer_bytes, peak_bytes, shape_of
-from rlt.runs.identity import config_key
+from rlt.runs.identity import config_changes, config_key
 
 Composed = Callable[..., DictConfig]
 SMALL = ("data.source.count=32", "data.max_validation=4")
@@ -109,8 +110,8 @@ def test_a_warning_where_the_machine_is_too_small(
         (5.0, "hardware.tokens_per_micro_batch=456"),
         (
             4.0,
-            "hardware.tokens_per_micro_batch=456 hardware.generation_token_budget=3648 "
-            "hardware.gradient_checkpointing=true",
+            "hardware.tokens_per_micro_batch=456 hardware.gradient_checkpointing=true "
+            "hardware.generation_token_budget=3648",
         ),
         (2.0, "adapter=lora hardware.tokens_per_micro_batch=456"),
         (1.2, "adapter=qlora hardware.tokens_per_micro_batch=456"),
@@ -135,6 +136,29 @@ def test_the_change_that_the_plan_names_makes_it_fit(
     assert named.startswith(change)
     words, warnings = planned(*named.split())
     assert not warnings and words.endswith(f"of {memory_gb * 2**30 / 1e9:.1f} GB")
+
+
+def test_a_model_that_has_an_adapter_keeps_it(composed: Composed) -> None:
+    """Another rank would be refused, so only the base is held in fewer bytes."""
+    small = ["stage=teacher_rl", "hardware=gpu_8gb", "hardware.memory_gb=0.001", "adapter=lora"]
+    stage = build_stage(composed(*small, "adapter.rank=64"))
+    ((_, nothing), (override, adapter)) = _adapters_to_try(stage)
+    assert nothing is None and override == ["adapter.quantization=nf4"]
+    assert (adapter.rank, adapter.quantization) == (64, "nf4")
+
+
+def test_a_card_that_is_there_is_asked(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware = build(composed("stage=evaluate", "hardware=gpu_16gb").hardware)
+    assert machine_bytes(hardware) == 16 * 2**30
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    card = SimpleNamespace(total_memory=15 * 10**9)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: card)
+    assert machine_bytes(hardware) == 15 * 10**9
+
+
+def test_memory_gb_is_no_part_of_a_run(composed: Composed) -> None:
+    one, other = (composed(f"hardware.memory_gb={size}") for size in (8, 12))
+    assert config_key(one) == config_key(other) and config_changes(one, other) == {}
 
 
 def test_the_merged_model_is_planned(

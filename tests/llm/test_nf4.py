@@ -20,6 +20,7 @@ from rlt.llm.adapters import (
 )
 from rlt.llm.model_sources import Adapted, Pretrained, source_at
 from rlt.llm.models import LanguageModel, fingerprint, save_model
+from rlt.preflight.memory_estimate import shape_of
 from tests.llm.test_adapters import base, logits, lora, train, trained_adapter
 
 __all__ = ["base"]  # a fixture
@@ -113,6 +114,7 @@ def test_a_saved_adapter_is_loaded_onto_the_same_base(base: Path, tmp_path: Path
     assert isinstance(source, Adapted)
     loaded = source.load().model
     assert torch.equal(logits(loaded), logits(made.model))
+    assert shape_of(source, None).in_nf4 > 0 and shape_of(source, NoAdapter()).in_nf4 == 0
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 60_000
     # The library's own way, on a base of full precision: near, as the base is not the same.
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from rlt.llm.model_sources import Pretrained, source_at
 from rlt.llm.models import LanguageModel
+from rlt.runs.identity import flatten
 from rlt.training.policy import PolicyModule
 from tests.cli import here, pipeline_from, read, stage, weights
 from tests.llm.test_adapters import lora
@@ -110,6 +111,18 @@ def test_qlora_trains_is_killed_goes_on_and_is_sampled_from(
         chain, monkeypatch,
     )  # fmt: skip
     assert (chain / "qlora_traces" / "traces.jsonl").is_file()
+
+
+def test_states_in_8_bits_go_on_bit_for_bit(chain: Path) -> None:
+    command = stage("teacher_rl", "teacher_path=teacher_sft/model", "optim=adamw8bit")
+    finish([*command, "output_dir=rl_8bit_whole"], chain)
+    killed([*command, "output_dir=rl_8bit_killed"], chain, At(SYNC, 6))
+    assert "resuming from step=" in finish([*command, "output_dir=rl_8bit_killed"], chain)
+    assert_same_training(chain / "rl_8bit_killed", chain / "rl_8bit_whole")
+    (checkpoint,) = list((chain / "rl_8bit_whole" / "checkpoints").glob("*.ckpt"))[-1:]
+    (optimizer,) = torch.load(checkpoint, weights_only=True)["optimizer_states"]
+    dtypes = {getattr(value, "dtype", None) for value in flatten(optimizer["state"]).values()}
+    assert torch.uint8 in dtypes
 
 
 def test_a_checkpoint_of_another_adapter_is_not_taken(tiny: Callable[..., LanguageModel]) -> None:
