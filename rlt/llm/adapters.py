@@ -9,7 +9,6 @@ by one. Each keeps modules of its own, so no adapter is ever switched on or off.
 """
 
 import copy
-import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,10 +123,8 @@ class LoRA:
                 f"targets: {_HEAD} takes no adapter, because log-probs are computed from its "
                 "weight in chunks; leave it out"
             )
-        if self.quantization and importlib.util.find_spec("bitsandbytes") is None:
-            errors.append(
-                f"quantization={self.quantization}: it needs bitsandbytes: pip install 'rlt[qlora]'"
-            )
+        if self.quantization and not nf4.is_installed():
+            errors.append(f"quantization={self.quantization}: {nf4.MISSING}")
         raise_if_any([f"adapter.{error}" for error in errors])
 
     def prepare(self, model: PreTrainedModel) -> None:

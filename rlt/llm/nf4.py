@@ -23,7 +23,13 @@ from rlt.runs.files import read_json
 BYTES_EACH = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight and its share of the 8-bit scales
 BYTES_EACH_SINGLE = 0.5 + 4 / 64  # with scales in float32
 NF4_FILE = "nf4.json"
+MISSING = "NF4 weights need bitsandbytes: pip install 'rlt[qlora]'"
 _MOST_DIFFERENCE = 1e-2  # of a log-prob, between training and evaluation, in nats
+
+
+def is_installed() -> bool:
+    """Whether bitsandbytes can be imported; it is not imported by this."""
+    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def bitsandbytes() -> Any:
@@ -32,8 +38,8 @@ def bitsandbytes() -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError("NF4 weights need bitsandbytes: pip install 'rlt[qlora]'")
+    if not is_installed():
+        raise ValueError(MISSING)
     return importlib.import_module("bitsandbytes")
 
 

@@ -11,7 +11,7 @@ from rlt import __version__
 
 # These keys do not change a result. They set where it is stored and how it is monitored.
 _NOT_IN_KEY = ("output_dir", "note", "check", "probe", "logger", "cache_dir", "accept_changes")
-_PLANNED_WITH = "hardware.memory_gb"  # tells the plan alone
+_HARDWARE_NOT_IN_KEY = "memory_gb"  # only the plan reads it
 _CALLBACKS_NOT_IN_KEY = ("checkpoint", "hacking", "lines", "progress")
 
 
@@ -27,7 +27,7 @@ def config_key(cfg: DictConfig, inputs: Mapping[str, str] | None = None) -> str:
         content.pop(key, None)
     for key in _CALLBACKS_NOT_IN_KEY:
         (content.get("callbacks") or {}).pop(key, None)
-    (content.get("hardware") or {}).pop(_PLANNED_WITH.partition(".")[2], None)
+    (content.get("hardware") or {}).pop(_HARDWARE_NOT_IN_KEY, None)
     content |= dict(inputs or {})
     text = json.dumps([__version__, content], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -44,7 +44,7 @@ def config_changes(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key, "-") != after.get(key, "-")
         and key.split(".")[0] not in _NOT_IN_KEY
-        and key != _PLANNED_WITH
+        and key != f"hardware.{_HARDWARE_NOT_IN_KEY}"
     }
 
 

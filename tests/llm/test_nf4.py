@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from rlt.config.allowed_targets import ConfigError
 from rlt.llm import nf4
 from rlt.llm.adapters import (
     NoAdapter,
@@ -150,3 +151,12 @@ def test_an_adapter_of_a_plain_base_is_not_put_on_codes(base: Path, tmp_path: Pa
     loaded = Adapted(Pretrained(str(base)), str(tmp_path / "adapter")).load().model
     with pytest.raises(ValueError, match="adapter whose base is not in NF4"):
         lora(quantization="nf4").prepare(loaded)
+
+
+def test_without_the_library_the_config_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlt.llm.nf4.is_installed", lambda: False)
+    with pytest.raises(ConfigError, match=r"quantization=nf4: .*pip install 'rlt\[qlora\]'"):
+        lora(quantization="nf4")
+    with pytest.raises(ValueError, match="NF4 weights need bitsandbytes"):
+        nf4.bitsandbytes()  # an adapter's folder can ask for it, too
+    assert lora().quantization is None
