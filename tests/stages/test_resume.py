@@ -10,7 +10,8 @@ from filelock import FileLock
 
 from rlt.report import read_scalars
 from rlt.runs import folder as run_folder
-from tests.cli import here, read, results, stage, weights
+from tests.cli import here, pipeline_from, read, results, stage, weights
+from tests.stages.killing import finish
 
 RL = stage("teacher_rl", "teacher_path=teacher_sft/model")
 Resume = Callable[..., str]
@@ -158,11 +159,15 @@ def test_another_process_works_there(
 
 
 def test_a_pipeline_goes_on_from_any_folder(
-    piped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, piped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its relative paths start where it was begun."""
-    before = read(piped / "first" / "metrics.json")
-    here(["resume", str(piped / "first")], tmp_path, monkeypatch)
-    assert [step["reused"] for step in read(piped / "first" / "steps.json")] == [True] * 6
-    assert read(piped / "first" / "metrics.json").keys() == before.keys()
+    """Its relative paths start where it was begun.
+
+    A second run of the pipeline is resumed: others read in the first which steps it made.
+    """
+    finish(pipeline_from(base, "output_dir=resumed"), piped)
+    before = read(piped / "resumed" / "metrics.json")
+    here(["resume", str(piped / "resumed")], tmp_path, monkeypatch)
+    assert [step["reused"] for step in read(piped / "resumed" / "steps.json")] == [True] * 6
+    assert read(piped / "resumed" / "metrics.json").keys() == before.keys()
     assert not any(tmp_path.iterdir())
