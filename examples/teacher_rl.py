@@ -61,7 +61,8 @@ STYLE = PromptStyle(
 GRPO = Algorithm(
     aggregation="sequence_mean", objective="clip", ratio="token", epsilon_low=0.2,
     epsilon_high=0.2, beta=0.0, importance_weighted_k3=True, scale_rewards=True,
-    negative_weight=1.0, mask_overlong=False, num_iterations=1, minibatches=1,
+    negative_weight=1.0, mask_overlong=False, correction="none", correction_cap=2.0,
+    num_iterations=1, minibatches=1,
     reference_update_every_steps=None, reference_mix_up=0.9,
 )  # fmt: skip
 

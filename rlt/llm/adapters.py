@@ -1,34 +1,31 @@
-"""LoRA adapters: which weights of a model are trained, and how models share those that are not.
+"""LoRA adapters: which weights of a model are trained.
 
 An adapter is added to a Hugging Face model in place, by the model's own `add_adapter`, so the model
 keeps its class. All that samples from it or takes its log-probs works as before.
-
-Models that share a base hold the same `Parameter` objects: `frozen_copy` makes a reference that
-shares every weight that is not trained, and `share_equal_weights` joins models that were loaded one
-by one. Each keeps modules of its own, so no adapter is ever switched on or off.
 """
 
-import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from rlt.config.allowed_targets import raise_if_any
 from rlt.config.fields import at_least, field_errors
 from rlt.llm import nf4
+from rlt.llm.adapter_layers import (
+    ADAPTER_NAME,
+    adapter_config,
+    adapter_modules,
+    adapter_parameters,
+    merge_,
+)
 from rlt.llm.models import freeze
-from rlt.runs.files import read_json
 
-ADAPTER_CONFIG = "adapter_config.json"
-_NAME = "default"
 _HEAD = "lm_head"
-_CONVERSIONS = "_weight_conversions"  # private: transformers, between a model's keys and a file's
 
 
 class Adapter(Protocol):
@@ -165,10 +162,10 @@ class LoRA:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # on tied embeddings, which are no targets
-                    model.add_adapter(config, adapter_name=_NAME)
+                    model.add_adapter(config, adapter_name=ADAPTER_NAME)
             except ValueError as error:
                 raise ValueError(f"adapter.targets={self.targets}: {error}") from error
-            model.peft_config[_NAME].base_model_name_or_path = _base_name(model)
+            model.peft_config[ADAPTER_NAME].base_model_name_or_path = _base_name(model)
         dtype = model.dtype if self.dtype is None else getattr(torch, self.dtype)
         for parameter in adapter_parameters(model):
             parameter.data = parameter.data.to(dtype)
@@ -193,164 +190,3 @@ def _require_same(lora: LoRA, loaded: Any) -> None:
                 f"adapter.{key}={own}: the model was loaded with an adapter whose {key} is "
                 f"{theirs}, and training goes on with that; give the same, or load a merged model"
             )
-
-
-# --- what a model has ----------------------------------------------------------------------------
-
-
-def adapter_modules(model: nn.Module) -> dict[str, Any]:
-    """Name → module of every layer that an adapter was added to."""
-    if not getattr(model, "_hf_peft_config_loaded", False):
-        return {}
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-
-
-def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The weights that an adapter has added."""
-    for module in adapter_modules(model).values():
-        base = {id(p) for p in module.get_base_layer().parameters()}
-        yield from (p for p in module.parameters() if id(p) not in base)
-
-
-def adapter_config(model: nn.Module) -> Any:
-    """Peft's config of the model's adapter; None if it has none."""
-    return model.peft_config[_NAME] if adapter_modules(model) else None  # type: ignore[index]
-
-
-def is_partly_trained(model: nn.Module) -> bool:
-    """Whether some of the weights are not trained."""
-    return any(not p.requires_grad for p in model.parameters())
-
-
-# --- sharing -------------------------------------------------------------------------------------
-
-
-def frozen_copy(model: PreTrainedModel, moves: bool = False) -> PreTrainedModel:
-    """A frozen model that is what this one is now, and shares all weights that are not trained.
-
-    An adapter that adds nothing yet is left out of the copy.
-
-    Args:
-        moves: the copy's own weights will be changed, so it keeps an adapter that adds nothing.
-    """
-    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
-    found = copy.deepcopy(model, shared)
-    if not moves and all(not bool(b.any()) for b in _second_matrices(found)):
-        remove_(found)
-    for parameter in found.parameters():
-        if id(parameter) not in shared:
-            parameter.requires_grad_(False)
-    return found.eval()
-
-
-def _second_matrices(model: nn.Module) -> Iterator[torch.Tensor]:
-    for module in adapter_modules(model).values():
-        for b in module.lora_B.values():
-            yield b.weight
-
-
-def share_equal_weights(model: nn.Module, other: nn.Module) -> int:
-    """Have a frozen model use the other's weights, where these are frozen and equal bit for bit.
-
-    Returns:
-        Bytes that are no longer held twice.
-    """
-    theirs = {
-        _plain(name): p
-        for name, p in other.named_parameters(remove_duplicate=False)
-        if not p.requires_grad
-    }
-    saved: dict[int, int] = {}
-    for prefix, module in model.named_modules():
-        for name, own in list(module._parameters.items()):
-            match = theirs.get(_plain(f"{prefix}.{name}"))
-            if own is None or own is match or match is None or not _equal(own, match):
-                continue
-            module._parameters[name] = match
-            saved[id(own)] = own.numel() * own.element_size()
-    return sum(saved.values())
-
-
-def _plain(name: str) -> str:
-    return name.replace(".base_layer", "")
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-    return alike and torch.equal(a, b) and nf4.equal_scales(a, b)
-
-
-# --- merging and saving --------------------------------------------------------------------------
-
-
-def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with the adapter added into its weights, of the model's own plain class."""
-    found = copy.deepcopy(model)
-    merge_(found)
-    return found
-
-
-def merge_(model: PreTrainedModel) -> None:
-    """Add the adapter into the weights of its layers, in place, and take it off.
-
-    Layers that were held in NF4 become plain ones, so that nothing is rounded once more.
-    """
-    for module in adapter_modules(model).values():
-        if hasattr(module.get_base_layer().weight, "quant_state"):
-            plain = nf4.plain_linear(module.get_base_layer())
-            plain.weight.data += module.get_delta_weight(_NAME).detach()
-            module.base_layer = plain
-        else:
-            module.merge()
-    remove_(model)
-    nf4.hold_plainly_(model)
-
-
-def remove_(model: PreTrainedModel) -> None:
-    """Take the adapter off, in place; layers keep the weights that they have."""
-    for name, module in adapter_modules(model).items():
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, module.get_base_layer())
-    if getattr(model, "_hf_peft_config_loaded", False):
-        model._hf_peft_config_loaded = False
-        del model.peft_config
-
-
-def read_adapter_config(folder: Path) -> Mapping[str, Any] | None:
-    """The adapter's config in a folder that `save_model` wrote; None if it holds no adapter.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    file = folder / ADAPTER_CONFIG
-    if not file.is_file():
-        return None
-    try:
-        return dict(read_json(file))
-    except ValueError as error:
-        raise ValueError(f"{file}: it cannot be read ({error}); save the adapter again") from error
-
-
-def load_adapter_(model: PreTrainedModel, folder: Path) -> None:
-    """Add the adapter in a folder to a model in place, frozen.
-
-    Raises:
-        ValueError: it does not fit the model.
-    """
-    # `load_adapter` leaves the adapter's renaming of keys behind, and a merged model would be saved
-    # under names that no model has.
-    own = model.__dict__.get(_CONVERSIONS)
-    try:
-        model.load_adapter(str(folder), adapter_name=_NAME)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{folder}: the adapter does not fit its base model ({str(error).splitlines()[0]}); "
-            "choose the model that it was trained on"
-        ) from error
-    if own is None:
-        model.__dict__.pop(_CONVERSIONS, None)
-    else:
-        model.__dict__[_CONVERSIONS] = own
-    freeze(model)

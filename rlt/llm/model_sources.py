@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlt.llm.adapters import load_adapter_, read_adapter_config
+from rlt.llm.adapter_layers import load_adapter_, read_adapter_config
 from rlt.llm.lm_head import check_head
 from rlt.llm.models import LanguageModel, prepare_tokenizer
 from rlt.llm.nf4 import hold_in_nf4_, read_nf4_file

@@ -13,6 +13,7 @@ takes
                adapter of A parameters, 4·A of weights, gradients and state instead
     rollout    2·L·K·b of keys and values for each token in the cache (a shared prompt counts
                once), and about 28·V bytes a row to draw a token
+               (with `rollout.linear_dtype`, also copies of all linear layers in that type)
     reward     2·(4·D + 2·H + 2·K + 3·F)·a a token of one micro-batch and 3 chunks of logits
     update     L·(6·D + 4·H + 2·K + 4·F)·a a token of one micro-batch, and 3 chunks of logits;
                with gradient checkpointing L·D·a and the activations of one layer instead
@@ -34,7 +35,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlt.llm import nf4
-from rlt.llm.adapters import Adapter, NoAdapter, adapter_parameters
+from rlt.llm.adapter_layers import adapter_parameters
+from rlt.llm.adapters import Adapter, NoAdapter
 from rlt.llm.lm_head import MAX_LOGITS
 from rlt.llm.model_sources import Adapted, ModelSource
 from rlt.llm.models import context_of
@@ -58,6 +60,7 @@ class Shape:
     vocabulary: int
     context: int
     adapter: int = 0  # parameters of the adapter that is trained beside them; 0: all are trained
+    linear: int = 0  # how many of the parameters are weights of linear layers, the head included
     in_nf4: int = 0  # how many of the parameters are held in NF4
     bytes_in_nf4: float = 0.0  # of each of these
 
@@ -134,6 +137,7 @@ def shape_of(source: ModelSource, adapter: Adapter | None = None, trained: bool 
         vocabulary=text.vocab_size,
         context=context_of(config),
         adapter=sum(p.numel() for p in adapter_parameters(model)),
+        linear=linear + model.get_output_embeddings().weight.numel(),
         in_nf4=linear if double is not None else 0,
         bytes_in_nf4=nf4.BYTES_EACH if double else nf4.BYTES_EACH_SINGLE,
     )
@@ -189,7 +193,10 @@ def peak_bytes(
         places = rows * rollout.max_new_tokens + math.ceil(rows / shared) * prompt
         cache = 2 * writer.layers * writer.keys * writer.bytes_each * places
         first = _forward(writer, math.ceil(rows / shared) * prompt, activation)
-        phases["rollout"] = start + max(cache, first) + 28 * rows * writer.vocabulary
+        copied: torch.dtype | None = getattr(rollout, "linear_dtype", None)
+        copies = writer.linear * copied.itemsize if copied is not None else 0
+        drawing = 28 * rows * writer.vocabulary
+        phases["rollout"] = start + copies + max(cache, first) + drawing
     return phases
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rlt.llm.adapters import read_adapter_config
+from rlt.llm.adapter_layers import read_adapter_config
 from rlt.report.folder import Run
 from rlt.report.results import result_lines
 from rlt.report.run import provenance

@@ -21,15 +21,17 @@ class Completion:
     Attributes:
         ids: sampled token ids, including those of the stop string or the EOS at their end.
         log_probs: log-probs of the tokens in nats, at the sampling temperature and before top-p,
-            top-k or min-p. Empty if the engine does not compute them with a forward pass of the
-            model itself.
+            top-k or min-p, as the engine computed them. Empty if it does not tell.
         finish: why the completion ended: `stop` (stop string), `eos` (end of the turn) or `length`
             (cut at `max_new_tokens`).
+        exact: whether the engine computes as the model's own layers do. If not, its log-probs
+            differ from the model's by more than the order of additions.
     """
 
     ids: list[int]
     log_probs: list[float]
     finish: str
+    exact: bool = True
 
 
 class Rollout(Protocol):
@@ -82,6 +84,6 @@ def known_log_probs(model: nn.Module, completions: Sequence[Completion]) -> list
     parameter = next(model.parameters())
     if parameter.dtype != torch.float32 or torch.is_autocast_enabled(parameter.device.type):
         return None
-    if any(len(c.log_probs) != len(c.ids) for c in completions):
+    if any(not c.exact or len(c.log_probs) != len(c.ids) for c in completions):
         return None
     return [torch.tensor(c.log_probs, device=parameter.device) for c in completions]

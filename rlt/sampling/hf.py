@@ -35,11 +35,13 @@ from rlt.llm.lm_head import logits_of
 from rlt.llm.token_budget import TokenBudget
 from rlt.llm.tokenizers import turn_end_ids
 from rlt.sampling.engine import Completion
+from rlt.sampling.linear_copies import linear_copies
 from rlt.sampling.shared_prefix import RunningRows
 
 # Removing ended rows copies the cache of the batch. It is done once at most this fraction of the
 # rows is unfinished.
 _UNFINISHED_FRACTION = 0.75
+_LINEAR_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class HFRollout:
@@ -54,6 +56,9 @@ class HFRollout:
         min_p: keep tokens with at least this fraction of the highest probability; 0 keeps all.
         token_budget: rows × (longest prompt + new tokens) that are generated at once. It is
             lowered if memory runs out (`rlt.llm.token_budget`).
+        linear_dtype: `float32`, `bfloat16` or `float16`: linear layers sample from copies of their
+            weights in this type, with an adapter merged in (`rlt.sampling.linear_copies`). None:
+            the layers sample as they are.
 
     Raises:
         ValueError: a value is out of range.
@@ -67,6 +72,7 @@ class HFRollout:
         top_k: int = 0,
         min_p: float = 0.0,
         token_budget: int = 65536,
+        linear_dtype: str | None = None,
     ) -> None:
         if temperature < 0:
             raise ValueError(f"rollout.temperature={temperature} must be 0 (greedy) or more")
@@ -78,6 +84,12 @@ class HFRollout:
             raise ValueError(f"rollout.top_k={top_k} must be 0 (off) or more")
         if not 0 <= min_p < 1:
             raise ValueError(f"rollout.min_p={min_p} must lie in [0, 1); 0 switches it off")
+        if linear_dtype not in (None, *_LINEAR_DTYPES):
+            raise ValueError(
+                f"rollout.linear_dtype={linear_dtype} must be null or one of "
+                f"{', '.join(_LINEAR_DTYPES)}"
+            )
+        self.linear_dtype: torch.dtype | None = getattr(torch, linear_dtype or "", None)
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
         self.token_budget = TokenBudget(token_budget, "hardware.generation_token_budget")
@@ -115,7 +127,7 @@ class HFRollout:
                 completion_of_row.update(zip(indices, batch, strict=True))
             return completion_of_row
 
-        with _weights_cast_once():
+        with _weights_cast_once(), linear_copies(model, self.linear_dtype):
             completion_of_row = self.token_budget.fit(generate, cut)
         completions = [completion_of_row[row] for row in range(len(rows))]
         return [completions[p * n : (p + 1) * n] for p in range(len(prompts))]
@@ -150,7 +162,10 @@ class HFRollout:
                 tokens_B = tokens_B[kept_B]
                 running.keep(kept_B)
             running.append(tokens_B)
-        return [Completion(row.ids, row.log_probs, row.finish or "length") for row in all_rows]
+        exact = self.linear_dtype in (None, torch.float32)
+        return [
+            Completion(row.ids, row.log_probs, row.finish or "length", exact) for row in all_rows
+        ]
 
     def _draw(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a token for each row. Returns tokens `[B]` and their log-probs before truncation.

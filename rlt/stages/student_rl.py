@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
-from rlt.llm.adapters import frozen_copy
 from rlt.llm.model_sources import ModelSource
 from rlt.llm.models import context_tokens
+from rlt.llm.shared_weights import frozen_copy
 from rlt.runs.folder import RunFolder
 from rlt.stages.common import load_data
 from rlt.stages.rl import RLStage, record_weights, require_room

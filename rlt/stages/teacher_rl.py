@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from rlt.config.allowed_targets import raise_if_any
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
-from rlt.llm.adapters import frozen_copy, share_equal_weights
 from rlt.llm.device import on_device
 from rlt.llm.model_sources import ModelSource
 from rlt.llm.models import LanguageModel, context_tokens, fingerprint, freeze
+from rlt.llm.shared_weights import frozen_copy, share_equal_weights
 from rlt.report.results import rl_result
 from rlt.rewards import Reward, RewardScorer
 from rlt.rewards.preflight import Area, Preflight

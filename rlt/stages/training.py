@@ -17,7 +17,8 @@ from rlt.data.batches import StepDataModule, total_steps
 from rlt.data.dataset import ProblemData
 from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
-from rlt.llm.adapters import Adapter, NoAdapter, merged_copy
+from rlt.llm.adapter_layers import merged_copy
+from rlt.llm.adapters import Adapter, NoAdapter
 from rlt.llm.models import LanguageModel, context_tokens, save_model
 from rlt.report.results import sft_result
 from rlt.runs.environment import peak_memory_bytes

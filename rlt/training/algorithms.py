@@ -25,6 +25,7 @@ from torch import Tensor
 Aggregation = Literal["sequence_mean", "token_mean", "max_length"]
 Objective = Literal["clip", "cispo"]
 Ratio = Literal["token", "sequence"]
+Correction = Literal["none", "tis", "mis"]
 
 STD_EPSILON = 1e-4  # added to the group's std
 MAX_LOG_RATIO = 20.0  # exp() of more would overflow a loss that is already lost
@@ -44,6 +45,8 @@ class Algorithm:
     scale_rewards: bool
     negative_weight: float
     mask_overlong: bool
+    correction: Correction
+    correction_cap: float
     num_iterations: int
     minibatches: int
     reference_update_every_steps: int | None
@@ -54,6 +57,7 @@ class Algorithm:
             ("aggregation", Aggregation),
             ("objective", Objective),
             ("ratio", Ratio),
+            ("correction", Correction),
         ):
             allowed = get_args(literal)
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
@@ -78,6 +82,9 @@ class Algorithm:
             "negative_weight",
             0 <= self.negative_weight <= 1,
             "between 0 (learn from what is better than its group alone) and 1",
+        )
+        self._require(
+            "correction_cap", self.correction_cap > 1, "above 1, the ratio of two equal log-probs"
         )
         self._require("beta", self.beta >= 0, "at least 0 (0 switches k3 off)")
         every = self.reference_update_every_steps

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from rlt.data.batches import Batch
 from rlt.data.renderer import Renderer
-from rlt.llm.adapters import is_partly_trained
+from rlt.llm.adapter_layers import is_partly_trained
 from rlt.llm.batching import Row, cut_rows, padding_fraction
 from rlt.llm.finite_checks import NotFiniteError, require_finite_sum
 from rlt.llm.flop_count import forward_flops, matmul_flops_per_second

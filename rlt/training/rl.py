@@ -166,13 +166,17 @@ class RL(PolicyModule):
 
         Raises:
             NotFiniteError: a log-prob, a reward or one of its terms is NaN or infinite.
+            ValueError: a correction needs log-probs that the rollout engine does not give.
         """
         started = time.perf_counter()
         log_probs = known_log_probs(self.policy, rollout.completions)
+        sampled_elsewhere = log_probs is None
         if log_probs is None:
             log_probs = self.row_log_probs(self.policy, rollout.rows)
         require_finite("a log-prob of the policy", log_probs, rollout.problem_ids)
         rollout.log_probs = log_probs
+        if sampled_elsewhere:
+            rollout.compare_with_sampler(self.algorithm.correction)
         rollout.reward_table = self.task.score(rollout, self.policy, self.temperature)
         rollout.seconds["reward"] = time.perf_counter() - started
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlt.data.dataset import Behaviour
 from rlt.evaluation.statistics import roc_area_interval
+from rlt.training.correction import mismatch
 from rlt.training.credit import within_completions
 from rlt.training.rollout_batch import RolloutBatch
 from rlt.training.rollout_metrics import behaviours, completion_metrics, hacking_monitors
@@ -50,6 +51,9 @@ def log_step(module: "RL", rollout: RolloutBatch, stats: dict[str, float], monit
     module.log("policy/zero_advantage_rate", idle_P.float().mean())
     inside = within_completions(rollout.advantages_NT, rollout.lengths)
     module.log("policy/token_credit_fraction", inside)
+    if rollout.sampler_ratios is not None:
+        values = mismatch(rollout.sampler_ratios, module.algorithm.correction_cap)
+        module.log_dict({f"policy/mismatch_{name}": value for name, value in values.items()})
     if monitored:
         values = hacking_monitors(rollout, module.task)
         if "entropy" in stats:  # no token had a loss if every completion was left out

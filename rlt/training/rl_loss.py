@@ -5,6 +5,7 @@ Shapes: B completion of a micro-batch, T token, D hidden dimension, N real token
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from rlt.llm.batching import pad_rows
 from rlt.llm.logprobs import batch_log_probs, continuation_hidden
 from rlt.training import algorithms
 from rlt.training.algorithms import Algorithm
+from rlt.training.correction import importance_weights
 from rlt.training.credit import exact_kl_loss
 from rlt.training.rollout_batch import RolloutBatch
 
@@ -21,6 +23,8 @@ def loss_mask_and_weights(
     rollout: RolloutBatch, picked: Sequence[int], algorithm: Algorithm, max_new_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """Which tokens of an optimizer step have a loss, and what the loss of each counts for.
+
+    Where the sampler's probabilities were not the policy's, `algorithm.correction` weighs tokens.
 
     Args:
         rollout: the completions.
@@ -32,7 +36,17 @@ def loss_mask_and_weights(
         Mask (bool) and weights (float32), `[len(picked), T]`.
     """
     mask_BT = algorithms.loss_mask(rollout.token_mask(picked), rollout.overlong(picked), algorithm)
-    return mask_BT, algorithms.token_weights(mask_BT, algorithm.aggregation, max_new_tokens)
+    importance_BT = torch.ones(mask_BT.shape)
+    if rollout.sampler_ratios is not None:
+        ratio_BT = pad_sequence(
+            [rollout.sampler_ratios[n] for n in picked], batch_first=True, padding_value=1.0
+        )
+        importance_BT[:, : ratio_BT.shape[1]] = importance_weights(
+            ratio_BT, algorithm.correction, algorithm.correction_cap
+        )
+        mask_BT &= importance_BT > 0  # a token that is left out counts in no mean
+    weights_BT = algorithms.token_weights(mask_BT, algorithm.aggregation, max_new_tokens)
+    return mask_BT, weights_BT * importance_BT
 
 
 def micro_batch_loss(

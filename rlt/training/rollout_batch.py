@@ -14,6 +14,8 @@ from rlt.data.problem import Problem
 from rlt.llm.batching import Row
 from rlt.rewards.reward import RewardTable
 from rlt.sampling import Completion
+from rlt.training.algorithms import Correction
+from rlt.training.correction import sampler_ratios
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class RolloutBatch:
         parsed: what each completion says.
         log_probs: by `score`: of each completion's tokens under the policy that sampled them, in
             nats at the sampling temperature, one vector `[T]` a completion.
+        sampler_ratios: by `score`: the policy's over the sampler's probability of the same tokens;
+            None where the sampler's log-probs are the policy's, or are not known.
         reward_table: by `score`: rewards with their terms.
         advantages_NT: by `assign_credit`: the advantage of each token.
         exact_kl_weights_N: by `assign_credit`: what each completion's mean exact KL to the student
@@ -65,6 +69,7 @@ class RolloutBatch:
     log_probs: list[Tensor] = field(init=False)
     reward_table: RewardTable = field(init=False)
     advantages_NT: Tensor = field(init=False)
+    sampler_ratios: list[Tensor] | None = None
     exact_kl_weights_N: Tensor | None = None
     reference_log_probs: list[Tensor] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -117,6 +122,24 @@ class RolloutBatch:
     def rewards_PG(self) -> Tensor:
         """Rewards `[P, G]`, a row for each problem's group."""
         return torch.tensor(self.reward_table.rewards).view(-1, self.group_size)
+
+    def compare_with_sampler(self, correction: Correction) -> None:
+        """Set `sampler_ratios`, from `log_probs` and what the rollout engine has told.
+
+        Raises:
+            ValueError: the correction needs the engine's log-probs, and it did not give them.
+        """
+        if any(len(c.log_probs) != len(c.ids) for c in self.completions):
+            if correction != "none":
+                raise ValueError(
+                    f"algorithm.correction={correction} needs the log-probs that completions were "
+                    "sampled with, and this rollout engine does not give them; set it to none"
+                )
+            return
+        own = [values_T.cpu() for values_T in self.log_probs]
+        self.sampler_ratios = sampler_ratios(
+            own, [torch.tensor(c.log_probs) for c in self.completions]
+        )
 
     def minibatches(self, iterations: int, count: int) -> Iterator[list[int]]:
         """Places of the completions of each optimizer step: all of them in each iteration.

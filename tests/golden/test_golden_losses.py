@@ -38,6 +38,8 @@ def algorithm_of(case: dict[str, Any]) -> Algorithm:
         scale_rewards=case["scale_rewards"],
         negative_weight=1.0,
         mask_overlong=False,
+        correction="none",
+        correction_cap=2.0,
         num_iterations=1,
         minibatches=1,
         reference_update_every_steps=None,

@@ -11,17 +11,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlt.config.allowed_targets import ConfigError
-from rlt.llm.adapters import (
-    LoRA,
-    NoAdapter,
-    adapter_modules,
-    adapter_parameters,
-    frozen_copy,
-    merged_copy,
-    share_equal_weights,
-)
+from rlt.llm.adapter_layers import adapter_modules, adapter_parameters, merged_copy
+from rlt.llm.adapters import LoRA, NoAdapter
 from rlt.llm.model_sources import Adapted, Pretrained, source_at
 from rlt.llm.models import LanguageModel, fingerprint, freeze, save_model
+from rlt.llm.shared_weights import frozen_copy, share_equal_weights
 
 IDS = torch.tensor([[5, 9, 40, 11, 3, 77, 8]])
 SETTINGS: dict[str, Any] = {

@@ -12,15 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from rlt.config.allowed_targets import ConfigError
 from rlt.llm import nf4
-from rlt.llm.adapters import (
-    NoAdapter,
-    adapter_modules,
-    frozen_copy,
-    merged_copy,
-    share_equal_weights,
-)
+from rlt.llm.adapter_layers import adapter_modules, merged_copy
+from rlt.llm.adapters import NoAdapter
 from rlt.llm.model_sources import Adapted, Pretrained, source_at
 from rlt.llm.models import LanguageModel, fingerprint, save_model
+from rlt.llm.shared_weights import frozen_copy, share_equal_weights
 from rlt.preflight.memory_estimate import shape_of
 from tests.llm.test_adapters import base, logits, lora, train, trained_adapter
 

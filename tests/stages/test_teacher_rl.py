@@ -87,6 +87,24 @@ def test_token_credit(train, exact: str) -> None:
     assert any("advantage" in row["attribution"] for row in rows)
 
 
+@pytest.mark.parametrize("correction", ["none", "tis", "mis"])
+def test_sampling_in_bfloat16_is_corrected_and_its_mismatch_logged(train, correction: str) -> None:
+    _, scalars = train(
+        "rollout.linear_dtype=bfloat16", f"algorithm.correction={correction}",
+        "algorithm.correction_cap=1.0001",
+    )  # fmt: skip
+    assert all(0 < kl < 0.01 for kl in scalars["policy/mismatch_kl"])
+    assert all(1 < ratio < 2 for ratio in scalars["policy/mismatch_max_ratio"])
+    # Of so narrow a bound nearly every token is out; the rest still has a loss that is finite.
+    assert all(0.5 < rate <= 1 for rate in scalars["policy/mismatch_outside_rate"])
+    assert all(math.isfinite(loss) for loss in scalars["policy/loss"])
+
+
+def test_sampler_and_policy_are_one_by_default(train) -> None:
+    _, scalars = train()
+    assert not any(name.startswith("policy/mismatch") for name in scalars)
+
+
 def test_published_credit_is_the_default(train) -> None:
     folder, scalars = train()
     assert scalars["policy/token_credit_fraction"] == [0.0, 0.0]
