@@ -193,7 +193,8 @@ def peak_bytes(
         places = rows * rollout.max_new_tokens + math.ceil(rows / shared) * prompt
         cache = 2 * writer.layers * writer.keys * writer.bytes_each * places
         first = _forward(writer, math.ceil(rows / shared) * prompt, activation)
-        copied: torch.dtype | None = getattr(rollout, "linear_dtype", None)
+        own = torch.float32 if writer.bytes_each == 4 else torch.bfloat16
+        copied = rollout.dtype_of_copies(hardware.device, own)
         copies = writer.linear * copied.itemsize if copied is not None else 0
         drawing = 28 * rows * writer.vocabulary
         phases["rollout"] = start + copies + max(cache, first) + drawing

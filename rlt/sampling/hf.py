@@ -41,7 +41,7 @@ from rlt.sampling.shared_prefix import RunningRows
 # Removing ended rows copies the cache of the batch. It is done once at most this fraction of the
 # rows is unfinished.
 _UNFINISHED_FRACTION = 0.75
-_LINEAR_DTYPES = ("float32", "bfloat16", "float16")
+_LINEAR_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class HFRollout:
@@ -56,9 +56,10 @@ class HFRollout:
         min_p: keep tokens with at least this fraction of the highest probability; 0 keeps all.
         token_budget: rows × (longest prompt + new tokens) that are generated at once. It is
             lowered if memory runs out (`rlt.llm.token_budget`).
-        linear_dtype: `float32`, `bfloat16` or `float16`: linear layers sample from copies of their
-            weights in this type, with an adapter merged in (`rlt.sampling.linear_copies`). None:
-            the layers sample as they are.
+        linear_dtype: linear layers sample from copies of their weights, with an adapter merged in
+            (`rlt.sampling.linear_copies`): `float32`, `bfloat16` or `float16` is the type of the
+            copies. None makes no copies. `auto` makes them in float32 where a model in float32 is
+            on a CPU.
 
     Raises:
         ValueError: a value is out of range.
@@ -72,7 +73,7 @@ class HFRollout:
         top_k: int = 0,
         min_p: float = 0.0,
         token_budget: int = 65536,
-        linear_dtype: str | None = None,
+        linear_dtype: str | None = "auto",
     ) -> None:
         if temperature < 0:
             raise ValueError(f"rollout.temperature={temperature} must be 0 (greedy) or more")
@@ -89,7 +90,7 @@ class HFRollout:
                 f"rollout.linear_dtype={linear_dtype} must be null or one of "
                 f"{', '.join(_LINEAR_DTYPES)}"
             )
-        self.linear_dtype: torch.dtype | None = getattr(torch, linear_dtype or "", None)
+        self.linear_dtype = linear_dtype
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
         self.token_budget = TokenBudget(token_budget, "hardware.generation_token_budget")
@@ -127,10 +128,23 @@ class HFRollout:
                 completion_of_row.update(zip(indices, batch, strict=True))
             return completion_of_row
 
-        with _weights_cast_once(), linear_copies(model, self.linear_dtype):
+        copied = self.dtype_of_copies(model.device, model.dtype)
+        with _weights_cast_once(), linear_copies(model, copied):
             completion_of_row = self.token_budget.fit(generate, cut)
         completions = [completion_of_row[row] for row in range(len(rows))]
         return [completions[p * n : (p + 1) * n] for p in range(len(prompts))]
+
+    def dtype_of_copies(self, device: torch.device, dtype: torch.dtype) -> torch.dtype | None:
+        """Data type of the linear layers' copies for a model; None if there are none.
+
+        Args:
+            device: that the model is on.
+            dtype: of the model.
+        """
+        if self.linear_dtype != "auto":
+            return getattr(torch, self.linear_dtype or "", None)
+        on_cpu = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        return torch.float32 if on_cpu and dtype == torch.float32 else None
 
     def _generate(
         self,
@@ -162,7 +176,7 @@ class HFRollout:
                 tokens_B = tokens_B[kept_B]
                 running.keep(kept_B)
             running.append(tokens_B)
-        exact = self.linear_dtype in (None, torch.float32)
+        exact = self.linear_dtype in (None, "auto", "float32")
         return [
             Completion(row.ids, row.log_probs, row.finish or "length", exact) for row in all_rows
         ]

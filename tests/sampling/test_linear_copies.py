@@ -84,6 +84,33 @@ def test_rollout_tells_whether_its_log_probs_are_the_models(
     assert (known_log_probs(made.model, group) is not None) is exact
 
 
+def test_auto_copies_float32_models_on_a_cpu() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    rollout = HFRollout()
+    assert rollout.dtype_of_copies(cpu, torch.float32) == torch.float32
+    assert rollout.dtype_of_copies(cpu, torch.bfloat16) is None
+    assert rollout.dtype_of_copies(gpu, torch.float32) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rollout.dtype_of_copies(cpu, torch.float32) is None
+    assert HFRollout(linear_dtype=None).dtype_of_copies(cpu, torch.float32) is None
+    bfloat16 = HFRollout(linear_dtype="bfloat16")
+    assert bfloat16.dtype_of_copies(gpu, torch.float32) == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_packed_copy_is_the_layer(dtype: torch.dtype, has_bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(24, 40, bias=has_bias)
+    copy = LinearCopy(layer.weight, layer.bias, dtype)
+    if not copy.is_packed:
+        pytest.skip("this CPU has no such linear layer")
+    x = torch.randn(3, 5, 24)
+    assert copy(x).dtype == torch.float32
+    assert copy(x).shape == (3, 5, 40)
+    assert torch.allclose(copy(x), layer(x), atol=1e-5 if dtype == torch.float32 else 0.03)
+
+
 def test_unknown_type_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rollout.linear_dtype=int8 must be null or one of"):
         HFRollout(linear_dtype="int8")
