@@ -1,6 +1,7 @@
 # make quickstart   from a fresh clone to a graded student: installs, runs the whole pipeline
 # make test         the test suite        make lint        ruff and mypy
 # make test-slow    tests that take minutes; make test-gpu: tests that need a CUDA device
+# make gpu-check    one page on this device: exactness, speed, memory (benchmarks/gpu_check.py)
 # make docs         the documentation site, into build/docs; make docs-serve shows it while you write
 # make lock         pin the newest versions that pyproject.toml and requirements/*.in allow
 # make clean        remove caches and build products; make distclean: .venv too (never outputs/)
@@ -23,7 +24,7 @@ UV_VENV   := build/uv
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install quickstart test test-slow test-gpu lint format docs docs-serve lock clean distclean
+.PHONY: help install quickstart test test-slow test-gpu gpu-check lint format docs docs-serve lock clean distclean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -67,6 +68,9 @@ test-slow: $(INSTALLED)
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+gpu-check: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu_check $(or $(ARGS),hardware=gpu_24gb)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

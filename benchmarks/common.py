@@ -26,6 +26,7 @@ from rlt.cli.quiet_libraries import quiet
 from rlt.runs.files import write_json
 
 Row = dict[str, Any]  # column → value of one line of a table
+WITH_LORA = "+lora"  # ends the name of an arm that trains an adapter
 
 
 def parser(doc: str | None, model: str = "smollm2_135m_packaged") -> argparse.ArgumentParser:

@@ -226,6 +226,7 @@ def sft_steps(work: Work, examples: Sequence[Example], steps: int) -> list[float
             train_dataset=Dataset.from_dict(columns),
             processing_class=work.tokenizer,
             callbacks=[clock],
+            peft_config=_lora_of(work.cfg),
         )
         trainer.train()
     return seconds

@@ -6,6 +6,7 @@ own, in turn, as in `benchmarks.teacher_rl_step`.
 Tokens are all of a row's, prompt and target.
 
     python -m benchmarks.sft
+    python -m benchmarks.sft --lora     # both once more, with the same LoRA adapter
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import (
+    WITH_LORA,
     against_peer,
     leave,
     parse,
@@ -46,13 +48,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made.add_argument("--rows", type=int, default=8)
     made.add_argument("--prompt-tokens", type=int, default=100)
     made.add_argument("--target-tokens", type=int, default=130)
+    made.add_argument("--lora", action="store_true", help="also measure both with adapter=lora")
     args = parse(made, argv)
     if args.arm:
-        leave(args.arm_file, (run_rlt if args.arm == "rlt" else run_trl)(args))
+        adapter = ["adapter=lora"] if args.arm.endswith(WITH_LORA) else []
+        run = run_rlt if args.arm.startswith("rlt") else run_trl
+        leave(args.arm_file, run(args, adapter))
         return {}
     cfg = compose_stage("teacher_sft", args.model, args.overrides)
     machine = machine_facts(device_for(cfg), getattr(torch, cfg.hardware.dtype))
-    found = run_arms("sft", args, peer_and_rlt())
+    plain = peer_and_rlt()
+    found = run_arms("sft", args, [*plain, *(f"{arm}{WITH_LORA}" for arm in plain if args.lora)])
     tokens = args.rows * (args.prompt_tokens + args.target_tokens)
     rows = []
     for arm, runs in found.items():
@@ -60,8 +66,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         row["tokens_per_second"] = tokens / row["seconds"]
         rows.append(row | {"peak_gb": max(run["peak_bytes"] for run in runs) / 1e9})
     floor = found["rlt"][0]["flops"] / machine["matmul_flops_per_second"]
-    ratios = against_peer(rows, "tokens per second")
-    ratios["rlt against the floor"] = rows[-1]["seconds"] / floor
+    ratios = against_peer(rows[: len(plain)], "tokens per second")
+    ratios["rlt against the floor"] = rows[len(plain) - 1]["seconds"] / floor
+    if args.lora:
+        ratios |= {
+            f"with LoRA: {name}": value
+            for name, value in against_peer(rows[len(plain) :], "tokens per second").items()
+        }
     names = ("rows", "prompt_tokens", "target_tokens", "steps", "peer_checkpointing")
     return publish(
         "sft", args, machine, rows, ratios=ratios, floor_seconds=floor, peer=peer(),
@@ -81,9 +92,9 @@ def examples_of(work: Work, args: Any) -> list[Example]:
     ]
 
 
-def run_rlt(args: Any) -> dict[str, Any]:
+def run_rlt(args: Any, adapter: list[str]) -> dict[str, Any]:
     """Train with rlt and return the seconds of each step and the FLOPs that a step needs."""
-    work, clock = load("teacher_sft", args.model, args.overrides), StepClock()
+    work, clock = load("teacher_sft", args.model, [*args.overrides, *adapter]), StepClock()
     examples = examples_of(work, args)
     fit(work, sft(work, args.steps + 1), examples, args.steps + 1, [clock])
     rows = [(example.prompt, example.target) for example in examples]
@@ -91,10 +102,12 @@ def run_rlt(args: Any) -> dict[str, Any]:
     return {"steps": [step["seconds"] for step in clock.steps], "flops": floor.flops}
 
 
-def run_trl(args: Any) -> dict[str, Any]:
+def run_trl(args: Any, adapter: list[str]) -> dict[str, Any]:
     """Train with trl on the same examples and return the seconds of each step."""
     checkpointing = ["hardware.gradient_checkpointing=true"] if args.peer_checkpointing else []
-    work = load("teacher_sft", args.model, [*args.overrides, *checkpointing], prepared=False)
+    work = load(
+        "teacher_sft", args.model, [*args.overrides, *checkpointing, *adapter], prepared=False
+    )
     return {"steps": sft_steps(work, examples_of(work, args), args.steps + 1)}
 
 

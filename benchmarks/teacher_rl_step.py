@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import (
+    WITH_LORA,
     against_peer,
     leave,
     parse,
@@ -51,7 +52,6 @@ from benchmarks.work import (
 )
 
 PHASES = ("rollout", "reward", "update")
-WITH_LORA = "+lora"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

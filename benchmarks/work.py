@@ -90,7 +90,9 @@ def load(stage: str, model: str, overrides: Sequence[str] = (), prepared: bool =
     torch.manual_seed(0)
     made: LanguageModel = build(cfg.teacher).load()
     if prepared:  # a peer adds the adapter itself
-        build(cfg.adapter).add_to(made.model)
+        adapter = build(cfg.adapter)
+        adapter.prepare(made.model)
+        adapter.add_to(made.model)
     renderer = Renderer(build(cfg.prompt), made.tokenizer)
     renderer.stop = NEVER  # every completion is cut by its length
     return Work(cfg, on_device(made.model, device), renderer)

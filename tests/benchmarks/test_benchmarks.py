@@ -15,6 +15,8 @@ import rlt.sampling.shared_prefix
 from benchmarks import (
     common,
     decode,
+    gpu_check,
+    memory,
     peers,
     reward_scoring,
     scaling,
@@ -50,6 +52,27 @@ def run(benchmark: Any, tmp_path: Path, *options: str) -> dict[str, Any]:
 
 
 # --- every script ---------------------------------------------------------------------------------
+
+
+def test_memory(tmp_path: Path) -> None:
+    (row,) = run(memory, tmp_path, "--only", "nano, RL")["rows"]
+    for phase in ("rollout_", "reward_", "update_", ""):
+        # A tiny model weighs nothing: both are what the program itself takes.
+        assert row[f"{phase}estimated"] == pytest.approx(row[f"{phase}measured"], rel=0.15)
+    assert {s.stage for s in memory.SETTINGS.values()} == {"teacher_rl", "teacher_sft"}
+    assert len(memory.SETTINGS) >= 12
+
+
+def test_gpu_check_writes_its_page_on_a_cpu(tmp_path: Path) -> None:
+    lengths = ["--prompt-tokens", "24", "--new-tokens", "4"]
+    written = run(
+        gpu_check, tmp_path, *lengths, "hardware=cpu", "--models", "nano", "--adapters", "lora"
+    )
+    (row,), (exact,) = written["rows"], written["exactness"]
+    assert all(row[phase] > 0 for phase in ("rollout", "reward", "update", "mfu"))
+    assert all(0 <= exact[name] < 1e-4 for name in gpu_check.EXACTNESS)
+    page = (tmp_path / "gpu_check.md").read_text()
+    assert page.count("| rlt nano lora |") == 3
 
 
 def test_decode(tmp_path: Path) -> None:
