@@ -155,7 +155,7 @@ def measure(
         options += overrides
         stage = build_stage(compose_stage(setting.stage, name, options))
         shape = shape_of(stage.source("teacher"), stage.adapter)
-        shapes = {"teacher": shape} | ({"student": shape} if stage.scores_by else {})
+        shapes = dict.fromkeys(stage.roles, shape)
         longest = setting.prompt + setting.target
         estimated = peak_bytes(stage, shapes, longest, setting.prompt)
         work, clock = load(setting.stage, name, options), StepClock()
