@@ -15,13 +15,18 @@ takes
                once), and about 28·V bytes a row to draw a token
                (with `rollout.linear_dtype`, also copies of all linear layers in that type)
     reward     2·(4·D + 2·H + 2·K + 3·F)·a a token of one micro-batch and 3 chunks of logits
-    update     L·(6·D + 4·H + 2·K + 4·F)·a a token of one micro-batch, and 3 chunks of logits;
+    update     L·(6·D + 4·H + 2·K + 4·F)·a a token of one micro-batch, 2·L·K·a for each row and
+               token of its prompt where rows share the prompt, and 3 chunks of the targets' logits;
                with gradient checkpointing L·D·a and the activations of one layer instead
 
-where an activation takes a bytes (4, or 2 in bfloat16) and a chunk of logits at most 2^25 float32
-values. Training stages hold gradients and optimizer states in all their phases. A micro-batch has
-`hardware.tokens_per_micro_batch` tokens, or those of its longest row if that is longer. Autocast
-also keeps a copy of the trained weights in bfloat16.
+where an activation takes a bytes (4; 2 in bfloat16; 3 under bf16 autocast, which keeps norms and
+residuals in float32) and a chunk of logits at most 2^25 float32 values. Training stages hold
+gradients and optimizer states in all their phases. A micro-batch has
+`hardware.tokens_per_micro_batch` tokens, or those of its longest row if that is longer, and at most
+those of the whole step, in whole rows; a prompt that rows share counts once. Under autocast, every
+forward pass of the update also keeps a copy of float32 linear layers in bfloat16 for its backward
+pass (two passes where prompts are shared, one layer's copy with gradient checkpointing), and the
+rollout keeps one.
 """
 
 import math
@@ -37,7 +42,9 @@ from transformers import AutoModelForCausalLM
 from rlt.llm import nf4
 from rlt.llm.adapter_layers import adapter_parameters
 from rlt.llm.adapters import Adapter, NoAdapter
+from rlt.llm.device import Hardware
 from rlt.llm.lm_head import MAX_LOGITS
+from rlt.llm.logprobs import shares_prefixes
 from rlt.llm.model_sources import Adapted, ModelSource
 from rlt.llm.models import context_of
 from rlt.stages.stage import ModelStage
@@ -60,6 +67,7 @@ class Shape:
     vocabulary: int
     context: int
     adapter: int = 0  # parameters of the adapter that is trained beside them; 0: all are trained
+    shares_prompts: bool = False  # rows of one prompt run it once
     linear: int = 0  # how many of the parameters are weights of linear layers, the head included
     in_nf4: int = 0  # how many of the parameters are held in NF4
     bytes_in_nf4: float = 0.0  # of each of these
@@ -69,6 +77,11 @@ class Shape:
         """Bytes of all weights."""
         plain = (self.parameters - self.in_nf4) * self.bytes_each
         return plain + round(self.in_nf4 * self.bytes_in_nf4)
+
+    @property
+    def cast_bytes(self) -> int:
+        """Bytes of the linear layers' copies in bfloat16 that autocast makes in a forward pass."""
+        return 2 * self.linear if self.bytes_each == 4 else 0
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,7 @@ def shape_of(source: ModelSource, adapter: Adapter | None = None, trained: bool 
         vocabulary=text.vocab_size,
         context=context_of(config),
         adapter=sum(p.numel() for p in adapter_parameters(model)),
+        shares_prompts=shares_prefixes(model),
         linear=linear + model.get_output_embeddings().weight.numel(),
         in_nf4=linear if double is not None else 0,
         bytes_in_nf4=nf4.BYTES_EACH if double else nf4.BYTES_EACH_SINGLE,
@@ -154,7 +168,6 @@ def peak_bytes(
         prompt: tokens of the longest prompt.
     """
     hardware = stage.hardware
-    activation = 2 if "bf16" in hardware.precision else 4
     start = held_bytes() if hardware.device.type == "cpu" else CUDA_BYTES
     partly = stage.trains is not None and shapes[stage.trains].adapter > 0
     start += sum(
@@ -165,7 +178,6 @@ def peak_bytes(
     if stage.holds_reference and not partly:
         assert stage.trains is not None
         start += shapes[stage.trains].weights
-    micro = max(hardware.tokens_per_micro_batch, longest)
     phases = {}
     if isinstance(stage, TrainingStage):
         assert stage.trains is not None
@@ -173,32 +185,70 @@ def peak_bytes(
         trained = 4 * policy.adapter if partly else policy.weights
         start += trained + round(trained * optimizer_bytes(stage.optim))
         start += trained if partly else 0  # an adapter's weights come on top of the model's
-        of_adapter = policy.adapter if partly else policy.parameters
-        start += 2 * of_adapter if "bf16-mixed" in hardware.precision else 0
-        tokens = min(micro, stage.rows_per_step * longest)
-        layer = 6 * policy.hidden + 4 * policy.queries + 2 * policy.keys + 4 * policy.intermediate
-        per_token = policy.layers * layer
-        if hardware.gradient_checkpointing:
-            per_token = policy.layers * policy.hidden + layer
-        logits = 3 * _logits(policy, tokens)
-        phases["update"] = start + tokens * per_token * activation + logits
+        phases["update"] = start + _update(stage, policy, longest, prompt)
     if stage.scores_by is not None:
-        phases["reward"] = start + _forward(shapes[stage.scores_by], micro, activation)
-    rollout: Any = getattr(stage, "rollout", None)
-    if rollout is not None and stage.completions is not None:
+        micro = max(hardware.tokens_per_micro_batch, longest)
+        phases["reward"] = start + _forward(shapes[stage.scores_by], micro, hardware)
+    if getattr(stage, "rollout", None) is not None and stage.completions is not None:
         assert stage.writer is not None
-        writer = shapes[stage.writer]
-        rows, shared = stage.completions
-        rows = min(rows, max(1, rollout.token_budget.tokens // (prompt + rollout.max_new_tokens)))
-        places = rows * rollout.max_new_tokens + math.ceil(rows / shared) * prompt
-        cache = 2 * writer.layers * writer.keys * writer.bytes_each * places
-        first = _forward(writer, math.ceil(rows / shared) * prompt, activation)
-        own = torch.float32 if writer.bytes_each == 4 else torch.bfloat16
-        copied = rollout.dtype_of_copies(hardware.device, own)
-        copies = writer.linear * copied.itemsize if copied is not None else 0
-        drawing = 28 * rows * writer.vocabulary
-        phases["rollout"] = start + copies + max(cache, first) + drawing
+        phases["rollout"] = start + _rollout(stage, shapes[stage.writer], prompt)
     return phases
+
+
+def _update(stage: TrainingStage, policy: Shape, longest: int, prompt: int) -> int:
+    """Return the bytes of a forward and backward pass over the largest micro-batch."""
+    hardware = stage.hardware
+    tokens, targets, expanded = _micro_batch(stage, policy, longest, prompt)
+    layer = 6 * policy.hidden + 4 * policy.queries + 2 * policy.keys + 4 * policy.intermediate
+    values = tokens * policy.layers * layer + 2 * policy.layers * policy.keys * expanded
+    cast = policy.cast_bytes * (2 if expanded else 1)
+    if hardware.gradient_checkpointing:
+        values = tokens * (policy.layers * policy.hidden + layer)
+        cast = policy.cast_bytes // policy.layers
+    if not _mixed(hardware):
+        cast = 0
+    return values * _activation_bytes(hardware) + cast + 3 * _logits(policy, targets)
+
+
+def _rollout(stage: ModelStage, writer: Shape, prompt: int) -> int:
+    """Return the bytes of sampling: caches, copies of linear layers, what draws a token."""
+    assert stage.completions is not None
+    rollout: Any = stage.rollout  # type: ignore[attr-defined]
+    rows, shared = stage.completions
+    rows = min(rows, max(1, rollout.token_budget.tokens // (prompt + rollout.max_new_tokens)))
+    prompts = math.ceil(rows / shared) * prompt
+    cache = 2 * writer.layers * writer.keys * writer.bytes_each
+    cache *= rows * rollout.max_new_tokens + prompts
+    first = _forward(writer, prompts, stage.hardware)
+    mixed = _mixed(stage.hardware)
+    own = torch.float32 if writer.bytes_each == 4 and not mixed else torch.bfloat16
+    copied = rollout.dtype_of_copies(stage.hardware.device, own)
+    copies = writer.linear * copied.itemsize if copied is not None else 0
+    if mixed and copied is None:
+        copies = writer.cast_bytes
+    return copies + max(cache, first) + 28 * rows * writer.vocabulary
+
+
+def _micro_batch(
+    stage: TrainingStage, policy: Shape, longest: int, prompt: int
+) -> tuple[int, int, int]:
+    """Return tokens of a micro-batch of the update: all, those with a loss, those copied to rows.
+
+    The last number counts the prompt of each row where rows share prompts, as keys and values of
+    the prompt are then copied to the row.
+    """
+    rows, micro = stage.rows_per_step, max(stage.hardware.tokens_per_micro_batch, longest)
+    shares = policy.shares_prompts and not stage.hardware.gradient_checkpointing
+    group = stage.completions[1] if stage.completions is not None and shares else 1
+    target = longest - prompt
+    of_group = prompt + group * target
+    groups, left = divmod(micro, of_group)
+    in_part = (left - prompt) // max(target, 1) if left >= longest else 0  # of one more group
+    if groups * group + in_part >= rows:
+        groups, in_part = rows // group, 0
+    tokens = groups * of_group + (prompt + in_part * target if in_part else 0)
+    in_batch = groups * group + in_part
+    return tokens, in_batch * target, in_batch * prompt if group > 1 else 0
 
 
 def same_source(stage: ModelStage, role: str) -> bool:
@@ -209,10 +259,22 @@ def same_source(stage: ModelStage, role: str) -> bool:
     return str(getattr(own, "base", own)) == str(getattr(trained, "base", trained))
 
 
-def _forward(shape: Shape, tokens: int, activation: int) -> int:
+def _mixed(hardware: Hardware) -> bool:
+    """Whether models run under autocast to bfloat16."""
+    return "bf16-mixed" in hardware.precision
+
+
+def _activation_bytes(hardware: Hardware) -> int:
+    """Return the bytes of an activation, a mean over those in float32 and bfloat16."""
+    if _mixed(hardware):
+        return 3
+    return 2 if "bf16" in hardware.precision else 4
+
+
+def _forward(shape: Shape, tokens: int, hardware: Hardware) -> int:
     """Return the bytes of a forward pass without gradients, which holds two layers at once."""
     layer = 4 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 3 * shape.intermediate
-    return 2 * layer * tokens * activation + 3 * _logits(shape, tokens)
+    return 2 * layer * tokens * _activation_bytes(hardware) + 3 * _logits(shape, tokens)
 
 
 def _logits(shape: Shape, tokens: int) -> int:

@@ -290,3 +290,29 @@ def test_each_launcher_composes(launcher: str) -> None:
         node = compose("config", [f"hydra/launcher={launcher}"], return_hydra_config=True)
     found = check_hydra_node(node.hydra)
     assert found == [] or (launcher == "ray_cluster" and "pip install 'rlt[ray]'" in found[0])
+
+
+# --- products -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["teacher_rl", "student_rl", "teacher_sft", "distill"])
+@pytest.mark.parametrize("adapter", options("adapter"))
+def test_adapters_go_with_every_reward_algorithm_and_optimizer(
+    composed: Composed, adapter: str, stage: str
+) -> None:
+    """Every group is composed once; its nodes are then put together in every way."""
+    always = (f"stage={stage}", f"adapter={adapter}", *NEEDED.get((stage, ""), ()))
+    cfg = composed(*always)
+    nodes_of = {
+        group: [(group, composed(*always, f"{group}={option}")[group]) for option in options(group)]
+        for group in ("reward", "algorithm", "optim")
+        if group in cfg
+    }
+    optims = nodes_of.pop("optim")
+    for nodes in (*product(*nodes_of.values()), *((optim,) for optim in optims)):
+        one = cfg.copy()
+        for group, node in nodes:
+            one[group] = node
+        built = build_stage(one)
+        assert built.adapting.quantization == ("nf4" if adapter == "qlora" else None)
+        assert built.adapting.lr_factor == (1.0 if adapter == "none" else 10.0)
