@@ -212,6 +212,7 @@ def teacher_rl(work: Work, steps: int) -> RL:
         task=Teaching(work.renderer, scorer), rollout=rollout, algorithm=algorithm,
         optim=build_partial(cfg.optim), schedule=build_partial(cfg.schedule),
         optimizer_steps=steps,
+        tokens_per_micro_batch=cfg.hardware.tokens_per_micro_batch,
         gradient_checkpointing=cfg.hardware.gradient_checkpointing,
     )  # fmt: skip
     return module
@@ -223,6 +224,7 @@ def sft(work: Work, steps: int) -> SFT:
     module: SFT = build(
         cfg.module, policy=work.model, renderer=work.renderer, optim=build_partial(cfg.optim),
         schedule=build_partial(cfg.schedule), optimizer_steps=steps,
+        tokens_per_micro_batch=cfg.hardware.tokens_per_micro_batch,
         gradient_checkpointing=cfg.hardware.gradient_checkpointing,
     )  # fmt: skip
     return module

@@ -55,8 +55,13 @@ def field_errors(owner: type, values: collections.abc.Mapping[str, Any]) -> list
         if value is None and _takes(hint, None):
             continue
         if least is not None:
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                errors.append(f"{one.name}={value}: must be a whole number of at least {least}")
+            words = _choices(hint)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value not in words and not (whole and value >= least):
+                told = "".join(f", or {word}" for word in words)
+                errors.append(
+                    f"{one.name}={value}: must be a whole number of at least {least}{told}"
+                )
         elif choices := _choices(hint):
             if value not in choices:
                 hint_text = did_you_mean(str(value), choices)

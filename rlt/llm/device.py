@@ -32,7 +32,8 @@ class Hardware:
     """What the machine can hold, and how Lightning drives it (`conf/hardware/`).
 
     Args:
-        tokens_per_micro_batch: padded tokens of one forward and backward pass.
+        tokens_per_micro_batch: padded tokens of one forward and backward pass; `auto`: as many as
+            the free memory holds, which a run finds out when it begins (`rlt.preflight.budget`).
         generation_token_budget: padded tokens of one batch of sampling.
         memory_gb: memory of the device in GiB, for the plan; None: asked of the device.
         threads: of torch on a CPU; None: torch's own choice.
@@ -52,7 +53,7 @@ class Hardware:
     ]  # fmt: skip
     dtype: Literal["float32", "bfloat16", "float16", "auto"]
     attention: str
-    tokens_per_micro_batch: int = at_least(1)
+    tokens_per_micro_batch: int | Literal["auto"] = at_least(1)
     generation_token_budget: int = at_least(1)
     gradient_checkpointing: bool
     memory_gb: float | None
@@ -64,6 +65,19 @@ class Hardware:
         if self.memory_gb is not None and self.memory_gb <= 0:
             errors.append(f"memory_gb={self.memory_gb}: must be above 0, or null")
         raise_if_any([f"hardware.{error}" for error in errors])
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """`tokens_per_micro_batch` as a number.
+
+        Raises:
+            ValueError: it is `auto`, and no run has found the number yet.
+        """
+        if self.tokens_per_micro_batch == "auto":
+            raise ValueError(
+                "hardware.tokens_per_micro_batch=auto: only a run or its plan finds the number"
+            )
+        return self.tokens_per_micro_batch
 
     @property
     def device(self) -> torch.device:

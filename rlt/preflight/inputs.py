@@ -5,6 +5,7 @@ An input on a hub that cannot be reached is None, and the plan says that it was 
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.errors import (
@@ -15,9 +16,11 @@ from huggingface_hub.errors import (
 )
 from omegaconf import DictConfig, OmegaConf
 
+from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
-from rlt.preflight.memory_estimate import Shape, shape_of
-from rlt.stages.stage import Inputs, ModelStage
+from rlt.preflight.memory_estimate import Lengths, Shape, lengths_of, shape_of
+from rlt.stages.common import require_same_tokenizer
+from rlt.stages.stage import FIRST_LOOK, Inputs, ModelStage
 from rlt.stages.training import TrainingStage
 
 log = logging.getLogger(__name__)
@@ -115,3 +118,59 @@ def read_inputs(
             seen[key] = Inputs(None, [], f"{stage.reads}: hub not reached, not checked")
     inputs: Inputs = seen[key]
     return inputs
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of a stage's models and data before any weights are loaded.
+
+    Attributes:
+        reads: lines of a plan on models and data.
+        shapes: role → sizes of its model; a model whose hub was not reached is missing.
+        inputs: what the stage reads.
+        lengths: of a sample of its rows, the longest among them; None if a hub was not reached.
+    """
+
+    reads: list[str]
+    shapes: dict[str, Shape]
+    inputs: Inputs
+    lengths: Lengths | None
+
+
+def look_at(cfg: DictConfig, stage: ModelStage, made_here: Mapping[str, str], seen: Seen) -> Look:
+    """Return the sizes of a stage's models and the lengths of its rows, and check that these fit.
+
+    Args:
+        made_here: path key → earlier step of the pipeline that will make the file or model.
+        seen: inputs that other steps have already read.
+
+    Raises:
+        ValueError, FileNotFoundError: the run itself would fail with this error.
+    """
+    reads, tokenizers = [], []
+    shapes: dict[str, Shape] = {}
+    renderer = None
+    for role in stage.roles:
+        renderer, why = renderer_for(cfg, stage, role, made_here, seen)
+        shape = shape_for(stage, role, seen)
+        size = f", {shape.parameters / 1e6:,.1f} M parameters" if shape is not None else ""
+        size += f", {shape.adapter / 1e6:,.2f} M trained" if shape and shape.adapter else ""
+        reads.append(f"{role}: {model_name(cfg, role, made_here)}{size}{why}")
+        shapes |= {role: shape} if shape is not None else {}
+        tokenizers += [renderer.tokenizer] if renderer is not None else []
+    if len(tokenizers) == 2:
+        require_same_tokenizer(*tokenizers)
+    inputs = read_inputs(cfg, stage, renderer, seen)
+    reads.append(inputs.in_words)
+    if inputs.problems is None or renderer is None:
+        return Look(reads, shapes, inputs, None)
+    problems = inputs.problems + inputs.held_out
+    longest = sorted(problems, key=_characters, reverse=True)[:FIRST_LOOK]
+    some = longest[: FIRST_LOOK // 8] + problems[: FIRST_LOOK - FIRST_LOOK // 8]
+    contexts = {role: shape.context for role, shape in shapes.items()}
+    stage.check_lengths(contexts, longest, renderer)
+    return Look(reads, shapes, inputs, lengths_of(stage.rows(some, renderer)))
+
+
+def _characters(problem: Problem) -> int:
+    return sum(map(len, (problem.question, problem.solution, problem.explanation or "")))

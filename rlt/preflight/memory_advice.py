@@ -15,7 +15,7 @@ from rlt.llm.adapters import Adapter, LoRA
 from rlt.llm.device import Hardware
 from rlt.llm.model_sources import Adapted
 from rlt.llm.token_budget import TokenBudget
-from rlt.preflight.memory_estimate import Lengths, Shape, peak_bytes, shape_of
+from rlt.preflight.memory_estimate import Lengths, Shape, longest_row, peak_bytes, shape_of
 from rlt.stages.stage import ModelStage
 
 
@@ -23,9 +23,7 @@ def memory_in_words(
     stage: ModelStage, shapes: Mapping[str, Shape], lengths: Lengths
 ) -> tuple[str, list[str]]:
     """Return the estimated peaks as text, and a warning if they are more than the memory."""
-    rollout: Any = getattr(stage, "rollout", None)
-    new_tokens = rollout.max_new_tokens if rollout is not None else 0
-    longest, prompt = lengths.longest + new_tokens, max(lengths.prompts, default=0)
+    longest, prompt = longest_row(stage, lengths)
     phases = peak_bytes(stage, shapes, longest, prompt)
     phase = max(phases, key=lambda name: phases[name])
     words = "memory (estimated): " + ", ".join(f"{k} {gigabytes(v)}" for k, v in phases.items())
@@ -64,7 +62,7 @@ def change_that_fits(
                 if (source := stage.source(role)) is not None
             }
         for settings in _thriftier_settings(stage, longest):
-            other = _with(adapted, settings)
+            other = with_hardware(adapted, settings)
             if max(peak_bytes(other, sizes, longest, prompt).values()) <= available:
                 of_hardware = [f"hardware.{k}={str(v).lower()}" for k, v in settings.items()]
                 return " ".join([*override, *of_hardware])
@@ -90,7 +88,7 @@ def _thriftier_settings(stage: ModelStage, longest: int) -> list[dict[str, Any]]
     """Hardware settings that take less memory than the stage's own: none, each alone, and all."""
     hardware = stage.hardware
     every: dict[str, Any] = {}
-    if hardware.tokens_per_micro_batch > longest:
+    if hardware.micro_batch_tokens > longest:
         every["tokens_per_micro_batch"] = longest
     if not hardware.gradient_checkpointing:
         every["gradient_checkpointing"] = True
@@ -99,8 +97,8 @@ def _thriftier_settings(stage: ModelStage, longest: int) -> list[dict[str, Any]]
     return [{}, *({name: value} for name, value in every.items()), every]
 
 
-def _with(stage: ModelStage, settings: Mapping[str, Any]) -> ModelStage:
-    """A copy of a stage with other hardware settings."""
+def with_hardware(stage: ModelStage, settings: Mapping[str, Any]) -> ModelStage:
+    """Return a copy of a stage with other hardware settings."""
     other = copy.copy(stage)
     other.hardware = dataclasses.replace(stage.hardware, **settings)
     tokens = settings.get("generation_token_budget")

@@ -112,6 +112,17 @@ def lengths_of(rows: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Lengths:
     return Lengths([p for p, _ in sample], [t for _, t in sample if t])
 
 
+def longest_row(stage: ModelStage, lengths: Lengths) -> tuple[int, int]:
+    """Return the tokens of the longest row, with all that may follow its prompt, and of the prompt.
+
+    Args:
+        lengths: of a sample of the stage's rows.
+    """
+    rollout: Any = getattr(stage, "rollout", None)
+    new_tokens = rollout.max_new_tokens if rollout is not None else 0
+    return lengths.longest + new_tokens, max(lengths.prompts, default=0)
+
+
 def shape_of(source: ModelSource, adapter: Adapter | None = None, trained: bool = True) -> Shape:
     """Return the sizes of a model, which is built without weights on torch's meta device.
 
@@ -187,7 +198,7 @@ def peak_bytes(
         start += trained if partly else 0  # an adapter's weights come on top of the model's
         phases["update"] = start + _update(stage, policy, longest, prompt)
     if stage.scores_by is not None:
-        micro = max(hardware.tokens_per_micro_batch, longest)
+        micro = max(hardware.micro_batch_tokens, longest)
         phases["reward"] = start + _forward(shapes[stage.scores_by], micro, hardware)
     if getattr(stage, "rollout", None) is not None and stage.completions is not None:
         assert stage.writer is not None
@@ -237,7 +248,7 @@ def _micro_batch(
     The last number counts the prompt of each row where rows share prompts, as keys and values of
     the prompt are then copied to the row.
     """
-    rows, micro = stage.rows_per_step, max(stage.hardware.tokens_per_micro_batch, longest)
+    rows, micro = stage.rows_per_step, max(stage.hardware.micro_batch_tokens, longest)
     shares = policy.shares_prompts and not stage.hardware.gradient_checkpointing
     group = stage.completions[1] if stage.completions is not None and shares else 1
     target = longest - prompt

@@ -8,20 +8,18 @@ memory of this machine. The plan names whatever could not be checked because a h
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from rlt.preflight.inputs import Seen, model_name, read_inputs, renderer_for, shape_for
-from rlt.preflight.memory_advice import memory_in_words
-from rlt.preflight.memory_estimate import Shape, lengths_of
+from rlt.preflight.budget import tokens_that_fit
+from rlt.preflight.inputs import Seen, look_at
+from rlt.preflight.memory_advice import memory_in_words, with_hardware
 from rlt.preflight.probe import measure
 from rlt.runs.identity import config_key
-from rlt.stages.common import require_same_tokenizer
 from rlt.stages.pipeline import Pipeline
-from rlt.stages.stage import FIRST_LOOK, Inputs, ModelStage, Stage
+from rlt.stages.stage import Inputs, ModelStage, Stage
 
 
 @dataclass(frozen=True)
@@ -104,35 +102,20 @@ def check_stage(
     if not isinstance(stage, ModelStage):
         inputs = stage.look()
         return _row(name, cfg, stage, [inputs.in_words], [], inputs)
-    reads, tokenizers = [], []
-    shapes: dict[str, Shape] = {}
-    renderer = None
-    for role in stage.roles:
-        renderer, why = renderer_for(cfg, stage, role, made_here, seen)
-        shape = shape_for(stage, role, seen)
-        size = f", {shape.parameters / 1e6:,.1f} M parameters" if shape is not None else ""
-        size += f", {shape.adapter / 1e6:,.2f} M trained" if shape and shape.adapter else ""
-        reads.append(f"{role}: {model_name(cfg, role, made_here)}{size}{why}")
-        shapes |= {role: shape} if shape is not None else {}
-        tokenizers += [renderer.tokenizer] if renderer is not None else []
-    if len(tokenizers) == 2:
-        require_same_tokenizer(*tokenizers)
-    inputs = read_inputs(cfg, stage, renderer, seen)
-    reads.append(inputs.in_words)
+    seen_here = look_at(cfg, stage, made_here, seen)
+    shapes, lengths = seen_here.shapes, seen_here.lengths
     lines, warnings = [], []
-    if inputs.problems is not None and renderer is not None:
-        problems = inputs.problems + inputs.held_out
-        longest = sorted(problems, key=_characters, reverse=True)[:FIRST_LOOK]
-        some = longest[: FIRST_LOOK // 8] + problems[: FIRST_LOOK - FIRST_LOOK // 8]
-        contexts = {role: shape.context for role, shape in shapes.items()}
-        stage.check_lengths(contexts, longest, renderer)
-        lengths = lengths_of(stage.rows(some, renderer))
+    if lengths is not None:
         lines.append(str(lengths))
-        if shapes.keys() >= set(stage.roles):
-            memory, warning = memory_in_words(stage, shapes, lengths)
-            lines.append(memory)
-            warnings += warning
-    return _row(name, cfg, stage, reads, lines, inputs, warnings)
+    if lengths is not None and shapes.keys() >= set(stage.roles):
+        if stage.hardware.tokens_per_micro_batch == "auto":
+            tokens = tokens_that_fit(stage, shapes, lengths)
+            stage = with_hardware(stage, {"tokens_per_micro_batch": tokens})
+            lines.append(f"tokens_per_micro_batch=auto: {tokens} in the memory free now")
+        memory, warning = memory_in_words(stage, shapes, lengths)
+        lines.append(memory)
+        warnings += warning
+    return _row(name, cfg, stage, seen_here.reads, lines, seen_here.inputs, warnings)
 
 
 def _row(
@@ -153,7 +136,3 @@ def _row(
         leaves=stage.files,
         steps=stage.count_steps(inputs),
     )
-
-
-def _characters(problem: Any) -> int:
-    return sum(map(len, (problem.question, problem.solution, problem.explanation or "")))

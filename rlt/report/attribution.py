@@ -92,6 +92,7 @@ def attribution_figure(row: Mapping[str, Any]) -> Figure:
         column = 0
         for place, (token, value) in enumerate(found.get(name, ())):
             shown = token.replace("\n", "⏎") or " "
+            shown = "".join(char if char.isprintable() else "·" for char in shown)
             if column + len(shown) > _COLUMNS and line:
                 lines.append((name, line))
                 line, column = [], 0

@@ -36,7 +36,6 @@ MAY_CHANGE = (
     "hardware.threads",
     "hardware.tokens_per_micro_batch",
     "module.samples_per_step",
-    "module.tokens_per_micro_batch",
     "reward.terms.correctness.rollout.token_budget",
     "rollout.token_budget",
     "trainer.log_every_n_steps",

@@ -104,7 +104,7 @@ class Collect(ModelStage):
             student,
             renderer,
             temperature=rollout.temperature or 1.0,
-            token_budget=self.hardware.tokens_per_micro_batch,
+            token_budget=self.hardware.micro_batch_tokens,
             grader=data.grader,
         )
         provenance = {

@@ -21,7 +21,7 @@ from rlt.report.results import rl_result
 from rlt.runs.folder import RunFolder
 from rlt.sampling import Rollout
 from rlt.stages.stage import RUN_FILES, Inputs, Role
-from rlt.stages.training import TrainingStage
+from rlt.stages.training import MEMORY_SETTINGS, TrainingStage
 from rlt.training import RL
 from rlt.training.algorithms import Algorithm
 from rlt.training.credit import Credit
@@ -39,7 +39,7 @@ class RLStage(TrainingStage):
     algorithm: Algorithm
     rollout: Rollout
     module: Callable[..., RL] = passes(
-        *("policy", "renderer", "optim", "schedule", "optimizer_steps", "gradient_checkpointing"),
+        *("policy", "renderer", "optim", "schedule", "optimizer_steps", *MEMORY_SETTINGS),
         *("reference", "task", "rollout", "algorithm", "credit", "behaviour"),
         *("on_samples", "on_held_out"),
     )
@@ -87,7 +87,7 @@ class RLStage(TrainingStage):
             optim=self.scaled_optim,
             schedule=self.schedule,
             optimizer_steps=datamodule.steps * self.algorithm.optimizer_steps_per_rollout,
-            gradient_checkpointing=self.hardware.gradient_checkpointing,
+            **self.memory_settings,
             behaviour=self.data.behaviour,
             on_samples=SampleWriter(run.folder, logger),
             on_held_out=StepRows(run.folder / HELD_OUT_FILE),

@@ -82,7 +82,7 @@ def _run_in(
         else:
             if run.status == "resumed" and not stage.writes_own_report:
                 log.info("%s: going on where it stopped", run_dir)
-            metrics = _run(stage, run, is_step=key is not None)
+            metrics = _run(stage, cfg, run, is_step=key is not None)
             stage.write_report(run_dir)
     finally:
         run.release()
@@ -90,12 +90,15 @@ def _run_in(
     return metrics
 
 
-def _run(stage: Stage, run: RunFolder, is_step: bool) -> dict[str, float]:
+def _run(stage: Stage, cfg: DictConfig, run: RunFolder, is_step: bool) -> dict[str, float]:
     """Run a stage in its claimed folder and write down how it ended."""
     import lightning as L
 
+    from rlt.preflight.budget import settle_token_budget  # it imports the stages
+
     L.seed_everything(stage.seed, verbose=False)
     try:
+        settle_token_budget(cfg, stage, run)
         metrics = stage.run(run)
         run.finish(metrics)
     except (KeyboardInterrupt, SystemExit) as stop:

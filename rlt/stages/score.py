@@ -126,7 +126,7 @@ class Score(ModelStage):
         run.record(models=prints)
         scorer = RewardScorer(
             self.reward, student, renderer,
-            temperature=self.temperature, token_budget=self.hardware.tokens_per_micro_batch,
+            temperature=self.temperature, token_budget=self.hardware.micro_batch_tokens,
             grader=data.grader,
         )  # fmt: skip
         for problem in problems:

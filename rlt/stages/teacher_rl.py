@@ -104,7 +104,7 @@ class TeacherRL(RLStage):
             student,
             renderer,
             temperature=self.rollout.temperature or 1.0,
-            token_budget=self.hardware.tokens_per_micro_batch,
+            token_budget=self.hardware.micro_batch_tokens,
             grader=self.data.grader,
             keep_hidden=self.credit.exact,
         )

@@ -35,6 +35,8 @@ from rlt.training.policy import PolicyModule
 
 log = logging.getLogger(__name__)
 
+# Settings of the hardware that modules take.
+MEMORY_SETTINGS = ("tokens_per_micro_batch", "gradient_checkpointing")
 # What code adds to the callbacks of the config, in a process of its own.
 ADDED_CALLBACKS: list[L.Callback] = []
 
@@ -84,6 +86,14 @@ class TrainingStage(ModelStage):
         if lr is None or factor == 1:
             return self.optim
         return partial(self.optim, lr=float(f"{lr * factor:.12g}"))  # 1e-5, not 9.99…e-06
+
+    @property
+    def memory_settings(self) -> dict[str, Any]:
+        """Arguments by which the module cuts its batches to the memory of the hardware."""
+        return {
+            "tokens_per_micro_batch": self.hardware.micro_batch_tokens,
+            "gradient_checkpointing": self.hardware.gradient_checkpointing,
+        }
 
     def load_model(self, role: str) -> LanguageModel:
         """Weights and tokenizer of a role, held as the adapter wants them."""
@@ -207,7 +217,7 @@ class SFTStage(TrainingStage):
     """A stage that fine-tunes a model on examples."""
 
     module: Callable[..., SFT] = passes(
-        *("policy", "renderer", "optim", "schedule", "optimizer_steps", "gradient_checkpointing"),
+        *("policy", "renderer", "optim", "schedule", "optimizer_steps", *MEMORY_SETTINGS),
         "answer_accuracy",
     )
 
@@ -229,7 +239,7 @@ class SFTStage(TrainingStage):
             optim=self.scaled_optim,
             schedule=self.schedule,
             optimizer_steps=datamodule.steps,
-            gradient_checkpointing=self.hardware.gradient_checkpointing,
+            **self.memory_settings,
             answer_accuracy=answer_accuracy,
         )
         return self.train(run, module, datamodule, self.make_logger(run.folder))

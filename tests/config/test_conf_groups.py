@@ -205,7 +205,7 @@ def experiment_of(arm: str) -> str:
     """The experiment that an arm belongs to."""
     if arm == "chain":
         return "smollm2_gsm"
-    if arm == "able_teacher" or arm.startswith("smollm2/"):
+    if arm.startswith(("able_", "smollm2/")):
         return "claim/smollm2"
     return "claim/transfer" if arm.startswith("transfer/") else "quickstart"
 

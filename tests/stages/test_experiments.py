@@ -41,7 +41,13 @@ def gpu_less(tmp_path: Path, tiny: Callable[..., LanguageModel]) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("experiment", "in_nf4"), [("rlt_1_5b", False), ("rlt_7b_qlora", True)])
+@pytest.mark.parametrize(
+    ("experiment", "in_nf4"),
+    [
+        ("rlt_1_5b", False), ("rlt_7b_qlora", True),
+        ("claim/qwen_0_5b", False), ("claim/qwen_1_5b", False),
+    ],
+)  # fmt: skip
 def test_it_runs_on_a_tiny_model_of_its_class(
     experiment: str, in_nf4: bool, gpu_less: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,5 +58,5 @@ def test_it_runs_on_a_tiny_model_of_its_class(
         assert (gpu_less / steps[name] / "model" / "adapter_config.json").is_file()
         assert (gpu_less / steps[name] / "model" / "nf4.json").is_file() == in_nf4
     held = read(gpu_less / steps["teacher"] / "manifest.json")["models"]["bytes_in_memory"]
-    assert held["student"] == 0 or held["student"] < held["teacher"] / 10
+    assert held["student"] < held["teacher"] / 3  # an adapter of its own, at the most
     assert 0 <= read(gpu_less / steps["accuracy"] / "metrics.json")["eval/avg@2"] <= 1
