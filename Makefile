@@ -7,13 +7,14 @@
 # make clean        remove caches and build products; make distclean: .venv too (never outputs/)
 #
 # PYTHON=python3.12 picks the interpreter; JOBS=8 runs the tests in 8 processes instead of 2;
-# ARGS=... is passed on to rlt or pytest, for example
+# HARDWARE=gpu_8gb is the profile of gpu-check; ARGS=... is passed on to rlt or pytest, for example
 #   make quickstart ARGS="seed=1"        make test ARGS="tests/training -x" JOBS=1
 
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
 ARGS   ?=
+HARDWARE ?= gpu_24gb
 
 BIN       := $(VENV)/bin
 PIP       := $(BIN)/python -m pip --disable-pip-version-check
@@ -70,7 +71,7 @@ test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 gpu-check: $(INSTALLED)
-	$(BIN)/python -m benchmarks.gpu_check $(or $(ARGS),hardware=gpu_24gb)
+	$(BIN)/python -m benchmarks.gpu_check hardware=$(HARDWARE) $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

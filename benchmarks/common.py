@@ -29,22 +29,28 @@ Row = dict[str, Any]  # column → value of one line of a table
 WITH_LORA = "+lora"  # ends the name of an arm that trains an adapter
 
 
-def parser(doc: str | None, model: str = "smollm2_135m_packaged") -> argparse.ArgumentParser:
+def plain_parser(doc: str | None) -> argparse.ArgumentParser:
     """Options that every benchmark takes."""
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--model", default=model, help="a file of conf/model; nano is tiny")
-    made.add_argument("--repeats", type=int, default=3, help="timed rounds after one to warm up")
     made.add_argument("--output", type=Path, default=Path("outputs/benchmarks"))
     made.add_argument("overrides", nargs="*", help="config overrides, such as hardware=gpu_80gb")
+    return made
+
+
+def parser(doc: str | None, model: str = "smollm2_135m_packaged") -> argparse.ArgumentParser:
+    """Options of a benchmark that times one model again and again."""
+    made = plain_parser(doc)
+    made.add_argument("--model", default=model, help="a file of conf/model; nano is tiny")
+    made.add_argument("--repeats", type=int, default=3, help="timed rounds after one to warm up")
     return made
 
 
 def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of the command line, or those given; `given` keeps them as they were."""
     args = made.parse_intermixed_args(argv)
-    if args.repeats < 1:
+    if "repeats" in args and args.repeats < 1:
         made.error(f"--repeats={args.repeats}: time at least one round")
     args.given = list(sys.argv[1:] if argv is None else argv)
     return args
@@ -99,9 +105,14 @@ def ratio(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -> float
 
 
 def arm_options(made: argparse.ArgumentParser) -> None:
-    """Options of a benchmark whose arms are processes."""
+    """Options of a benchmark whose arms are processes that time several steps."""
+    process_options(made)
     made.set_defaults(repeats=2)
     made.add_argument("--steps", type=int, default=2, help="timed steps of each process")
+
+
+def process_options(made: argparse.ArgumentParser) -> None:
+    """Options by which a benchmark starts an arm in a process of its own."""
     made.add_argument("--arm", help="run this arm, in this process")
     made.add_argument("--arm-file", type=Path, help="where it leaves its result")
 
@@ -126,11 +137,24 @@ def run_arms(
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for _ in range(args.repeats):
         for arm in arms:
-            found[arm].append(_run_arm(benchmark, arm, args))
+            found[arm].append(run_arm(benchmark, args, arm))
     return found
 
 
-def _run_arm(benchmark: str, arm: str, args: argparse.Namespace) -> dict[str, Any]:
+def run_arm(
+    benchmark: str,
+    args: argparse.Namespace,
+    arm: str,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What a process of an arm left.
+
+    Args:
+        environment: variables for that process alone.
+
+    Raises:
+        RuntimeError: the process failed; the message ends with the end of its error output.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "arm.json"
         command = [
@@ -138,8 +162,9 @@ def _run_arm(benchmark: str, arm: str, args: argparse.Namespace) -> dict[str, An
             "--arm", arm, "--arm-file", str(file),
         ]  # fmt: skip
         search = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-        environment = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, search))}
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+        own = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, search))}
+        variables = os.environ | own | dict(environment or {})
+        done = subprocess.run(command, capture_output=True, text=True, env=variables)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
         found: dict[str, Any] = json.loads(file.read_text())
@@ -186,7 +211,8 @@ def publish(
     **more: Any,
 ) -> dict[str, Any]:
     """Print the table and the ratios, and write everything to `<output>/<name>.json`."""
-    settings = {"model": args.model, "repeats": args.repeats, **settings}
+    shared = {name: vars(args)[name] for name in ("model", "repeats") if name in args}
+    settings = {**shared, **settings}
     result = {
         "benchmark": name,
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *args.given]),

@@ -10,7 +10,6 @@ freed go back to the system at once here, so that one phase does not hide the ne
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.common import (
     Row,
-    arm_options,
     leave,
     parse,
-    parser,
+    plain_parser,
+    process_options,
     publish,
-    run_arms,
+    run_arm,
     run_from_command_line,
 )
 from benchmarks.machine import machine_facts
@@ -99,6 +98,8 @@ SETTINGS = {
 }
 GROUPS, GROUP_SIZE, ROWS = 2, 4, 8
 PHASES = ("rollout", "reward", "update")
+# Blocks above 128 KiB are given back when they are freed, so that one phase does not hide the next.
+FREE_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -107,21 +108,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Args:
         argv: the command line; None means `sys.argv[1:]`.
     """
-    made = parser(__doc__, model="nano")
-    arm_options(made)
-    made.set_defaults(repeats=1)
+    made = plain_parser(__doc__)
+    process_options(made)
     made.add_argument("--only", default="", help="settings whose label begins with this")
     args = parse(made, argv)
     if args.arm:
         leave(args.arm_file, measure(SETTINGS[args.arm], args.overrides))
         return {}
-    free_at_once()
     rows: list[Row] = []
     for label in (name for name in SETTINGS if name.startswith(args.only)):
-        (run,) = run_arms("memory", args, [label])[label]
+        run = run_arm("memory", args, label, FREE_AT_ONCE)
         rows.append({"arm": label, **peaks_in_gb(run)})
         print(json.dumps(rows[-1]), flush=True)
-    cfg = compose_stage("teacher_rl", args.model, args.overrides)
+    cfg = compose_stage("teacher_rl", "nano", args.overrides)
     return publish(
         "memory", args, machine_facts(device_for(cfg), torch.float32), rows,
         settings={"completions": GROUPS * GROUP_SIZE, "rows": ROWS},
@@ -207,31 +206,26 @@ def watch(module: Any, method: str, phase: str, measured: dict[str, int]) -> Non
     inner: Callable[..., Any] = getattr(module, method)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        forget_peak()
+        forget_peak(module.device)
         try:
             return inner(*args, **kwargs)
         finally:
-            measured[phase] = max(measured[phase], peak_since())
+            measured[phase] = max(measured[phase], peak_since(module.device))
 
     setattr(module, method, watched)
 
 
-def free_at_once() -> None:
-    """Have the processes that follow give every block above 128 KiB back when it is freed."""
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**17)
-
-
-def forget_peak() -> None:
+def forget_peak(device: torch.device) -> None:
     """Have the peak begin anew at what is held now, of the GPU or of this process."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_since() -> int:
+def peak_since(device: torch.device) -> int:
     """The most bytes held since `forget_peak`; on a GPU with those of CUDA's own context."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() + CUDA_BYTES
     lines = Path("/proc/self/status").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -76,7 +76,7 @@ def merged_weights(
     with_adapter = adapter_modules(model)
     inside = tuple(f"{name}." for name in with_adapter)
     for name, module in list(model.named_modules()):
-        if name.startswith(inside) and inside:
+        if name.startswith(inside):
             continue
         layer: Any = module.get_base_layer() if name in with_adapter else module
         if not isinstance(layer, nn.Linear):

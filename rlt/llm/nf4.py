@@ -86,6 +86,10 @@ def hold_in_nf4_(model: PreTrainedModel, double: bool) -> None:
         held.support_avx512bf16_for_cpu = False
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, held.train(linear.training))
+    for parameter in model.parameters():
+        # A file of weights is mapped, and all of it stays in memory as long as one is in use.
+        if parameter.device.type == "cpu" and not hasattr(parameter, "quant_state"):
+            parameter.data = parameter.data.clone()
     model.__dict__["is_loaded_in_4bit"] = True  # peft chooses the adapter's class by it
     model.requires_grad_(False)
     _require_same_in_training(model)

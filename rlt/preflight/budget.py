@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from rlt.llm.device import Hardware
 from rlt.preflight.inputs import look_at
-from rlt.preflight.memory_advice import machine_bytes, with_hardware
+from rlt.preflight.memory_advice import machine_bytes, with_settings
 from rlt.preflight.memory_estimate import (
     CUDA_BYTES,
     Lengths,
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 # More tokens at once make no step faster.
 _MOST, _MOST_ON_CPU = 32_768, 8_192
-# Share of the free memory that an estimate may take, as estimates are up to 15 % too low.
+# Share of the free memory that an estimate may take; the rest is for what it misses.
 _SHARE = 0.85
 _NAME = "tokens_per_micro_batch"
 
@@ -61,7 +61,8 @@ def settle_token_budget(cfg: DictConfig, stage: Stage, run: RunFolder) -> None:
 def tokens_that_fit(stage: ModelStage, shapes: Mapping[str, Shape], lengths: Lengths) -> int:
     """Return the largest power of two of tokens whose estimated peaks fit the free memory.
 
-    Where none fits, it is the length of the longest row: a micro-batch has at least one.
+    Where none fits, it is the length of the longest row, as a micro-batch has at least one, and a
+    warning is given.
 
     Args:
         shapes: role → shape of each model that the stage loads.
@@ -71,11 +72,21 @@ def tokens_that_fit(stage: ModelStage, shapes: Mapping[str, Shape], lengths: Len
     free = free_bytes(stage.hardware)
     tokens = _MOST_ON_CPU if stage.hardware.device.type == "cpu" else _MOST
     while tokens > longest and free is not None:
-        tried = with_hardware(stage, {_NAME: tokens})
-        if max(peak_bytes(tried, shapes, longest, prompt).values()) <= _SHARE * free:
+        tried = with_settings(stage, {f"hardware.{_NAME}": tokens})
+        peaks = peak_bytes(tried, shapes, longest, prompt)
+        peaks.pop("rollout", None)  # whose tokens are hardware.generation_token_budget
+        if max(peaks.values(), default=0) <= _SHARE * free:
             return tokens
         tokens //= 2
-    return max(tokens, longest) if free is not None else tokens
+    if free is None:
+        return tokens
+    log.warning(
+        "hardware.tokens_per_micro_batch=auto: by estimate, %.1f GB of free memory hold no more "
+        "than one row of %d tokens at once, if that (check=true tells more)",
+        free / 1e9,
+        longest,
+    )
+    return longest
 
 
 def free_bytes(hardware: Hardware) -> int | None:

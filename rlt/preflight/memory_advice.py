@@ -61,11 +61,10 @@ def change_that_fits(
                 for role in shapes
                 if (source := stage.source(role)) is not None
             }
-        for settings in _thriftier_settings(stage, longest):
-            other = with_hardware(adapted, settings)
+        for settings in _thriftier_settings(adapted, longest):
+            other = with_settings(adapted, settings)
             if max(peak_bytes(other, sizes, longest, prompt).values()) <= available:
-                of_hardware = [f"hardware.{k}={str(v).lower()}" for k, v in settings.items()]
-                return " ".join([*override, *of_hardware])
+                return " ".join([*override, *(f"{k}={_yaml(v)}" for k, v in settings.items())])
     return None
 
 
@@ -85,28 +84,52 @@ def _adapters_to_try(stage: ModelStage) -> Iterator[tuple[list[str], Any]]:
 
 
 def _thriftier_settings(stage: ModelStage, longest: int) -> list[dict[str, Any]]:
-    """Hardware settings that take less memory than the stage's own: none, each alone, and all."""
+    """Settings that take less memory than the stage's own: none, each alone, and all."""
     hardware = stage.hardware
     every: dict[str, Any] = {}
     if hardware.micro_batch_tokens > longest:
-        every["tokens_per_micro_batch"] = longest
+        every["hardware.tokens_per_micro_batch"] = longest
     if not hardware.gradient_checkpointing:
-        every["gradient_checkpointing"] = True
+        every["hardware.gradient_checkpointing"] = True
     if hardware.generation_token_budget > 8 * longest:
-        every["generation_token_budget"] = 8 * longest
+        every["hardware.generation_token_budget"] = 8 * longest
+    if _copies_codes(stage):
+        every["rollout.linear_dtype"] = None
     return [{}, *({name: value} for name, value in every.items()), every]
 
 
-def with_hardware(stage: ModelStage, settings: Mapping[str, Any]) -> ModelStage:
-    """Return a copy of a stage with other hardware settings."""
-    other = copy.copy(stage)
-    other.hardware = dataclasses.replace(stage.hardware, **settings)
-    tokens = settings.get("generation_token_budget")
-    if tokens is not None and getattr(stage, "rollout", None) is not None:
-        rollout: Any = copy.copy(stage.rollout)  # type: ignore[attr-defined]
-        rollout.token_budget = TokenBudget(tokens, "hardware.generation_token_budget")
-        other.rollout = rollout  # type: ignore[attr-defined]
+def _copies_codes(stage: ModelStage) -> bool:
+    """Whether sampling makes copies in float32 of layers that are held in four bits."""
+    rollout: Any = getattr(stage, "rollout", None)
+    adapter: Any = getattr(stage, "adapter", None)
+    held = getattr(adapter, "quantization", None) is not None
+    return held and getattr(rollout, "linear_dtype", None) is not None
+
+
+def with_settings(stage: ModelStage, settings: Mapping[str, Any]) -> ModelStage:
+    """Return a copy of a stage with other settings of its hardware and its rollout.
+
+    Args:
+        settings: `hardware.<name>` or `rollout.<name>` → value.
+    """
+    other: Any = copy.copy(stage)
+    parts: dict[str, dict[str, Any]] = {"hardware": {}, "rollout": {}}
+    for key, value in settings.items():
+        part, _, name = key.partition(".")
+        parts[part][name] = value
+    other.hardware = dataclasses.replace(stage.hardware, **parts["hardware"])
+    tokens = parts["hardware"].get("generation_token_budget")
+    if tokens is not None:
+        parts["rollout"]["token_budget"] = TokenBudget(tokens, "hardware.generation_token_budget")
+    if parts["rollout"] and getattr(stage, "rollout", None) is not None:
+        other.rollout = copy.copy(other.rollout)
+        vars(other.rollout).update(parts["rollout"])
     return other
+
+
+def _yaml(value: Any) -> str:
+    """A setting's value as the command line takes it."""
+    return "null" if value is None else str(value).lower()
 
 
 def shipped_adapter(name: str) -> Adapter:

@@ -25,8 +25,9 @@ gradients and optimizer states in all their phases. A micro-batch has
 `hardware.tokens_per_micro_batch` tokens, or those of its longest row if that is longer, and at most
 those of the whole step, in whole rows; a prompt that rows share counts once. Under autocast, every
 forward pass of the update also keeps a copy of float32 linear layers in bfloat16 for its backward
-pass (two passes where prompts are shared, one layer's copy with gradient checkpointing), and the
-rollout keeps one.
+pass (two passes where prompts are shared, one layer's copy with gradient checkpointing). The
+rollout keeps one if all weights are trained: autocast keeps no copy of a frozen weight. Only stages
+that train run under autocast.
 """
 
 import math
@@ -42,11 +43,11 @@ from transformers import AutoModelForCausalLM
 from rlt.llm import nf4
 from rlt.llm.adapter_layers import adapter_parameters
 from rlt.llm.adapters import Adapter, NoAdapter
-from rlt.llm.device import Hardware
 from rlt.llm.lm_head import MAX_LOGITS
 from rlt.llm.logprobs import shares_prefixes
 from rlt.llm.model_sources import Adapted, ModelSource
 from rlt.llm.models import context_of
+from rlt.sampling import HFRollout
 from rlt.stages.stage import ModelStage
 from rlt.stages.training import TrainingStage
 
@@ -80,8 +81,11 @@ class Shape:
 
     @property
     def cast_bytes(self) -> int:
-        """Bytes of the linear layers' copies in bfloat16 that autocast makes in a forward pass."""
-        return 2 * self.linear if self.bytes_each == 4 else 0
+        """Bytes of the linear layers' copies in bfloat16 that autocast makes in a forward pass.
+
+        Layers in NF4 are decoded anew for each product.
+        """
+        return 2 * (self.linear - self.in_nf4) if self.bytes_each == 4 else 0
 
 
 @dataclass(frozen=True)
@@ -199,9 +203,9 @@ def peak_bytes(
         phases["update"] = start + _update(stage, policy, longest, prompt)
     if stage.scores_by is not None:
         micro = max(hardware.micro_batch_tokens, longest)
-        phases["reward"] = start + _forward(shapes[stage.scores_by], micro, hardware)
-    if getattr(stage, "rollout", None) is not None and stage.completions is not None:
-        assert stage.writer is not None
+        phases["reward"] = start + _forward(shapes[stage.scores_by], micro, stage)
+    if isinstance(getattr(stage, "rollout", None), HFRollout) and stage.completions is not None:
+        assert stage.writer is not None  # other engines hold their caches elsewhere
         phases["rollout"] = start + _rollout(stage, shapes[stage.writer], prompt)
     return phases
 
@@ -216,9 +220,9 @@ def _update(stage: TrainingStage, policy: Shape, longest: int, prompt: int) -> i
     if hardware.gradient_checkpointing:
         values = tokens * (policy.layers * policy.hidden + layer)
         cast = policy.cast_bytes // policy.layers
-    if not _mixed(hardware):
+    if not _mixed(stage):
         cast = 0
-    return values * _activation_bytes(hardware) + cast + 3 * _logits(policy, targets)
+    return values * _activation_bytes(stage) + cast + 3 * _logits(policy, targets)
 
 
 def _rollout(stage: ModelStage, writer: Shape, prompt: int) -> int:
@@ -230,12 +234,12 @@ def _rollout(stage: ModelStage, writer: Shape, prompt: int) -> int:
     prompts = math.ceil(rows / shared) * prompt
     cache = 2 * writer.layers * writer.keys * writer.bytes_each
     cache *= rows * rollout.max_new_tokens + prompts
-    first = _forward(writer, prompts, stage.hardware)
-    mixed = _mixed(stage.hardware)
+    first = _forward(writer, prompts, stage)
+    mixed = _mixed(stage)
     own = torch.float32 if writer.bytes_each == 4 and not mixed else torch.bfloat16
     copied = rollout.dtype_of_copies(stage.hardware.device, own)
     copies = writer.linear * copied.itemsize if copied is not None else 0
-    if mixed and copied is None:
+    if mixed and copied is None and writer.adapter == 0:
         copies = writer.cast_bytes
     return copies + max(cache, first) + 28 * rows * writer.vocabulary
 
@@ -270,22 +274,23 @@ def same_source(stage: ModelStage, role: str) -> bool:
     return str(getattr(own, "base", own)) == str(getattr(trained, "base", trained))
 
 
-def _mixed(hardware: Hardware) -> bool:
-    """Whether models run under autocast to bfloat16."""
-    return "bf16-mixed" in hardware.precision
+def _mixed(stage: ModelStage) -> bool:
+    """Whether models run under autocast to bfloat16, as in Lightning's Trainer."""
+    return "bf16-mixed" in stage.hardware.precision and isinstance(stage, TrainingStage)
 
 
-def _activation_bytes(hardware: Hardware) -> int:
+def _activation_bytes(stage: ModelStage) -> int:
     """Return the bytes of an activation, a mean over those in float32 and bfloat16."""
-    if _mixed(hardware):
+    if _mixed(stage):
         return 3
-    return 2 if "bf16" in hardware.precision else 4
+    low = stage.hardware.dtype == "bfloat16" or "bf16-true" in stage.hardware.precision
+    return 2 if low else 4
 
 
-def _forward(shape: Shape, tokens: int, hardware: Hardware) -> int:
+def _forward(shape: Shape, tokens: int, stage: ModelStage) -> int:
     """Return the bytes of a forward pass without gradients, which holds two layers at once."""
     layer = 4 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 3 * shape.intermediate
-    return 2 * layer * tokens * _activation_bytes(hardware) + 3 * _logits(shape, tokens)
+    return 2 * layer * tokens * _activation_bytes(stage) + 3 * _logits(shape, tokens)
 
 
 def _logits(shape: Shape, tokens: int) -> int:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from rlt.preflight.budget import tokens_that_fit
 from rlt.preflight.inputs import Seen, look_at
-from rlt.preflight.memory_advice import memory_in_words, with_hardware
+from rlt.preflight.memory_advice import memory_in_words, with_settings
 from rlt.preflight.probe import measure
 from rlt.runs.identity import config_key
 from rlt.stages.pipeline import Pipeline
@@ -110,7 +110,7 @@ def check_stage(
     if lengths is not None and shapes.keys() >= set(stage.roles):
         if stage.hardware.tokens_per_micro_batch == "auto":
             tokens = tokens_that_fit(stage, shapes, lengths)
-            stage = with_hardware(stage, {"tokens_per_micro_batch": tokens})
+            stage = with_settings(stage, {"hardware.tokens_per_micro_batch": tokens})
             lines.append(f"tokens_per_micro_batch=auto: {tokens} in the memory free now")
         memory, warning = memory_in_words(stage, shapes, lengths)
         lines.append(memory)

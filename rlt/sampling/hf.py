@@ -213,7 +213,8 @@ class HFRollout:
 def _weights_cast_once() -> Iterator[None]:
     """Let autocast keep the weights that it has cast.
 
-    Lightning switches this cache off, so the weights would be cast again for every token.
+    Lightning switches this cache off, so the weights would be cast again for every token. Autocast
+    keeps only weights that are trained; frozen ones are cast again all the same.
     """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(True)

@@ -86,6 +86,11 @@ class Algorithm:
         self._require(
             "correction_cap", self.correction_cap > 1, "above 1, the ratio of two equal log-probs"
         )
+        self._require(
+            "correction",
+            self.correction == "none" or self.ratio == "token",
+            "none with ratio=sequence: it weighs tokens, which then share one ratio",
+        )
         self._require("beta", self.beta >= 0, "at least 0 (0 switches k3 off)")
         every = self.reference_update_every_steps
         self._require(

@@ -3,8 +3,8 @@
 A rollout engine may compute in another precision, or with older weights, than the policy that
 learns from its completions. An expectation over the policy's completions is then one over the
 engine's completions in which each token counts for w = policy / sampler. Truncated importance
-sampling (tis) bounds w from above (Ionides 2008). Masked importance sampling (mis) leaves tokens
-out whose w lies outside of [1 / cap, cap]; they do not count in any mean of the loss.
+sampling (tis) bounds w from above (Ionides 2008). Masked importance sampling (mis) leaves
+out the tokens whose w is below 1 / cap or above cap; they do not count in any mean of the loss.
 
 Shapes: T token of a completion.
 """

@@ -28,7 +28,7 @@ from rlt.training.algorithms import Algorithm, move_reference_
 from rlt.training.credit import CompletionCredit, Credit
 from rlt.training.policy import PolicyModule, names_the_step
 from rlt.training.rl_logging import HeldOutRewards, log_rollout, log_step
-from rlt.training.rl_loss import loss_mask_and_weights, micro_batch_loss
+from rlt.training.rl_loss import TokenWeights, micro_batch_loss, token_weights
 from rlt.training.rollout_batch import RolloutBatch
 from rlt.training.rollout_metrics import best_and_worst
 from rlt.training.tasks import Task
@@ -214,16 +214,14 @@ class RL(PolicyModule):
     def minibatch_step(self, rollout: RolloutBatch, picked: list[int]) -> dict[str, float]:
         """One optimizer step over the completions at `picked`; see `update`."""
         started = time.perf_counter()
-        mask_BT, weights_BT = loss_mask_and_weights(
-            rollout, picked, self.algorithm, self.rollout.max_new_tokens
-        )
+        weights = token_weights(rollout, picked, self.algorithm, self.rollout.max_new_tokens)
         rows = [rollout.rows[n] for n in picked]
         for attempt in self.gradient_attempts(rows):
             with attempt:  # where memory runs out, the loop begins again with smaller micro-batches
                 loss, sums = 0.0, []
                 for indices in attempt.micro_batches:
                     own = [picked[i] for i in indices]
-                    part = self.micro_batch(rollout, own, mask_BT[indices], weights_BT[indices])
+                    part = self.micro_batch(rollout, own, weights.of(indices))
                     loss += part[0]
                     sums.append(part[1])
         stats = self.take_step(rows, [rollout.problems[n].id for n in picked], loss, sums, started)
@@ -233,11 +231,11 @@ class RL(PolicyModule):
         return stats
 
     def micro_batch(
-        self, rollout: RolloutBatch, own: list[int], mask_BT: Tensor, weights_BT: Tensor
+        self, rollout: RolloutBatch, own: list[int], weights: TokenWeights
     ) -> tuple[float, dict[str, Tensor]]:
         """Add the gradient of the completions at `own`; arguments and result of the loss."""
         loss, sums = micro_batch_loss(
-            self.policy, self._frozen["judge"], rollout, own, mask_BT, weights_BT,
+            self.policy, self._frozen["judge"], rollout, own, weights,
             self.algorithm, self.temperature, self.pad_id,
         )  # fmt: skip
         return self.backward_on(loss, [rollout.problems[n].id for n in own]), sums

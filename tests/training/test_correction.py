@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from rlt.data.problem import make_problem
 from rlt.sampling import Completion
 from rlt.training.correction import importance_weights, mismatch, sampler_ratios
-from rlt.training.rl_loss import loss_mask_and_weights
+from rlt.training.rl_loss import TokenWeights, token_weights
 from rlt.training.rollout_batch import ParsedCompletion, RolloutBatch
 from tests.training.fitting import GRPO
 
@@ -64,33 +63,45 @@ def sampled(own: list[list[float]], sampler: list[list[float]]) -> RolloutBatch:
     return rollout
 
 
-def mask_and_weights(correction: Any, aggregation: Any = "token_mean") -> tuple[Tensor, Tensor]:
+def weights_of(correction: Any, aggregation: Any = "token_mean") -> TokenWeights:
     log = [math.log(w) for w in RATIO.tolist()]
     rollout = sampled([log[:2], log[2:]], [[0.0, 0.0], [0.0, 0.0, 0.0]])
     settings = replace(GRPO, correction=correction, aggregation=aggregation)
     rollout.compare_with_sampler(settings.correction)
-    return loss_mask_and_weights(rollout, [0, 1], settings, 3)
+    return token_weights(rollout, [0, 1], settings, 3)
 
 
 def test_loss_weights() -> None:
-    mask_BT, weights_BT = mask_and_weights("tis")
-    assert mask_BT.tolist() == [[True, True, False], [True, True, True]]
+    weights = weights_of("tis")
+    assert weights.mask_BT.tolist() == [[True, True, False], [True, True, True]]
     expected = torch.tensor([[0.25, 0.5, 0.0], [1.0, 2.0, 2.0]]) / 5
-    assert torch.allclose(weights_BT, expected)
+    assert torch.allclose(weights.policy_BT, expected)
+
+
+@pytest.mark.parametrize("correction", ["none", "tis", "mis"])
+def test_an_exact_kl_is_not_corrected(correction: str) -> None:
+    """It is the same whichever token was drawn."""
+    expected = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]) / 5
+    assert torch.allclose(weights_of(correction).exact_kl_BT, expected)
+
+
+def test_tokens_share_no_ratio() -> None:
+    with pytest.raises(ValueError, match="none with ratio=sequence"):
+        replace(GRPO, ratio="sequence", correction="tis")
 
 
 def test_tokens_that_are_left_out_count_in_no_mean() -> None:
-    mask_BT, weights_BT = mask_and_weights("mis")
-    assert mask_BT.tolist() == [[False, True, False], [True, True, False]]
-    assert torch.allclose(weights_BT, torch.tensor([[0.0, 0.5, 0.0], [1.0, 2.0, 0.0]]) / 3)
-    _, weights_BT = mask_and_weights("mis", "sequence_mean")
+    weights = weights_of("mis")
+    assert weights.mask_BT.tolist() == [[False, True, False], [True, True, False]]
+    assert torch.allclose(weights.policy_BT, torch.tensor([[0.0, 0.5, 0.0], [1.0, 2.0, 0.0]]) / 3)
+    weights = weights_of("mis", "sequence_mean")
     expected = torch.tensor([[0.0, 0.5, 0.0], [0.5, 1.0, 0.0]]) / 2
-    assert torch.allclose(weights_BT, expected)
+    assert torch.allclose(weights.policy_BT, expected)
 
 
 def test_without_correction_nothing_is_weighed() -> None:
-    _, weights_BT = mask_and_weights("none")
-    assert torch.allclose(weights_BT, torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]) / 5)
+    weights = weights_of("none")
+    assert torch.allclose(weights.policy_BT, torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]) / 5)
 
 
 def test_an_engine_that_gives_no_log_probs_cannot_be_corrected() -> None:
