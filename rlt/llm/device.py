@@ -1,6 +1,7 @@
 """Chooses the device and prepares the process for the hardware that the config names."""
 
 import ctypes
+import gc
 import os
 import platform
 from dataclasses import dataclass
@@ -110,6 +111,19 @@ class Hardware:
             # that share it as soon as a row is padded. This option avoids the copies. Only torch's
             # CPU kernels accept shared heads together with a mask.
             os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
+
+
+def return_freed_memory() -> None:
+    """Give what a finished step of a pipeline has freed back to the operating system.
+
+    Nothing else does, once `keep_freed_memory` has been called. It does nothing where the C library
+    is not glibc.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed_memory() -> bool:

@@ -20,6 +20,7 @@ from rlt.config.allowed_targets import ConfigError, raise_if_any
 from rlt.config.build import build_stage
 from rlt.config.fields import passes
 from rlt.config.suggestions import did_you_mean
+from rlt.llm.device import return_freed_memory
 from rlt.runs.files import write_json
 from rlt.runs.folder import RunFolder
 from rlt.stages.run import run_stage
@@ -109,6 +110,7 @@ class Pipeline(Stage):
                 for key in step.inputs:
                     setattr(stage, key, stage_cfg[key])
                 result = run_stage(stage_cfg, folder, keys[name], stage=stage)
+            return_freed_memory()
             _link(run.folder / "steps" / name, folder)
             done.append(
                 {
