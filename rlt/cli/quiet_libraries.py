@@ -8,6 +8,7 @@ import warnings
 _KNOWN = (
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", "lightning's own use of torch"),
     (r"The 'val_dataloader' does not have many workers", "batches are lists: nothing to load"),
+    (r"It is recommended to use .*sync_dist", "all ranks log the same values"),
     (r"Glyph .* missing from font", "a picture of a text in a script that the font lacks"),
     (r"The 'train_dataloader' does not have many workers", "batches are lists: nothing to load"),
 )

@@ -5,9 +5,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rlt.runs import ranks
+
 
 def run(cfg: DictConfig, run_dir: Path, metadata: dict[str, Any] | None = None) -> dict[str, float]:
     """Check a composed config, then run its stage (or, with `check=true`, print its plan).
+
+    On several devices, each rank runs the stage in a process of its own.
 
     Args:
         metadata: how the run was asked for, for its manifest.
@@ -18,6 +22,7 @@ def run(cfg: DictConfig, run_dir: Path, metadata: dict[str, Any] | None = None) 
     Raises:
         ConfigError: the config has unknown keys, missing values or targets that are refused.
     """
+    from rlt.cli.launch import devices_of, join_ranks, launched, run_ranks
     from rlt.cli.quiet_libraries import quiet
     from rlt.config.build import build_stage
     from rlt.preflight.plan import print_plan
@@ -28,4 +33,19 @@ def run(cfg: DictConfig, run_dir: Path, metadata: dict[str, Any] | None = None) 
     if cfg.get("check"):
         print_plan(cfg, stage, run_dir)
         return {}
-    return run_stage(cfg, run_dir, metadata=metadata, stage=stage)
+    hardware = cfg.get("hardware")
+    if hardware is None or not (launched() or devices_of(hardware) > 1):
+        return run_stage(cfg, run_dir, metadata=metadata, stage=stage)
+    if not launched():
+        if hardware.num_nodes > 1:
+            raise ValueError(
+                f"hardware.num_nodes={hardware.num_nodes}: start the same command on every node by "
+                "srun or torchrun (docs/scaling.md)"
+            )
+        return run_ranks(cfg, run_dir, metadata, devices_of(hardware))
+    join_ranks(hardware.accelerator)
+    try:
+        run_dir = ranks.from_main(lambda: run_dir, "choosing the folder")  # it may name the time
+        return run_stage(cfg, run_dir, metadata=metadata, stage=stage)
+    finally:
+        ranks.leave()

@@ -5,6 +5,7 @@ or used up affects the next. An optional `metadata.json` beside the config has e
 manifest. The worker writes `result.json` there, with the metrics or the error.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rlt.cli.run import run
 from rlt.config.compose import IN_FULL, USER_ERRORS, explain
 from rlt.config.saved import load_config
 from rlt.runs.files import read_json, write_json
+from rlt.runs.ranks import RankStoppedError
 from rlt.runs.signals import end_with, exit_status, terminable
 
 
@@ -33,12 +35,16 @@ def main() -> None:
         status = exit_status(error)
         if status is not None:
             sys.exit(status)
+        if isinstance(error, RankStoppedError) and not IN_FULL:
+            print(f"rlt: {error}", file=sys.stderr)
+            sys.exit(2)
         write_json(result_file, {"error": f"{type(error).__name__}: {error}"})
         if IN_FULL or not isinstance(error, USER_ERRORS):
             raise
         print(f"\nrlt: {explain(error, [])}", file=sys.stderr)
         sys.exit(2)
-    write_json(result_file, {"metrics": metrics})
+    if os.environ.get("RANK", "0") == "0":
+        write_json(result_file, {"metrics": metrics})
 
 
 if __name__ == "__main__":

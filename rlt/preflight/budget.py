@@ -24,6 +24,7 @@ from rlt.preflight.memory_estimate import (
     longest_row,
     peak_bytes,
 )
+from rlt.runs import ranks
 from rlt.runs.folder import RunFolder
 from rlt.stages.stage import ModelStage, Stage
 
@@ -47,12 +48,16 @@ def settle_token_budget(cfg: DictConfig, stage: Stage, run: RunFolder) -> None:
     tokens = run.manifest.get(_NAME)
     if tokens is None:
         seen = look_at(cfg, stage, {}, {})
-        if seen.lengths is None or not seen.shapes.keys() >= set(stage.roles):
+        shapes, lengths = seen.shapes, seen.lengths
+        if lengths is None or not shapes.keys() >= set(stage.roles):
             raise ValueError(
                 "hardware.tokens_per_micro_batch=auto needs the models' configs and the data, and "
                 "a hub was not reached; give a number"
             )
-        tokens = tokens_that_fit(stage, seen.shapes, seen.lengths)
+        found = lengths
+        tokens = min(
+            ranks.gather(lambda: tokens_that_fit(stage, shapes, found), "looking at the memory")
+        )
         run.record(**{_NAME: tokens})
     log.info("hardware.tokens_per_micro_batch=auto: %d", tokens)
     stage.hardware = dataclasses.replace(stage.hardware, tokens_per_micro_batch=tokens)

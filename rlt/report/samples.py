@@ -14,6 +14,7 @@ from typing import Any
 from rlt.report.attribution import attribution_figure
 from rlt.report.folder import read_jsonl
 from rlt.report.text import sample_text
+from rlt.runs import ranks
 
 SAMPLES_FILE = "samples.jsonl"
 HELD_OUT_FILE = "held_out_rewards.jsonl"
@@ -62,7 +63,9 @@ class StepRows:
         self._begun = False
 
     def __call__(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append the rows of one step; `step` is added to each of them."""
+        """Append the rows of one step, on rank 0; `step` is added to each of them."""
+        if not ranks.is_main():
+            return
         if not self._begun:
             self._drop_from(step)
             self._begun = True

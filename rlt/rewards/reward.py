@@ -5,7 +5,7 @@ from the terms over its tokens, where the published code fills in the tag penalt
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,25 @@ class RewardTable:
     # What each token of an explanation adds to the reward, one vector a completion.
     token_rewards: Sequence[Tensor] = ()
     kl_weight: float = 0.0  # of the mean k1 log-ratio in the reward, the paper's λ
+
+    @classmethod
+    def joined(cls, tables: Sequence["RewardTable"]) -> "RewardTable":
+        """Several tables of the same reward, one after the other; a single one as it is."""
+        first = tables[0]
+        if len(tables) == 1:
+            return first
+        return cls(
+            rewards=[value for table in tables for value in table.rewards],
+            terms={name: [v for t in tables for v in t.terms[name]] for name in first.terms},
+            scores=[score for table in tables for score in table.scores],
+            token_rewards=[values_T for table in tables for values_T in table.token_rewards],
+            kl_weight=first.kl_weight,
+        )
+
+    def without_hidden(self) -> "RewardTable":
+        """The table without the student's hidden states."""
+        scores = [replace(score, student_hidden_TD=None) for score in self.scores]
+        return replace(self, scores=scores)
 
     def row(self, n: int) -> dict[str, float]:
         """Reward and terms of completion n, by name."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlt.data.grader import Grader
-from rlt.data.problem import Problem
+from rlt.data.problem import Problem, content_hash
 from rlt.data.renderer import Explanation, Renderer, StudentText
 from rlt.evaluation.answers import extract_answer
 from rlt.llm.batching import PaddedRows, Row, cut_rows, pad_rows
@@ -22,6 +22,7 @@ from rlt.llm.logprobs import continuation_hidden, row_log_probs, shares_prefixes
 from rlt.llm.token_budget import TokenBudget
 from rlt.rewards.reward import Reward, RewardTable, TokenScores
 from rlt.rewards.terms import Correctness
+from rlt.sampling import draw_seeds
 
 # Called with row indices, padded rows and hidden states `[N, D]` of each micro-batch.
 Visit = Callable[[list[int], PaddedRows, Tensor], None]
@@ -224,9 +225,13 @@ class RewardScorer:
             return [None] * len(rows)
         tags = self.renderer.style.tags
         prompts = [self.renderer.answer_prompt(row.problem, row.explanation.ids) for row in rows]
+        (base,) = draw_seeds(1)
+        # A seed by the text, so that answers do not depend on which rows are scored together.
+        seeds = [int(content_hash(str(base), str(ids))[:15], 16) for ids in prompts]
         answers = term.rollout.sample(
-            self.student, self.renderer.tokenizer, prompts, term.samples, tags["solution_close"]
-        )
+            self.student, self.renderer.tokenizer, prompts, term.samples, tags["solution_close"],
+            seeds,
+        )  # fmt: skip
         pairs = []
         for row, completions in zip(rows, answers, strict=True):
             for completion in completions:

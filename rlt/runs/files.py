@@ -5,9 +5,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rlt.runs import ranks
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: a reader sees either the old file or the complete new one."""
+    """Write a file atomically: a reader sees either the old file or the complete new one.
+
+    Of several ranks, the first writes.
+    """
+    if not ranks.is_main():
+        return
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

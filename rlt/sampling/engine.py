@@ -52,6 +52,7 @@ class Rollout(Protocol):
         prompts: Sequence[Sequence[int]],
         n: int,
         stop: str,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """Sample `n` completions of every prompt.
 
@@ -61,11 +62,19 @@ class Rollout(Protocol):
             prompts: token ids of each prompt.
             n: number of completions for each prompt.
             stop: a completion ends as soon as it contains this string.
+            seeds: one for each prompt: its completions are drawn by random numbers of their own, so
+                that they do not depend on what else is sampled. None draws seeds (`draw_seeds`).
 
         Returns:
             One list of `n` completions for each prompt, in the order of the prompts.
         """
         ...
+
+
+def draw_seeds(count: int) -> list[int]:
+    """Seeds from torch's global random numbers, for `Rollout.sample`."""
+    drawn: list[int] = torch.randint(2**63 - 1, (count,)).tolist()
+    return drawn
 
 
 def known_log_probs(model: nn.Module, completions: Sequence[Completion]) -> list[Tensor] | None:

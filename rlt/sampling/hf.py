@@ -34,7 +34,7 @@ from rlt.llm.finite_checks import NotFiniteError
 from rlt.llm.lm_head import logits_of
 from rlt.llm.token_budget import TokenBudget
 from rlt.llm.tokenizers import turn_end_ids
-from rlt.sampling.engine import Completion
+from rlt.sampling.engine import Completion, draw_seeds
 from rlt.sampling.linear_copies import linear_copies
 from rlt.sampling.shared_prefix import RunningRows
 
@@ -110,6 +110,7 @@ class HFRollout:
         prompts: Sequence[Sequence[int]],
         n: int,
         stop: str,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """Sample `n` completions of every prompt (see `Rollout.sample`).
 
@@ -120,11 +121,13 @@ class HFRollout:
         rows = [p for p in range(len(prompts)) for _ in range(n)]
         lengths = [len(prompts[p]) + self.max_new_tokens for p in rows]
         cut = functools.partial(micro_batches, lengths)
+        random_RT = self._random_numbers(draw_seeds(len(prompts)) if seeds is None else seeds, n)
 
         def generate(tokens: int) -> dict[int, Completion]:
             completion_of_row: dict[int, Completion] = {}
             for indices in cut(tokens):
-                batch = self._generate(model, tokenizer, [prompts[rows[i]] for i in indices], stop)
+                of_rows = [prompts[rows[i]] for i in indices]
+                batch = self._generate(model, tokenizer, of_rows, stop, random_RT[indices])
                 completion_of_row.update(zip(indices, batch, strict=True))
             return completion_of_row
 
@@ -152,14 +155,16 @@ class HFRollout:
         tokenizer: PreTrainedTokenizerBase,
         prompts: list[Sequence[int]],
         stop: str,
+        random_BT: Tensor,
     ) -> list[Completion]:
+        random_BT = random_BT.to(model.device)
         end_rule = _EndRule(tokenizer, stop)
         all_rows = [_Row() for _ in prompts]
         rows = list(all_rows)  # the rows that are still in the batch
         running = RunningRows(model, prompts, tokenizer.pad_token_id)
         for length in range(1, self.max_new_tokens + 1):
             logits_BV = logits_of(model, running.hidden_BD, self.temperature or 1.0)
-            tokens_B, log_probs_B = self._draw(logits_BV)
+            tokens_B, log_probs_B = self._draw(logits_BV, random_BT[:, length - 1])
             for row, token, log_prob in zip(
                 rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True
             ):
@@ -173,7 +178,7 @@ class HFRollout:
             if running.can_drop and len(unfinished) <= _UNFINISHED_FRACTION * len(rows):
                 kept_B = torch.tensor(unfinished, device=tokens_B.device)
                 rows = [rows[b] for b in unfinished]
-                tokens_B = tokens_B[kept_B]
+                tokens_B, random_BT = tokens_B[kept_B], random_BT[kept_B]
                 running.keep(kept_B)
             running.append(tokens_B)
         exact = self.linear_dtype in (None, "auto", "float32")
@@ -181,8 +186,28 @@ class HFRollout:
             Completion(row.ids, row.log_probs, row.finish or "length", exact) for row in all_rows
         ]
 
-    def _draw(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+    def _random_numbers(self, seeds: Sequence[int], n: int) -> Tensor:
+        """Random numbers of R = len(seeds) × n rows, `[R, max_new_tokens]` in [0, 1).
+
+        They are drawn on the CPU, so that they are the same for every device.
+        """
+        if self.temperature == 0 or not seeds:
+            return torch.zeros(len(seeds) * n, self.max_new_tokens)
+        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        shape = n, self.max_new_tokens
+        return torch.cat(
+            [
+                torch.rand(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+                for seed in seeds
+            ]
+        )
+
+    def _draw(self, logits_BV: Tensor, random_B: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a token for each row. Returns tokens `[B]` and their log-probs before truncation.
+
+        Args:
+            logits_BV: logits of the next token.
+            random_B: a random number in [0, 1) for each row.
 
         Raises:
             NotFiniteError: a row's logits are NaN or infinite.
@@ -199,12 +224,11 @@ class HFRollout:
         else:
             # Inverting the cumulative distribution takes one random number for each row.
             # `multinomial` draws one for every token of the vocabulary.
-            dtype = torch.float32 if logits_BV.device.type == "mps" else torch.float64
-            cumulative_BV = truncated_BV.softmax(-1).cumsum(-1, dtype=dtype)
+            cumulative_BV = truncated_BV.softmax(-1).cumsum(-1, dtype=random_B.dtype)
             total_B1 = cumulative_BV[:, -1:]
             # The product below may be rounded up to the total, which no token would match.
             below_B1 = total_B1.nextafter(torch.zeros_like(total_B1))
-            drawn_B1 = (torch.rand_like(total_B1) * total_B1).minimum(below_B1)
+            drawn_B1 = (random_B[:, None] * total_B1).minimum(below_B1)
             tokens_B = torch.searchsorted(cumulative_BV, drawn_B1, right=True)[:, 0]
         return tokens_B, log_probs_BV.gather(-1, tokens_B[:, None])[:, 0]
 

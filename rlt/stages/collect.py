@@ -27,6 +27,7 @@ from rlt.llm.model_sources import ModelSource
 from rlt.llm.models import context_tokens, fingerprint, freeze
 from rlt.report.results import collect_result
 from rlt.rewards import Reward, RewardScorer, ScoredExplanation
+from rlt.runs import ranks
 from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.folder import RunFolder
 from rlt.sampling import Rollout, known_log_probs
@@ -217,8 +218,12 @@ class Collect(ModelStage):
                 f"{counts['unclosed']} were never closed (train the teacher for longer, or set "
                 f"keep_unclosed=true), {counts['wrong']} end in a wrong answer"
             )
-        write_traces(kept, run.folder, self.format)
-        (run.folder / "traces.partial").unlink()
+
+        def write() -> None:
+            write_traces(kept, run.folder, self.format)
+            (run.folder / "traces.partial").unlink()
+
+        ranks.from_main(write, "writing traces")
         metrics = summarise(rows, kept, REASONS if self.sees_solution else (*REASONS, "wrong"))
         if data.behaviour is not None:
             shares = behaviour_rates([row["behaviour"] for row in kept], data.behaviour.names)

@@ -1,11 +1,13 @@
 """What several stages share: loading models and data, and work in batches that can be resumed."""
 
+import io
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from rich.progress import (
@@ -21,6 +23,7 @@ from rlt.data.dataset import DataSplit, ProblemData
 from rlt.data.renderer import Renderer
 from rlt.llm.model_sources import ModelSource
 from rlt.llm.models import LanguageModel
+from rlt.runs import ranks
 from rlt.stages.stage import FIRST_LOOK
 
 log = logging.getLogger(__name__)
@@ -88,25 +91,38 @@ def in_batches(
     """Work through items in batches, each batch's rows appended to `file` as soon as it is done.
 
     A batch's random numbers depend on `seed` and its number alone, so going on after an
-    interruption gives the very rows that an uninterrupted run gives.
+    interruption gives the very rows that an uninterrupted run gives. Several ranks take batches in
+    turn, and all get all rows.
     """
-    done = list(_whole_batches(file))
+    done = ranks.from_main(lambda: list(_whole_batches(file)), describe)
     rows = [row for batch in done for row in batch]
-    starts = range(0, len(items), size)
-    with progress() as bar, file.open("a", encoding="utf-8") as out:
+    count = -(-len(items) // size)
+
+    def batch(number: int) -> list[dict[str, Any]] | None:
+        if number >= count:
+            return None
+        torch.manual_seed(seed * 1_000_003 + number)
+        started = time.perf_counter()
+        found = work(list(items[number * size : (number + 1) * size]))
+        log.debug("batch %d took %.4f seconds", number, time.perf_counter() - started)
+        return found
+
+    with progress() as bar, _appending(file) as out:
         task = bar.add_task(describe, total=len(items), completed=min(len(done) * size, len(items)))
-        for number, start in enumerate(starts):
-            if number < len(done):
-                continue
-            torch.manual_seed(seed * 1_000_003 + number)
-            started = time.perf_counter()
-            batch = work(list(items[start : start + size]))
-            log.debug("batch %d took %.4f seconds", number, time.perf_counter() - started)
-            out.write(json.dumps(batch, ensure_ascii=False) + "\n")
+        for first in range(len(done), count, ranks.world_size()):
+            found = ranks.gather(partial(batch, first + ranks.rank()), describe)
+            for one in found:
+                if one is not None:
+                    out.write(json.dumps(one, ensure_ascii=False) + "\n")
+                    rows += one
             out.flush()
-            rows += batch
-            bar.update(task, advance=min(size, len(items) - start))
+            bar.update(task, completed=min((first + len(found)) * size, len(items)))
     return rows
+
+
+def _appending(file: Path) -> TextIO:
+    """The file, opened to append to it; on other ranks than the first, nothing is kept."""
+    return file.open("a", encoding="utf-8") if ranks.is_main() else io.StringIO()
 
 
 def _whole_batches(file: Path) -> Iterator[list[dict[str, Any]]]:
@@ -127,5 +143,5 @@ def progress() -> Progress:
     """A progress bar with count, elapsed time and estimated time of arrival."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+        TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), disable=not ranks.is_main(),
     )  # fmt: skip

@@ -17,6 +17,7 @@ from rlt.llm.device import on_device
 from rlt.llm.model_sources import ModelSource
 from rlt.llm.models import fingerprint, freeze
 from rlt.report.results import evaluate_result
+from rlt.runs import ranks
 from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.folder import RunFolder
 from rlt.sampling import Rollout
@@ -93,20 +94,24 @@ class Evaluate(ModelStage):
         rows = in_batches(
             problems, self.questions_per_batch, partial, self.seed, "answering", answer
         )
-        with benchmark.grader:
-            result = evaluate_answers(
-                problems,
-                [row["texts"] for row in rows],
-                tags,
-                benchmark.grader,
-                [row["tokens"] for row in rows],
-                [renderer.decode(prompt(problem)) for problem in problems],
-            )
-        with (run.folder / "answers.jsonl").open("w", encoding="utf-8") as file:
-            for record in result.records:
-                file.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
-        partial.unlink()
-        metrics = result.metrics | overlap
+
+        def grade() -> dict[str, float]:
+            with benchmark.grader:
+                result = evaluate_answers(
+                    problems,
+                    [row["texts"] for row in rows],
+                    tags,
+                    benchmark.grader,
+                    [row["tokens"] for row in rows],
+                    [renderer.decode(prompt(problem)) for problem in problems],
+                )
+            with (run.folder / "answers.jsonl").open("w", encoding="utf-8") as file:
+                for record in result.records:
+                    file.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
+            partial.unlink()
+            return result.metrics
+
+        metrics = ranks.from_main(grade, "grading") | overlap
         log_scalars(self.make_logger(run.folder), metrics)
         return metrics | {"resources/peak_memory_bytes": float(peak_memory_bytes())}
 

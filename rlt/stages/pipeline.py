@@ -5,6 +5,7 @@ it reads. A result that is there is reused, one that was begun is gone on with, 
 Steps that two pipelines have in common (a base model, a warm-up) are therefore made once.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -21,6 +22,7 @@ from rlt.config.build import build_stage
 from rlt.config.fields import passes
 from rlt.config.suggestions import did_you_mean
 from rlt.llm.device import return_freed_memory
+from rlt.runs import ranks
 from rlt.runs.files import write_json
 from rlt.runs.folder import RunFolder
 from rlt.stages.run import run_stage
@@ -100,8 +102,8 @@ class Pipeline(Stage):
             stage_cfg.output_dir = str(folder)
             folder.parent.mkdir(parents=True, exist_ok=True)
             started = time.perf_counter()
-            with FileLock(f"{folder}.lock"):
-                reused = (folder / "metrics.json").is_file()
+            with FileLock(f"{folder}.lock") if ranks.is_main() else contextlib.nullcontext():
+                reused = ranks.from_main((folder / "metrics.json").is_file, name)
                 log.info(
                     "\n── step %d of %d: %s (stage %s)%s", number, len(self.plan), name, step.stage,
                     ", reused" if reused else "",
@@ -149,6 +151,8 @@ def check_gate(name: str, step: Step, metrics: Mapping[str, float]) -> None:
 
 def _link(link: Path, folder: Path) -> None:
     """A step's result under the step's name, beside the pipeline's own report."""
+    if not ranks.is_main():
+        return
     link.parent.mkdir(exist_ok=True)
     try:
         link.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from rlt.rewards.preflight import (
     ends_in,
     signed_columns,
 )
+from rlt.runs import ranks
 from rlt.runs.files import write_json
 from rlt.stages.common import progress
 
@@ -141,7 +142,8 @@ def tell_areas(found: Sequence[Area], settings: Preflight, folder: Path) -> dict
         interval = area.interval
         shown = f"{interval.mean:.2f}", f"{interval.low:.2f} to {interval.high:.2f}"
         table.add_row(area.against, area.term, *shown, str(area.good), str(area.bad))
-    Console().print(table)
+    if ranks.is_main():
+        Console().print(table)
     warning = settings.warning(found)
     if warning is not None:
         log.warning("preflight: %s", warning)

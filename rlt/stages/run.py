@@ -12,8 +12,10 @@ from omegaconf import DictConfig
 from rlt.config.build import build_stage
 from rlt.llm.device import Hardware
 from rlt.llm.token_budget import OutOfMemoryError, is_out_of_memory
+from rlt.runs import ranks
 from rlt.runs.folder import RunFolder, RunRefusedError
 from rlt.runs.identity import config_key
+from rlt.runs.rank_folder import claim
 from rlt.runs.signals import exit_status
 from rlt.stages.stage import Stage
 from rlt.stages.steps import code_digest, input_fingerprints
@@ -64,7 +66,7 @@ def _run_in(
     metadata: dict[str, Any],
 ) -> dict[str, float]:
     """Claim the folder, run the stage unless it has finished, and tell the result."""
-    run = RunFolder(
+    run = claim(
         run_dir,
         cfg,
         key or config_key(cfg, inputs),
@@ -76,17 +78,20 @@ def _run_in(
     try:
         if run.status == "finished":
             log.info("already finished, nothing to do")
-            if not (run_dir / "report.md").is_file():
-                stage.write_report(run_dir)  # the run ended between its last two lines
             metrics = run.metrics
         else:
             if run.status == "resumed" and not stage.writes_own_report:
                 log.info("%s: going on where it stopped", run_dir)
             metrics = _run(stage, cfg, run, is_step=key is not None)
-            stage.write_report(run_dir)
+
+        def tell() -> None:
+            if run.status != "finished" or not (run_dir / "report.md").is_file():
+                stage.write_report(run_dir)
+            stage.print_result(run_dir, brief=key is not None)
+
+        ranks.from_main(tell, "writing the report")
     finally:
         run.release()
-    stage.print_result(run_dir, brief=key is not None)
     return metrics
 
 
@@ -100,13 +105,13 @@ def _run(stage: Stage, cfg: DictConfig, run: RunFolder, is_step: bool) -> dict[s
     try:
         settle_token_budget(cfg, stage, run)
         metrics = stage.run(run)
-        run.finish(metrics)
+        ranks.from_main(lambda: run.finish(metrics), "finishing")
     except (KeyboardInterrupt, SystemExit) as stop:
         status = exit_status(stop)
         if status is None:
             raise
         run.record(status="interrupted")
-        if not is_step:
+        if not is_step and ranks.is_main():
             print(
                 f"\nInterrupted. This goes on from here:  rlt resume {run.folder}\n"
                 f"(as does the same command with output_dir={run.folder})",

@@ -31,6 +31,7 @@ from rlt.report.samples import log_attributions
 from rlt.rewards import Reward, RewardScorer, RewardTable, ScoredExplanation
 from rlt.rewards.attribution import attribution
 from rlt.rewards.preflight import Area, Preflight, areas, signed_columns
+from rlt.runs import ranks
 from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.folder import RunFolder
 from rlt.stages.common import in_batches, load_data, log_scalars, require_same_tokenizer
@@ -161,13 +162,17 @@ class Score(ModelStage):
         if preflight is not None:
             areas_found = self.find_areas(preflight, problems, rows, data, scorer)
         rows.sort(key=lambda row: -row["reward"])
-        for rank, row in enumerate(rows, start=1):
-            row["rank"] = rank
-        write_rows(rows, run.folder / "scores.jsonl")
+        for place, row in enumerate(rows, start=1):
+            row["rank"] = place
         kept = rows[: max(1, round(self.keep_fraction * len(rows)))]
         bare = [{k: v for k, v in row.items() if k != "attribution"} for row in kept]
-        write_traces(bare, run.folder, self.format)
-        partial.unlink()
+
+        def write() -> None:
+            write_rows(rows, run.folder / "scores.jsonl")
+            write_traces(bare, run.folder, self.format)
+            partial.unlink()
+
+        ranks.from_main(write, "writing scores")
         metrics = summarise(rows, kept)
         if preflight is not None:
             metrics |= tell_areas(areas_found, preflight, run.folder)

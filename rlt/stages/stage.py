@@ -20,6 +20,7 @@ from rlt.data.renderer import Renderer
 from rlt.llm.device import Hardware
 from rlt.llm.model_sources import ModelSource, source_at
 from rlt.llm.models import LanguageModel
+from rlt.runs import ranks
 from rlt.runs.folder import RunFolder
 from rlt.runs.formatting import number
 
@@ -190,7 +191,7 @@ class ModelStage(Stage):
 
     def make_logger(self, folder: Path) -> Any:
         """The config's Lightning logger, writing into a run folder; None if there is none."""
-        return self.logger(save_dir=str(folder)) if self.logger else None
+        return self.logger(save_dir=str(folder)) if self.logger and ranks.is_main() else None
 
     # --- what a plan asks ------------------------------------------------------------------------
 

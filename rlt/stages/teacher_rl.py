@@ -22,6 +22,7 @@ from rlt.llm.shared_weights import frozen_copy, share_equal_weights
 from rlt.report.results import rl_result
 from rlt.rewards import Reward, RewardScorer
 from rlt.rewards.preflight import Area, Preflight
+from rlt.runs import ranks
 from rlt.runs.files import read_json
 from rlt.runs.folder import RunFolder
 from rlt.stages.common import load_data, require_same_tokenizer
@@ -140,8 +141,9 @@ class TeacherRL(RLStage):
         been told already. Random numbers are left as they were.
         """
         file = run.folder / PREFLIGHT_FILE
-        if file.is_file():
-            return metrics_of([Area.read(row) for row in read_json(file)])
+        told = ranks.from_main(lambda: read_json(file) if file.is_file() else None, "preflight")
+        if told is not None:
+            return metrics_of([Area.read(row) for row in told])
         explained = any(problem.explanation is not None for problem in problems)
         if self.preflight is None or not explained:
             return {}

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
@@ -21,6 +22,7 @@ from rlt.llm.adapter_layers import merged_copy
 from rlt.llm.adapters import Adapter, NoAdapter
 from rlt.llm.models import LanguageModel, context_tokens, save_model
 from rlt.report.results import sft_result
+from rlt.runs import ranks
 from rlt.runs.environment import peak_memory_bytes
 from rlt.runs.files import read_json, write_json
 from rlt.runs.folder import RunFolder
@@ -31,7 +33,9 @@ from rlt.stages.stage import RUN_FILES, Inputs, ModelStage
 from rlt.training import SFT, Example
 from rlt.training.callbacks import Checkpoint
 from rlt.training.checkpoints import CHECKPOINTS, newest_whole
+from rlt.training.lightning_private import stop_alone_on_sigterm
 from rlt.training.policy import PolicyModule
+from rlt.training.replicas import Replicas
 
 log = logging.getLogger(__name__)
 
@@ -128,16 +132,16 @@ class TrainingStage(ModelStage):
         changes: dict[str, Any] = {"val_check_interval": interval}
         if not datamodule.validation:
             changes["limit_val_batches"] = 0  # Lightning warns of a loader without batches
+        if ranks.world_size() > 1:
+            changes |= self.settings_of_ranks()
         trainer = self.trainer(
             default_root_dir=str(folder), logger=logger or False, callbacks=callbacks, **changes
         )
-        if trainer.world_size > 1:
-            raise ValueError(
-                f"hardware.devices={self.hardware.devices}, num_nodes={self.hardware.num_nodes}: "
-                "training on several devices is not supported yet, as nothing divides a batch "
-                "among them; choose a hardware profile of one device"
-            )
-        checkpoint = newest_whole(folder / CHECKPOINTS)
+        if ranks.world_size() > 1:
+            stop_alone_on_sigterm(trainer)
+        checkpoint = ranks.from_main(
+            lambda: newest_whole(folder / CHECKPOINTS), "looking for checkpoints"
+        )
         start_file = folder / "start.json"
 
         def validate() -> dict[str, float]:
@@ -147,7 +151,8 @@ class TrainingStage(ModelStage):
             return dict(found)
 
         held_out = len(datamodule.validation) > 0
-        if held_out and not start_file.is_file():
+        begun = ranks.from_main(start_file.is_file, "looking for checkpoints")
+        if held_out and not begun:
             write_json(start_file, validate())
         if checkpoint is not None:
             log.info("resuming from %s", checkpoint.name)
@@ -161,16 +166,34 @@ class TrainingStage(ModelStage):
         if held_out:
             if datamodule.steps % interval or not any(k.startswith("validation/") for k in metrics):
                 metrics |= validate()  # else the last step has just been validated
-            metrics |= {f"start/{k}": v for k, v in read_json(start_file).items()}
+            before = ranks.from_main(lambda: read_json(start_file), "reading the first validation")
+            metrics |= {f"start/{k}": v for k, v in before.items()}
         # Resumed after the very last step, nothing was trained on: the checkpoint has its values.
         restored = next((c.metrics for c in callbacks if isinstance(c, Checkpoint)), {})
         metrics = restored | metrics
         metrics["resources/peak_memory_bytes"] = float(peak_memory_bytes())
+        ranks.from_main(lambda: self.save(module, folder), "saving the model")
+        run.record(tags=module.renderer.style.tags)
+        return metrics
+
+    def save(self, module: PolicyModule, folder: Path) -> None:
+        """Save the trained model, and the merged one if the adapter makes one."""
         save_model(module.policy, module.renderer.tokenizer, folder / "model")
         if self.adapting.merge:
             save_model(merged_copy(module.policy), module.renderer.tokenizer, folder / "merged")
-        run.record(tags=module.renderer.style.tags)
-        return metrics
+
+    def settings_of_ranks(self) -> dict[str, Any]:
+        """Arguments of the Trainer for several ranks, which the module divides the work among.
+
+        Raises:
+            ValueError: the strategy is one that training is not made for.
+        """
+        if self.hardware.strategy not in ("auto", "ddp"):
+            raise ValueError(
+                f"hardware.strategy={self.hardware.strategy}: training on several devices is made "
+                "for ddp alone yet; choose hardware=ddp"
+            )
+        return {"strategy": Replicas(), "use_distributed_sampler": False}
 
     @property
     def files(self) -> tuple[str, ...]:

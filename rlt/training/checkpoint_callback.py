@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from rlt.runs import ranks
 from rlt.runs.folder import RunRefusedError
 from rlt.training.checkpoints import CHECKPOINTS, CheckpointError, listed, write_checkpoint
 from rlt.training.lightning_private import (
@@ -144,7 +145,8 @@ class Checkpoint(L.Callback):
                 failure = f" {error}."
         steps = [entry.step for entry in listed(_folder(trainer))]
         newest = f"the newest is of step {steps[-1]}" if steps else "there is none yet"
-        print(f"\nTraining was interrupted. Checkpoints: {newest}.{failure}", flush=True)
+        if ranks.is_main():
+            print(f"\nTraining was interrupted. Checkpoints: {newest}.{failure}", flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Random numbers and metrics, for a checkpoint."""
@@ -169,6 +171,8 @@ class Checkpoint(L.Callback):
             self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
+        if not ranks.is_main():  # the others have the same
+            return
         assert self._small is not None
         folder = _folder(trainer)
         if any(entry.step == self._done_steps for entry in listed(folder)):

@@ -69,3 +69,17 @@ def count_last_step(trainer: L.Trainer) -> None:
     Lightning otherwise raises when the next step begins.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped += 1
+
+
+def stop_alone_on_sigterm(trainer: L.Trainer) -> None:
+    """Have a rank that receives SIGTERM take note of it by itself.
+
+    Uses `Trainer._signal_connector._sigterm_notifier_fn`, which runs within the signal handler and
+    there waits for the other ranks. These may be waiting for this rank elsewhere, or be gone.
+    """
+    connector: Any = trainer._signal_connector
+
+    def note(signum: Any, frame: Any) -> None:
+        connector.received_sigterm = True
+
+    connector._sigterm_notifier_fn = note

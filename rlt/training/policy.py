@@ -22,6 +22,7 @@ from rlt.llm.finite_checks import NotFiniteError, require_finite_sum
 from rlt.llm.flop_count import forward_flops, matmul_flops_per_second
 from rlt.llm.logprobs import row_log_probs, shares_prefixes
 from rlt.llm.token_budget import Attempt, TokenBudget
+from rlt.runs import ranks
 from rlt.training.algorithms import token_means
 from rlt.training.lightning_private import forget_logged_values
 
@@ -162,6 +163,8 @@ class PolicyModule(L.LightningModule):
 
     def row_log_probs(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
         """Log-probs of every row's continuation tokens, without gradient."""
+        if not rows:
+            return []
         return self.token_budget.fit(
             lambda tokens: row_log_probs(
                 model, rows, temperature=self.temperature, pad_id=self.pad_id, token_budget=tokens
@@ -180,9 +183,10 @@ class PolicyModule(L.LightningModule):
         """
         self.policy.train()
         optimizer: Any = self.optimizers()
-        for attempt in self.token_budget.attempts(self._cut(rows)):
-            optimizer.zero_grad()
-            yield attempt
+        with ranks.own_random_numbers():
+            for attempt in self.token_budget.attempts(self._cut(rows)):
+                optimizer.zero_grad()
+                yield attempt
 
     def backward_on(self, loss: Tensor, problems: Sequence[str]) -> float:
         """Add the gradient of a micro-batch's loss.
@@ -206,17 +210,16 @@ class PolicyModule(L.LightningModule):
         self,
         rows: Sequence[Row],
         problems: Sequence[str],
-        loss: float,
-        sums: Sequence[dict[str, Tensor]],
+        gradient: Callable[[], tuple[float, list[dict[str, Tensor]]]],
         started: float,
     ) -> dict[str, float]:
-        """Clip the gradient, step the optimizer and the schedule.
+        """Compute the gradient on every rank, sum and clip it, step the optimizer and the schedule.
 
         Args:
-            rows: the rows that the step is over.
-            problems: the id of each row's problem.
-            loss: the sum over the micro-batches.
-            sums: of each micro-batch, sums over its tokens (see `token_means`).
+            rows: this rank's rows of the step.
+            problems: the id of each row's problem, of all ranks.
+            gradient: adds the gradient of this rank's rows; returns the loss as a sum over its
+                micro-batches, and of each of them, sums over its tokens (see `token_means`).
             started: `time.perf_counter()` at the beginning of the step.
 
         Returns:
@@ -225,7 +228,15 @@ class PolicyModule(L.LightningModule):
 
         Raises:
             NotFiniteError: the gradient's norm is NaN or infinite; no step was taken.
+            RankStoppedError: another rank failed or is gone; no step was taken.
         """
+        phase = f"computing the gradient of optimizer step {self.global_step + 1}"
+        outcomes = ranks.gather(lambda: self._on_cpu(*gradient()), phase)
+        loss = sum(part for part, _, _ in outcomes)
+        sums = [one for _, parts, _ in outcomes for one in parts]
+        # Ranks that ran out of memory have lowered their budget; all go on with the lowest.
+        self.token_budget.tokens = min(tokens for _, _, tokens in outcomes)
+        self._sum_gradients(phase)
         optimizer: Any = self.optimizers()
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
@@ -240,17 +251,35 @@ class PolicyModule(L.LightningModule):
         self.policy.eval()
         # One forward, one backward through activations, and one for weights if all have gradient.
         passes = 2 if is_partly_trained(self.policy) else 3
-        flops = passes * forward_flops(self.policy, rows, shared)
+        flops = passes * forward_flops(self.policy, rows, shared) if rows else 0.0
         seconds = time.perf_counter() - started
         return {
             "loss": loss,
             "grad_norm": norm,
             "lr": lr,
-            "padding_fraction": padding_fraction(rows, micro_batches, shared),
+            "padding_fraction": padding_fraction(rows, micro_batches, shared) if rows else 0.0,
             "tokens_per_micro_batch": float(self.token_budget.tokens),
             "mfu": flops / seconds / self.peak_flops_per_second,
             **token_means(sums),
         }
+
+    def _on_cpu(
+        self, loss: float, sums: list[dict[str, Tensor]]
+    ) -> tuple[float, list[dict[str, Tensor]], int]:
+        """What the other ranks are told of this rank's gradient, its token budget last."""
+        if ranks.world_size() > 1:
+            sums = [{name: value.cpu() for name, value in one.items()} for one in sums]
+        return loss, sums, self.token_budget.tokens
+
+    def _sum_gradients(self, phase: str) -> None:
+        """Sum the gradient over ranks; a rank without rows adds zeros."""
+        if ranks.world_size() == 1:
+            return
+        trained = [p for p in self.policy.parameters() if p.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        ranks.add_up([p.grad for p in trained if p.grad is not None], phase)
 
     def _cut(self, rows: Sequence[Row]) -> Callable[[int], list[list[int]]]:
         shared = shares_prefixes(self.policy)

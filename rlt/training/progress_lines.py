@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 
+from rlt.runs import ranks
 from rlt.runs.formatting import duration, number
 
 
@@ -39,7 +40,8 @@ class ProgressLines(L.Callback):
         now = time.monotonic()
         if self._done_before is None:
             self._done_before = batch_idx
-        if sys.stdout.isatty() or now - self._printed < self.every_seconds:
+        waits = now - self._printed < self.every_seconds
+        if sys.stdout.isatty() or waits or not ranks.is_main():
             return
         self._printed = now
         done, steps = batch_idx + 1, int(trainer.num_training_batches)

@@ -23,13 +23,14 @@ from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
 from rlt.llm.device import on_device
 from rlt.llm.finite_checks import require_finite
-from rlt.sampling import Rollout, known_log_probs
+from rlt.runs import ranks
+from rlt.sampling import Completion, Rollout, draw_seeds, known_log_probs
 from rlt.training.algorithms import Algorithm, move_reference_
 from rlt.training.credit import CompletionCredit, Credit
 from rlt.training.policy import PolicyModule, names_the_step
 from rlt.training.rl_logging import HeldOutRewards, log_rollout, log_step
 from rlt.training.rl_loss import TokenWeights, micro_batch_loss, token_weights
-from rlt.training.rollout_batch import RolloutBatch
+from rlt.training.rollout_batch import RolloutBatch, Scores
 from rlt.training.rollout_metrics import best_and_worst
 from rlt.training.tasks import Task
 
@@ -153,9 +154,16 @@ class RL(PolicyModule):
         started = time.perf_counter()
         self.policy.eval()
         prompts = [self.task.prompt(problem) for problem in problems]
-        groups = self.rollout.sample(
-            self.policy, self.renderer.tokenizer, prompts, self.group_size, self.task.stop
-        )
+        seeds = draw_seeds(len(problems))
+        own = ranks.own_part(len(problems))
+
+        def sample_own() -> list[list[Completion]]:
+            return self.rollout.sample(
+                self.policy, self.renderer.tokenizer, [prompts[p] for p in own], self.group_size,
+                self.task.stop, [seeds[p] for p in own],
+            )  # fmt: skip
+
+        groups = ranks.gather_parts(sample_own, self._phase("sampling"))
         rollout = RolloutBatch.of_groups(problems, prompts, groups, self.task.parse)
         rollout.seconds["rollout"] = time.perf_counter() - started
         return rollout
@@ -169,16 +177,26 @@ class RL(PolicyModule):
             ValueError: a correction needs log-probs that the rollout engine does not give.
         """
         started = time.perf_counter()
-        log_probs = known_log_probs(self.policy, rollout.completions)
-        sampled_elsewhere = log_probs is None
-        if log_probs is None:
-            log_probs = self.row_log_probs(self.policy, rollout.rows)
-        require_finite("a log-prob of the policy", log_probs, rollout.problem_ids)
-        rollout.log_probs = log_probs
-        if sampled_elsewhere:
+        parts = ranks.gather(lambda: self._score_own(rollout), self._phase("rewarding"))
+        rollout.take_scores([part for part in parts if part is not None])
+        if rollout.sampled_elsewhere:
             rollout.compare_with_sampler(self.algorithm.correction)
-        rollout.reward_table = self.task.score(rollout, self.policy, self.temperature)
         rollout.seconds["reward"] = time.perf_counter() - started
+
+    def _score_own(self, rollout: RolloutBatch) -> Scores | None:
+        """Scores of this rank's completions; None if it has none."""
+        own = rollout.own
+        if not own:
+            return None
+        part = rollout.part(own)
+        log_probs = known_log_probs(self.policy, part.completions)
+        part.sampled_elsewhere = log_probs is None
+        part.log_probs = (
+            self.row_log_probs(self.policy, part.rows) if log_probs is None else log_probs
+        )
+        require_finite("a log-prob of the policy", part.log_probs, part.problem_ids)
+        table = self.task.score(part, self.policy, self.temperature)
+        return Scores(part.log_probs, part.sampled_elsewhere, table)
 
     def assign_credit(self, rollout: RolloutBatch) -> None:
         """Give each token its advantage, and each completion the weight of its exact KL."""
@@ -200,10 +218,7 @@ class RL(PolicyModule):
         """
         started = time.perf_counter()
         if self.algorithm.needs_reference:
-            assert self.reference is not None
-            reference = self.row_log_probs(self.reference, rollout.rows)
-            require_finite("a log-prob of the reference", reference, rollout.problem_ids)
-            rollout.reference_log_probs = reference
+            rollout.reference_log_probs = self._reference_log_probs(rollout)
         stats: dict[str, float] = {}
         iterations, minibatches = self.algorithm.num_iterations, self.algorithm.minibatches
         for picked in rollout.minibatches(iterations, minibatches):
@@ -211,20 +226,41 @@ class RL(PolicyModule):
         rollout.seconds["update"] = time.perf_counter() - started
         return stats
 
+    def _reference_log_probs(self, rollout: RolloutBatch) -> list[Tensor]:
+        """Log-probs of this rank's completions under the reference; empty ones for the others'."""
+        assert self.reference is not None
+        part = rollout.part(rollout.own)
+        found = self.row_log_probs(self.reference, part.rows)
+        require_finite("a log-prob of the reference", found, part.problem_ids)
+        own = dict(zip(rollout.own, found, strict=True))
+        nothing = torch.empty(0)
+        return [own.get(n, nothing) for n in range(len(rollout))]
+
+    def _phase(self, doing: str) -> str:
+        """What the ranks do at the same time, for messages."""
+        return f"{doing} after {self.global_step} optimizer steps"
+
     def minibatch_step(self, rollout: RolloutBatch, picked: list[int]) -> dict[str, float]:
         """One optimizer step over the completions at `picked`; see `update`."""
         started = time.perf_counter()
         weights = token_weights(rollout, picked, self.algorithm, self.rollout.max_new_tokens)
-        rows = [rollout.rows[n] for n in picked]
-        for attempt in self.gradient_attempts(rows):
-            with attempt:  # where memory runs out, the loop begins again with smaller micro-batches
-                loss, sums = 0.0, []
-                for indices in attempt.micro_batches:
-                    own = [picked[i] for i in indices]
-                    part = self.micro_batch(rollout, own, weights.of(indices))
-                    loss += part[0]
-                    sums.append(part[1])
-        stats = self.take_step(rows, [rollout.problems[n].id for n in picked], loss, sums, started)
+        places = [place for place, n in enumerate(picked) if n in rollout.own]
+        rows = [rollout.rows[picked[place]] for place in places]
+
+        def gradient() -> tuple[float, list[dict[str, Tensor]]]:
+            for attempt in self.gradient_attempts(rows):
+                with attempt:  # where memory runs out, this begins again with smaller micro-batches
+                    loss, sums = 0.0, []
+                    for indices in attempt.micro_batches:
+                        here = [places[i] for i in indices]
+                        own = [picked[place] for place in here]
+                        part = self.micro_batch(rollout, own, weights.of(here))
+                        loss += part[0]
+                        sums.append(part[1])
+            return loss, sums
+
+        problems = [rollout.problems[n].id for n in picked]
+        stats = self.take_step(rows, problems, gradient, started)
         if self.reference is not None and self.algorithm.moves_reference_after(self.global_step):
             mix_up = self.algorithm.reference_mix_up
             move_reference_(self.reference.parameters(), self.policy.parameters(), mix_up)

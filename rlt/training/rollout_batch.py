@@ -6,6 +6,7 @@ Shapes: P problem, G completion in its group, N = P × G completion, T token of 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from rlt.data.problem import Problem
 from rlt.llm.batching import Row
 from rlt.rewards.reward import RewardTable
+from rlt.runs import ranks
 from rlt.sampling import Completion
 from rlt.training.algorithms import Correction
 from rlt.training.correction import sampler_ratios
@@ -35,6 +37,27 @@ class ParsedCompletion:
     closed: bool
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What one rank finds out of its completions.
+
+    Attributes:
+        log_probs, sampled_elsewhere, reward_table: see `RolloutBatch`.
+    """
+
+    log_probs: list[Tensor]
+    sampled_elsewhere: bool
+    reward_table: RewardTable
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What other ranks are told: all but the hidden states, which are large."""
+        return {
+            "log_probs": [values_T.cpu() for values_T in self.log_probs],
+            "sampled_elsewhere": self.sampled_elsewhere,
+            "reward_table": self.reward_table.without_hidden(),
+        }
+
+
 @dataclass
 class RolloutBatch:
     """N completions of P problems, group after group.
@@ -50,6 +73,7 @@ class RolloutBatch:
         parsed: what each completion says.
         log_probs: by `score`: of each completion's tokens under the policy that sampled them, in
             nats at the sampling temperature, one vector `[T]` a completion.
+        sampled_elsewhere: by `score`: whether the sampler's log-probs are not the policy's.
         sampler_ratios: by `score`: the policy's over the sampler's probability of the same tokens;
             None where the sampler's log-probs are the policy's, or are not known.
         reward_table: by `score`: rewards with their terms.
@@ -69,6 +93,7 @@ class RolloutBatch:
     log_probs: list[Tensor] = field(init=False)
     reward_table: RewardTable = field(init=False)
     advantages_NT: Tensor = field(init=False)
+    sampled_elsewhere: bool = False
     sampler_ratios: list[Tensor] | None = None
     exact_kl_weights_N: Tensor | None = None
     reference_log_probs: list[Tensor] | None = None
@@ -122,6 +147,28 @@ class RolloutBatch:
     def rewards_PG(self) -> Tensor:
         """Rewards `[P, G]`, a row for each problem's group."""
         return torch.tensor(self.reward_table.rewards).view(-1, self.group_size)
+
+    @property
+    def own(self) -> range:
+        """Places of this rank's completions: whole groups."""
+        groups = ranks.own_part(len(self) // self.group_size)
+        return range(groups.start * self.group_size, groups.stop * self.group_size)
+
+    def part(self, places: Sequence[int]) -> "RolloutBatch":
+        """The completions at some places, before `score`."""
+        return RolloutBatch(
+            group_size=self.group_size,
+            problems=[self.problems[n] for n in places],
+            prompts=[self.prompts[n] for n in places],
+            completions=[self.completions[n] for n in places],
+            parsed=[self.parsed[n] for n in places],
+        )
+
+    def take_scores(self, parts: Sequence[Scores]) -> None:
+        """Set what `score` finds out, from the scores of the ranks, in their order."""
+        self.log_probs = [values_T for part in parts for values_T in part.log_probs]
+        self.sampled_elsewhere = any(part.sampled_elsewhere for part in parts)
+        self.reward_table = RewardTable.joined([part.reward_table for part in parts])
 
     def compare_with_sampler(self, correction: Correction) -> None:
         """Set `sampler_ratios`, from `log_probs` and what the rollout engine has told.

@@ -18,6 +18,7 @@ from rlt.data.renderer import Renderer
 from rlt.llm.batching import Row, pad_rows
 from rlt.llm.finite_checks import require_finite
 from rlt.llm.logprobs import batch_log_probs
+from rlt.runs import ranks
 from rlt.training.policy import PolicyModule, names_the_step
 
 
@@ -66,16 +67,24 @@ class SFT(PolicyModule):
         started = time.perf_counter()
         rows, ids = rows_of(batch.items), [example.id for example in batch.items]
         target_tokens = sum(len(target) for _, target in rows)
-        for attempt in self.gradient_attempts(rows):
-            with attempt:  # where memory runs out, the loop begins again with smaller micro-batches
-                loss, sums = 0.0, []
-                for indices in attempt.micro_batches:
-                    part = self.micro_batch(
-                        [rows[i] for i in indices], target_tokens, [ids[i] for i in indices]
-                    )
-                    loss += part[0]
-                    sums.append(part[1])
-        stats = self.take_step(rows, ids, loss, sums, started)
+        own = ranks.own_part(len(rows))
+        own_rows = [rows[i] for i in own]
+
+        def gradient() -> tuple[float, list[dict[str, Tensor]]]:
+            for attempt in self.gradient_attempts(own_rows):
+                with attempt:  # where memory runs out, this begins again with smaller micro-batches
+                    loss, sums = 0.0, []
+                    for indices in attempt.micro_batches:
+                        part = self.micro_batch(
+                            [own_rows[i] for i in indices],
+                            target_tokens,
+                            [ids[own[i]] for i in indices],
+                        )
+                        loss += part[0]
+                        sums.append(part[1])
+            return loss, sums
+
+        stats = self.take_step(own_rows, ids, gradient, started)
         seconds = time.perf_counter() - started
         self.log_dict(
             {
@@ -112,7 +121,11 @@ class SFT(PolicyModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the mean loss over the target tokens of held-out examples."""
         rows = rows_of(batch.items)
-        log_probs = self.row_log_probs(self.policy, rows)
+        own = [rows[i] for i in ranks.own_part(len(rows))]
+        log_probs = ranks.gather_parts(
+            lambda: [values.cpu() for values in self.row_log_probs(self.policy, own)],
+            "computing the validation loss",
+        )
         require_finite("a log-prob", log_probs, [example.id for example in batch.items])
         tokens = sum(len(values) for values in log_probs)
         loss = -sum(float(values.sum()) for values in log_probs) / tokens

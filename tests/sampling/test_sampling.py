@@ -93,7 +93,7 @@ def test_broken_logits_are_refused(temperature: float) -> None:
     logits_BV = torch.zeros(2, 5)
     logits_BV[1, 3] = torch.nan
     with pytest.raises(ValueError, match="logits are NaN or infinite"):
-        HFRollout(temperature)._draw(logits_BV)
+        HFRollout(temperature)._draw(logits_BV, torch.rand(len(logits_BV)))
 
 
 def test_samples_follow_the_distribution(teacher: LanguageModel) -> None:
@@ -119,7 +119,7 @@ def test_no_token_of_probability_zero_is_drawn() -> None:
     torch.manual_seed(0)
     logits_BV = torch.full((3000, 7), -torch.inf)
     logits_BV[:, [2, 4]] = torch.tensor([0.0, -3.0])
-    tokens_B, log_probs_B = HFRollout(1.0)._draw(logits_BV)
+    tokens_B, log_probs_B = HFRollout(1.0)._draw(logits_BV, torch.rand(len(logits_BV)).double())
     counts = torch.bincount(tokens_B, minlength=7) / 3000
     share = 1 / (1 + math.exp(-3.0))
     assert counts[2] + counts[4] == 1

@@ -78,7 +78,13 @@ class ScriptedRollout:
         self.renderer, self.texts = renderer, texts
 
     def sample(
-        self, model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], n: int, stop: str
+        self,
+        model: Any,
+        tokenizer: Any,
+        prompts: Sequence[Sequence[int]],
+        n: int,
+        stop: str,
+        seeds: Any = None,
     ) -> list[list[Completion]]:
         assert not model.training and n == len(self.texts) and stop == "</think>"
         ids = [self.renderer.encode(text) for text in self.texts]
