@@ -31,14 +31,18 @@ MAY_CHANGE = (
     "callbacks.hacking",
     "callbacks.lines",
     "callbacks.progress",
+    "hardware.devices",
     "hardware.generation_token_budget",
     "hardware.gradient_checkpointing",
+    "hardware.num_nodes",
     "hardware.threads",
     "hardware.tokens_per_micro_batch",
     "module.samples_per_step",
     "reward.terms.correctness.rollout.token_budget",
     "rollout.token_budget",
+    "trainer.devices",
     "trainer.log_every_n_steps",
+    "trainer.num_nodes",
 )
 _LENGTH = ("datamodule.epochs", "datamodule.steps")
 _LOCK = ".lock"

@@ -39,7 +39,7 @@ class _Group:
     """The group in which ranks tell each other what they have done; None before `join`."""
 
     control: Any = None
-    phase: str = "start"
+    phase: str = "starting"
 
 
 def join(rank: int, world_size: int, backend: str) -> None:
@@ -51,9 +51,10 @@ def join(rank: int, world_size: int, backend: str) -> None:
         backend: that gradients are summed by: `gloo` or `nccl`.
     """
     limit = datetime.timedelta(seconds=time_limit())
-    if not dist.is_initialized():
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=limit)
-    _Group.control = dist.new_group(backend="gloo", timeout=limit)
+    with _as_stopped():
+        if not dist.is_initialized():
+            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=limit)
+        _Group.control = dist.new_group(backend="gloo", timeout=limit)
 
 
 def leave() -> None:

@@ -41,6 +41,11 @@ log = logging.getLogger(__name__)
 
 # Settings of the hardware that modules take.
 MEMORY_SETTINGS = ("tokens_per_micro_batch", "gradient_checkpointing")
+_STRATEGIES = ("auto", "ddp")
+_OTHER_STRATEGY = (
+    "hardware.strategy: training divides its work among devices by ddp alone yet; choose "
+    "hardware=ddp"
+)
 # What code adds to the callbacks of the config, in a process of its own.
 ADDED_CALLBACKS: list[L.Callback] = []
 
@@ -188,11 +193,8 @@ class TrainingStage(ModelStage):
         Raises:
             ValueError: the strategy is one that training is not made for.
         """
-        if self.hardware.strategy not in ("auto", "ddp"):
-            raise ValueError(
-                f"hardware.strategy={self.hardware.strategy}: training on several devices is made "
-                "for ddp alone yet; choose hardware=ddp"
-            )
+        if self.hardware.strategy not in _STRATEGIES:
+            raise ValueError(_OTHER_STRATEGY)
         return {"strategy": Replicas(), "use_distributed_sampler": False}
 
     @property
@@ -226,13 +228,16 @@ class TrainingStage(ModelStage):
         return [f"{'?' if steps is None else steps} steps of {self.batch_size}, lr {rate}"]
 
     def warnings(self, inputs: Inputs) -> list[str]:
+        found = []
+        if self.hardware.strategy not in _STRATEGIES:
+            found.append(f"on several devices, this run would be refused: {_OTHER_STRATEGY}")
         train = None if inputs.problems is None else len(inputs.problems)
-        if train is None or self.batch_size <= train:
-            return []
-        return [
-            f"datamodule.batch_size={self.batch_size} is more than the {train} training problems: "
-            "a step trains on some of them twice"
-        ]
+        if train is not None and self.batch_size > train:
+            found.append(
+                f"datamodule.batch_size={self.batch_size} is more than the {train} training "
+                "problems: a step trains on some of them twice"
+            )
+        return found
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ from rlt.config.build import build
 
 Composed = Callable[..., DictConfig]
 CARDS = ("gpu_8gb", "gpu_12gb", "gpu_16gb", "gpu_24gb", "gpu_48gb", "gpu_80gb")
-PROFILES = (*CARDS, "rocm", "ddp", "fsdp")
+PROFILES = (*CARDS, "rocm", "ddp", "slurm", "fsdp")
 
 
 @pytest.mark.parametrize("profile", PROFILES)
