@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from rlt import __version__
+from rlt.cli.launch import refuse_sweep
 from rlt.cli.run import run
 from rlt.config.allowed_targets import ConfigError, raise_if_any
 from rlt.config.compose import (
@@ -90,6 +91,8 @@ def _act(app: Hydra, options: Namespace) -> None:
     wanted = RunMode.MULTIRUN if options.multirun else mode or RunMode.RUN
     if wanted != mode:
         overrides.append(f"hydra.mode={wanted.name}")
+    if wanted == RunMode.MULTIRUN:
+        refuse_sweep()
     begin = app.run if wanted == RunMode.RUN else app.multirun
     begin(name, _job, overrides)
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from rlt import PACKAGE_DIR
@@ -30,8 +29,12 @@ class RanksFailedError(ValueError):
 def devices_of(hardware: Any) -> int:
     """Number of devices on this machine that a hardware config asks for."""
     devices = hardware.devices
+    if isinstance(devices, int) and devices != -1:
+        return devices
+    import torch
+
     if isinstance(devices, int):
-        return torch.cuda.device_count() if devices == -1 else devices
+        return torch.cuda.device_count()
     if isinstance(devices, str) and devices.isdigit():
         return int(devices)
     if devices in ("auto", "-1"):
@@ -55,8 +58,21 @@ def _by_srun() -> bool:
     return SLURMEnvironment.detect()
 
 
-def join_ranks(accelerator: str) -> None:
-    """Make this process, which `launched` tells to be a rank, one of its group."""
+def refuse_sweep() -> None:
+    """Raises ValueError where a rank is asked for a sweep: each rank would run all jobs."""
+    if launched():
+        raise ValueError(
+            "a sweep starts the ranks of its jobs itself: run it without torchrun or srun, or give "
+            "them one job at a time"
+        )
+
+
+def join_ranks(hardware: Any) -> None:
+    """Make this process, which `launched` tells to be a rank, one of its group.
+
+    Args:
+        hardware: the config's.
+    """
     if "RANK" in os.environ:
         place, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -67,9 +83,12 @@ def join_ranks(accelerator: str) -> None:
         place, size, local = slurm.global_rank(), slurm.world_size(), slurm.local_rank()
         os.environ["MASTER_ADDR"] = slurm.main_address
         os.environ["MASTER_PORT"] = str(slurm.main_port)
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    import torch
+
+    on_gpu = hardware.accelerator != "cpu" and torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(local)
+        listed = not isinstance(hardware.devices, int | str)
+        torch.cuda.set_device(hardware.devices[local] if listed else local)
     ranks.join(place, size, "nccl" if on_gpu else "gloo")
     if place > 0:  # what all ranks would say alike is said once
         logging.getLogger().setLevel(logging.ERROR)

@@ -43,7 +43,7 @@ def run(cfg: DictConfig, run_dir: Path, metadata: dict[str, Any] | None = None) 
                 "srun or torchrun (docs/scaling.md)"
             )
         return run_ranks(cfg, run_dir, metadata, devices_of(hardware))
-    join_ranks(hardware.accelerator)
+    join_ranks(hardware)
     try:
         run_dir = ranks.from_main(lambda: run_dir, "choosing the folder")  # it may name the time
         return run_stage(cfg, run_dir, metadata=metadata, stage=stage)

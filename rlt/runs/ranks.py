@@ -12,16 +12,14 @@ that has stopped, and a rank that does not answer is named after a time limit.
 import contextlib
 import datetime
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-log = logging.getLogger(__name__)
+# torch is imported where it is used: the command line asks who writes before torch is loaded.
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -29,6 +27,7 @@ Item = TypeVar("Item")
 # How long ranks wait for each other; longer than any phase of a step takes.
 TIME_LIMIT = "RLT_RANK_TIME_LIMIT"  # environment variable, in seconds
 _DEFAULT_TIME_LIMIT = 1800.0
+_BLOCK_ELEMENTS = 2**24  # summed at once, at most
 
 
 class RankStoppedError(RuntimeError):
@@ -39,6 +38,8 @@ class _Group:
     """The group in which ranks tell each other what they have done; None before `join`."""
 
     control: Any = None
+    rank: int = 0
+    size: int = 1
     phase: str = "starting"
 
 
@@ -51,16 +52,21 @@ def join(rank: int, world_size: int, backend: str) -> None:
         backend: that gradients are summed by: `gloo` or `nccl`.
     """
     limit = datetime.timedelta(seconds=time_limit())
+    import torch.distributed as dist
+
     with _as_stopped():
         if not dist.is_initialized():
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=limit)
         _Group.control = dist.new_group(backend="gloo", timeout=limit)
+    _Group.rank, _Group.size = rank, world_size
 
 
 def leave() -> None:
     """End this process's part in the group."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
-        _Group.control = None
+        _Group.control, _Group.rank, _Group.size = None, 0, 1
         dist.destroy_process_group()
 
 
@@ -82,12 +88,12 @@ def time_limit() -> float:
 
 def world_size() -> int:
     """Number of ranks."""
-    return dist.get_world_size() if _Group.control is not None else 1
+    return _Group.size
 
 
 def rank() -> int:
     """This process's rank, from 0."""
-    return dist.get_rank() if _Group.control is not None else 0
+    return _Group.rank
 
 
 def is_main() -> bool:
@@ -114,6 +120,8 @@ def gather(work: Callable[[], Result], phase: str) -> list[Result]:
     """
     if _Group.control is None:
         return [work()]
+    import torch.distributed as dist
+
     _Group.phase = phase
     error: Exception | None = None
     result: Result | None = None
@@ -145,7 +153,7 @@ def from_main(work: Callable[[], Result], phase: str) -> Result:
     return gather(lambda: work() if is_main() else None, phase)[0]  # type: ignore[return-value]
 
 
-def add_up(tensors: Iterable[Tensor], phase: str) -> None:
+def add_up(tensors: "Iterable[Tensor]", phase: str) -> None:
     """Put in place of each tensor its sum over ranks.
 
     Every rank gives tensors of the same shapes. They are summed in blocks, so that many small ones
@@ -156,6 +164,9 @@ def add_up(tensors: Iterable[Tensor], phase: str) -> None:
     """
     if _Group.control is None:
         return
+    import torch
+    import torch.distributed as dist
+
     _Group.phase = phase
     groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
@@ -180,6 +191,8 @@ def own_random_numbers() -> Iterator[None]:
     if _Group.control is None:
         yield
         return
+    import torch
+
     # The same on every rank, and drawn from nothing, so that one process draws the same afterwards.
     state = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).digest()
     seed = int.from_bytes(state[:7], "big")
@@ -189,10 +202,7 @@ def own_random_numbers() -> Iterator[None]:
         yield
 
 
-_BLOCK_ELEMENTS = 2**24
-
-
-def _blocks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def _blocks(tensors: "Sequence[Tensor]") -> "Iterator[list[Tensor]]":
     block: list[Tensor] = []
     for tensor in tensors:
         if block and sum(t.numel() for t in block) + tensor.numel() > _BLOCK_ELEMENTS:
@@ -205,6 +215,8 @@ def _blocks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 def _meet() -> None:
     """Wait for all ranks; rank 0 names those that do not come."""
+    import torch.distributed as dist
+
     limit = datetime.timedelta(seconds=time_limit())
     with _as_stopped():
         dist.monitored_barrier(_Group.control, timeout=limit, wait_all_ranks=True)

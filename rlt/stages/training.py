@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rlt.config.allowed_targets import raise_if_any
@@ -195,7 +196,11 @@ class TrainingStage(ModelStage):
         """
         if self.hardware.strategy not in _STRATEGIES:
             raise ValueError(_OTHER_STRATEGY)
-        return {"strategy": Replicas(), "use_distributed_sampler": False}
+        # Lightning's own requeueing would write checkpoints beside these.
+        by_srun = SLURMEnvironment.detect()
+        environment = SLURMEnvironment(auto_requeue=False) if by_srun else None
+        strategy = Replicas(cluster_environment=environment)
+        return {"strategy": strategy, "use_distributed_sampler": False}
 
     @property
     def files(self) -> tuple[str, ...]:

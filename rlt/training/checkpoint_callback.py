@@ -132,8 +132,8 @@ class Checkpoint(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Interrupted by Ctrl-C or SIGTERM, write the last whole step."""
-        if not isinstance(exception, KeyboardInterrupt | SIGTERMException):
+        """Interrupted by Ctrl-C, SIGTERM or the end of another rank, write the last whole step."""
+        if not isinstance(exception, KeyboardInterrupt | SIGTERMException | ranks.RankStoppedError):
             return
         # Lightning raises the latter between two steps, when all is logged.
         logged = self._logged or isinstance(exception, SIGTERMException)
