@@ -31,7 +31,7 @@ from rlt.sampling import HFRollout, known_log_probs
 from rlt.training import Teaching
 from rlt.training.algorithms import Algorithm
 from rlt.training.credit import CompletionCredit
-from rlt.training.rl_loss import loss_mask_and_weights, micro_batch_loss
+from rlt.training.rl_loss import micro_batch_loss, token_weights
 from rlt.training.rollout_batch import RolloutBatch
 
 # Own data: sums modulo 10, in words of the tokenizer.
@@ -126,11 +126,10 @@ def train(steps: int = 30) -> list[float]:
         teacher.train()
         optimizer.zero_grad()
         everyone = range(len(batch))
-        mask_BT, weights_BT = loss_mask_and_weights(batch, everyone, GRPO, MAX_NEW_TOKENS)
+        weights = token_weights(batch, everyone, GRPO, MAX_NEW_TOKENS)
         for own in cut_rows(batch.rows, TOKENS_PER_MICRO_BATCH, shares_prefixes(teacher)):
             loss, _ = micro_batch_loss(
-                teacher, student, batch, own, mask_BT[own], weights_BT[own], GRPO, TEMPERATURE,
-                pad_id,
+                teacher, student, batch, own, weights.of(own), GRPO, TEMPERATURE, pad_id,
             )  # fmt: skip
             loss.backward()
         torch.nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)

@@ -41,6 +41,8 @@ def exit_status(stop: BaseException) -> int | None:
     found: BaseException | None = stop
     while isinstance(found, SystemExit):
         found = found.__context__
+    while isinstance(found, Exception):  # C code that was interrupted wraps what stopped it
+        found = found.__cause__
     if isinstance(found, KeyboardInterrupt):
         return TERMINATED if isinstance(found, Terminated) else INTERRUPTED
     return None

@@ -106,9 +106,15 @@ def _run(stage: Stage, cfg: DictConfig, run: RunFolder, is_step: bool) -> dict[s
         settle_token_budget(cfg, stage, run)
         metrics = stage.run(run)
         ranks.from_main(lambda: run.finish(metrics), "finishing")
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except RunRefusedError:
+        run.take_back()
+        raise
+    except BaseException as stop:
         status = exit_status(stop)
         if status is None:
+            if isinstance(stop, Exception):
+                with contextlib.suppress(OSError):  # a disk that is full takes no manifest either
+                    run.record(status="failed", error=f"{type(stop).__name__}: {stop}")
             raise
         run.record(status="interrupted")
         if not is_step and ranks.is_main():
@@ -118,13 +124,6 @@ def _run(stage: Stage, cfg: DictConfig, run: RunFolder, is_step: bool) -> dict[s
                 flush=True,
             )
         raise SystemExit(status) from stop
-    except RunRefusedError:
-        run.take_back()
-        raise
-    except Exception as error:
-        with contextlib.suppress(OSError):  # a disk that is full takes no manifest either
-            run.record(status="failed", error=f"{type(error).__name__}: {error}")
-        raise
     return metrics
 
 

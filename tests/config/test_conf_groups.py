@@ -70,8 +70,8 @@ DEBUG = {
     "pipeline": ("pipeline",),
 }
 EXPERIMENTS = (
-    "claim/smollm2", "claim/transfer", "paper_7b", "quickstart", "rlt_1_5b", "rlt_7b_qlora",
-    "smollm2_gsm",
+    "claim/qwen_0_5b", "claim/qwen_1_5b", "claim/smollm2", "claim/transfer", "paper_7b",
+    "quickstart", "rlt_1_5b", "rlt_7b_qlora", "smollm2_gsm",
 )  # fmt: skip
 # A sweep → what is said beside it, and how many jobs it has.
 SWEEPS = {

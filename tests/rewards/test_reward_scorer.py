@@ -132,8 +132,15 @@ class ScriptedRollout:
         self.calls: list[tuple[list[str], int, str]] = []
 
     def sample(
-        self, model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], n: int, stop: str
+        self,
+        model: Any,
+        tokenizer: Any,
+        prompts: Sequence[Sequence[int]],
+        n: int,
+        stop: str,
+        seeds: Sequence[int],
     ) -> list[list[Completion]]:
+        assert len(set(seeds)) == len(prompts)
         self.calls.append(([self.renderer.decode(p) for p in prompts], n, stop))
         return [
             [Completion(self.renderer.encode(next(self.answers)), [], "stop") for _ in range(n)]
