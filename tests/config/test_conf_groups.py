@@ -83,6 +83,7 @@ SWEEPS = {
     "claim_credit": ([], 21),
     "claim_lambda": ([], 35),
     "claim_nano": ([], 66),
+    "claim_qwen": ([], 18),
     "claim_rare": ([], 40),
     "claim_reward": ([], 40),
     "claim_size": ([], 25),
