@@ -46,6 +46,8 @@ def run(cfg: DictConfig, run_dir: Path, metadata: dict[str, Any] | None = None) 
     join_ranks(hardware)
     try:
         run_dir = ranks.from_main(lambda: run_dir, "choosing the folder")  # it may name the time
-        return run_stage(cfg, run_dir, metadata=metadata, stage=stage)
+        metrics = run_stage(cfg, run_dir, metadata=metadata, stage=stage)
+        ranks.from_main(lambda: None, "ending")  # one that hangs from here on is still told
+        return metrics
     finally:
         ranks.leave()
