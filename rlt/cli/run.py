@@ -21,6 +21,8 @@ def run(cfg: DictConfig, run_dir: Path, metadata: dict[str, Any] | None = None) 
 
     Raises:
         ConfigError: the config has unknown keys, missing values or targets that are refused.
+        ValueError: `hardware` asks for devices that cannot be counted, or for nodes that a launcher
+            must start.
     """
     from rlt.cli.launch import devices_of, join_ranks, launched, run_ranks
     from rlt.cli.quiet_libraries import quiet
@@ -30,11 +32,12 @@ def run(cfg: DictConfig, run_dir: Path, metadata: dict[str, Any] | None = None) 
 
     stage = build_stage(cfg)
     quiet()
+    hardware = cfg.get("hardware")
+    devices = 1 if hardware is None else devices_of(hardware)
     if cfg.get("check"):
         print_plan(cfg, stage, run_dir)
         return {}
-    hardware = cfg.get("hardware")
-    if hardware is None or not (launched() or devices_of(hardware) > 1):
+    if hardware is None or not (launched() or devices * hardware.num_nodes > 1):
         return run_stage(cfg, run_dir, metadata=metadata, stage=stage)
     if not launched():
         if hardware.num_nodes > 1:
@@ -42,7 +45,7 @@ def run(cfg: DictConfig, run_dir: Path, metadata: dict[str, Any] | None = None) 
                 f"hardware.num_nodes={hardware.num_nodes}: start the same command on every node by "
                 "srun or torchrun (docs/scaling.md)"
             )
-        return run_ranks(cfg, run_dir, metadata, devices_of(hardware))
+        return run_ranks(cfg, run_dir, metadata, devices)
     join_ranks(hardware)
     try:
         run_dir = ranks.from_main(lambda: run_dir, "choosing the folder")  # it may name the time

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rlt.config.allowed_targets import raise_if_any
@@ -36,17 +35,12 @@ from rlt.training.callbacks import Checkpoint
 from rlt.training.checkpoints import CHECKPOINTS, newest_whole
 from rlt.training.lightning_private import stop_alone_on_sigterm
 from rlt.training.policy import PolicyModule
-from rlt.training.replicas import Replicas
+from rlt.training.replicas import OTHER_STRATEGY, STRATEGIES, settings_of_ranks
 
 log = logging.getLogger(__name__)
 
 # Settings of the hardware that modules take.
 MEMORY_SETTINGS = ("tokens_per_micro_batch", "gradient_checkpointing")
-_STRATEGIES = ("auto", "ddp")
-_OTHER_STRATEGY = (
-    "hardware.strategy: training divides its work among devices by ddp alone yet; choose "
-    "hardware=ddp"
-)
 # What code adds to the callbacks of the config, in a process of its own.
 ADDED_CALLBACKS: list[L.Callback] = []
 
@@ -139,7 +133,7 @@ class TrainingStage(ModelStage):
         if not datamodule.validation:
             changes["limit_val_batches"] = 0  # Lightning warns of a loader without batches
         if ranks.world_size() > 1:
-            changes |= self.settings_of_ranks()
+            changes |= settings_of_ranks(self.hardware.strategy)
         trainer = self.trainer(
             default_root_dir=str(folder), logger=logger or False, callbacks=callbacks, **changes
         )
@@ -188,20 +182,6 @@ class TrainingStage(ModelStage):
         if self.adapting.merge:
             save_model(merged_copy(module.policy), module.renderer.tokenizer, folder / "merged")
 
-    def settings_of_ranks(self) -> dict[str, Any]:
-        """Arguments of the Trainer for several ranks, which the module divides the work among.
-
-        Raises:
-            ValueError: the strategy is one that training is not made for.
-        """
-        if self.hardware.strategy not in _STRATEGIES:
-            raise ValueError(_OTHER_STRATEGY)
-        # Lightning's own requeueing would write checkpoints beside these.
-        by_srun = SLURMEnvironment.detect()
-        environment = SLURMEnvironment(auto_requeue=False) if by_srun else None
-        strategy = Replicas(cluster_environment=environment)
-        return {"strategy": strategy, "use_distributed_sampler": False}
-
     @property
     def files(self) -> tuple[str, ...]:
         """What the run leaves: the merged model too, if the adapter makes one."""
@@ -234,8 +214,8 @@ class TrainingStage(ModelStage):
 
     def warnings(self, inputs: Inputs) -> list[str]:
         found = []
-        if self.hardware.strategy not in _STRATEGIES:
-            found.append(f"on several devices, this run would be refused: {_OTHER_STRATEGY}")
+        if self.hardware.strategy not in STRATEGIES:
+            found.append(f"on several devices, this run would be refused: {OTHER_STRATEGY}")
         train = None if inputs.problems is None else len(inputs.problems)
         if train is not None and self.batch_size > train:
             found.append(
