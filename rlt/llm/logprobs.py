@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer
 
 from rlt.llm.batching import PaddedRows, Row, cut_rows, pad_rows
 from rlt.llm.lm_head import chunked_log_probs, log_probs_and_entropies
+from rlt.llm.shards import is_sharded
 
 # A batch's trunk gets a forward pass of its own if that spares at least this number of tokens.
 _LEAST_SAVED_TOKENS = 128
@@ -34,9 +35,12 @@ def shares_prefixes(model: PreTrainedModel) -> bool:
 
     It can if the cache of every layer is plain keys and values. It cannot if the model has sliding
     windows, recurrent states or layers that share keys. It cannot in training with gradient
-    checkpointing either, because transformers then runs without a cache. In these cases every row
-    is run as a whole.
+    checkpointing either, because transformers then runs without a cache, nor in training with
+    sharded weights, as all ranks need passes of the same structure. In these cases every row is run
+    as a whole.
     """
+    if model.training and is_sharded(model):
+        return False
     if model.training and any(
         getattr(module, "gradient_checkpointing", False) for module in model.modules()
     ):

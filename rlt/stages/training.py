@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from transformers import PreTrainedModel
 
 from rlt.config.allowed_targets import raise_if_any
 from rlt.config.build import attempt, bound_settings
@@ -35,7 +36,7 @@ from rlt.training.callbacks import Checkpoint
 from rlt.training.checkpoints import CHECKPOINTS, newest_whole
 from rlt.training.lightning_private import stop_alone_on_sigterm
 from rlt.training.policy import PolicyModule
-from rlt.training.replicas import OTHER_STRATEGY, STRATEGIES, settings_of_ranks
+from rlt.training.strategies import OTHER_STRATEGY, STRATEGIES, trainer_settings
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +133,7 @@ class TrainingStage(ModelStage):
         changes: dict[str, Any] = {"val_check_interval": interval}
         if not datamodule.validation:
             changes["limit_val_batches"] = 0  # Lightning warns of a loader without batches
-        if ranks.world_size() > 1:
-            changes |= settings_of_ranks(self.hardware.strategy)
+        changes |= trainer_settings(self.hardware.strategy)
         trainer = self.trainer(
             default_root_dir=str(folder), logger=logger or False, callbacks=callbacks, **changes
         )
@@ -172,15 +172,21 @@ class TrainingStage(ModelStage):
         restored = next((c.metrics for c in callbacks if isinstance(c, Checkpoint)), {})
         metrics = restored | metrics
         metrics["resources/peak_memory_bytes"] = float(peak_memory_bytes())
-        ranks.from_main(lambda: self.save(module, folder), "saving the model")
+        policy = module.plain_policy()  # of all ranks together
+
+        def save() -> None:
+            assert policy is not None
+            self.save(policy, module.renderer, folder)
+
+        ranks.from_main(save, "saving the model")
         run.record(tags=module.renderer.style.tags)
         return metrics
 
-    def save(self, module: PolicyModule, folder: Path) -> None:
+    def save(self, policy: PreTrainedModel, renderer: Renderer, folder: Path) -> None:
         """Save the trained model, and the merged one if the adapter makes one."""
-        save_model(module.policy, module.renderer.tokenizer, folder / "model")
+        save_model(policy, renderer.tokenizer, folder / "model")
         if self.adapting.merge:
-            save_model(merged_copy(module.policy), module.renderer.tokenizer, folder / "merged")
+            save_model(merged_copy(policy), renderer.tokenizer, folder / "merged")
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -305,13 +305,8 @@ def token_means(micro_batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
 
 @torch.no_grad()
 def move_reference_(reference: Iterable[Tensor], policy: Iterable[Tensor], mix_up: float) -> None:
-    """Move each parameter to mix_up * policy + (1 - mix_up) * reference, in place.
-
-    Weights that both models share are those that are not trained; they stay as they are.
-    """
+    """Move each trained parameter to mix_up * policy + (1 - mix_up) * reference, in place."""
     for reference_parameter, policy_parameter in zip(reference, policy, strict=True):
-        if reference_parameter is policy_parameter:
-            continue
         assert reference_parameter.shape == policy_parameter.shape, "not the same model"
         moved = torch.lerp(reference_parameter.float(), policy_parameter.float(), mix_up)
         reference_parameter.copy_(moved)

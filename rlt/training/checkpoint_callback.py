@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from rlt.llm.shards import gathered, is_sharded
 from rlt.runs import ranks
 from rlt.runs.folder import RunRefusedError
 from rlt.training.checkpoints import CHECKPOINTS, CheckpointError, listed, write_checkpoint
@@ -138,7 +139,9 @@ class Checkpoint(L.Callback):
         # Lightning raises the latter between two steps, when all is logged.
         logged = self._logged or isinstance(exception, SIGTERMException)
         failure = ""
-        if self._small is not None and logged and not pl_module.weights_moved:
+        # Shards are gathered by all ranks together, which were not stopped at the same place.
+        alone = not is_sharded(cast(PolicyModule, pl_module).policy)
+        if self._small is not None and logged and alone and not pl_module.weights_moved:
             try:
                 self._write(trainer)
             except CheckpointError as error:
@@ -171,13 +174,16 @@ class Checkpoint(L.Callback):
             self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
-        if not ranks.is_main():  # the others have the same
-            return
-        assert self._small is not None
-        folder = _folder(trainer)
-        if any(entry.step == self._done_steps for entry in listed(folder)):
+        sharded = is_sharded(cast(PolicyModule, trainer.lightning_module).policy)
+        if not (ranks.is_main() or sharded):  # the others have the same
             return
         weights = {name: v for name, v in dump_checkpoint(trainer).items() if name in _WEIGHTS}
+        if sharded:
+            weights = gathered(weights)
+        folder = _folder(trainer)
+        if not ranks.is_main() or any(e.step == self._done_steps for e in listed(folder)):
+            return
+        assert self._small is not None
         write_checkpoint(folder, self._done_steps, weights | self._small, self.keep)
 
 

@@ -16,17 +16,26 @@ from transformers import PreTrainedModel
 
 from rlt.data.batches import Batch
 from rlt.data.renderer import Renderer
+from rlt.llm import shards
 from rlt.llm.adapter_layers import is_partly_trained
-from rlt.llm.batching import Row, cut_rows, padding_fraction
+from rlt.llm.batching import Row, cut_rows, pad_rows, padding_fraction
 from rlt.llm.finite_checks import NotFiniteError, require_finite_sum
 from rlt.llm.flop_count import forward_flops, matmul_flops_per_second
-from rlt.llm.logprobs import row_log_probs, shares_prefixes
-from rlt.llm.token_budget import Attempt, TokenBudget
+from rlt.llm.logprobs import batch_log_probs, row_log_probs, shares_prefixes
+from rlt.llm.token_budget import Attempt, OutOfMemoryError, TokenBudget
 from rlt.runs import ranks
 from rlt.training.algorithms import token_means
 from rlt.training.lightning_private import forget_logged_values
+from rlt.training.strategies import Shards
 
 Step = Callable[[Any, Batch, int], None]
+# The loss as a sum over micro-batches, and of each of them, sums over its tokens.
+Gradient = tuple[float, list[dict[str, Tensor]]]
+
+_SHARDS_SHORTAGE = (
+    "not enough memory ({}) for hardware.tokens_per_micro_batch={}, which the ranks of sharded "
+    "weights cannot lower while they run; give a lower value"
+)
 
 
 def names_the_step(step: Step) -> Step:
@@ -84,11 +93,24 @@ class PolicyModule(L.LightningModule):
         self.max_grad_norm = max_grad_norm
         self.token_budget = TokenBudget(tokens_per_micro_batch, "hardware.tokens_per_micro_batch")
         self.weights_moved = False
+        self._skeletons: list[PreTrainedModel] = []  # of a sharded policy; in no module tree
         if gradient_checkpointing:
             # transformers renames the method, and warns of the old name
             name = "activation_checkpointing_enable"
             enable = getattr(policy, name, None) or policy.gradient_checkpointing_enable
             enable({"use_reentrant": False})
+
+    def configure_model(self) -> None:
+        """Divide the policy among the ranks, if the strategy says so."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, Shards) and not self._skeletons:
+            self._skeletons.append(strategy.shard_(self.policy))
+
+    def plain_policy(self) -> PreTrainedModel | None:
+        """The policy as a plain model. All ranks call it together; None but on rank 0."""
+        if not self._skeletons:
+            return self.policy
+        return shards.plain_copy(self.policy, self._skeletons[0])
 
     def configure_optimizers(self) -> Any:
         """Make optimizer and schedule from the config, for Lightning."""
@@ -187,6 +209,9 @@ class PolicyModule(L.LightningModule):
             for attempt in self.token_budget.attempts(self._cut(rows)):
                 optimizer.zero_grad()
                 yield attempt
+                if attempt.shortage is not None and shards.is_sharded(self.policy):
+                    told = _SHARDS_SHORTAGE.format(attempt.shortage, attempt.tokens)
+                    raise OutOfMemoryError(told)
 
     def backward_on(self, loss: Tensor, problems: Sequence[str]) -> float:
         """Add the gradient of a micro-batch's loss.
@@ -210,7 +235,7 @@ class PolicyModule(L.LightningModule):
         self,
         rows: Sequence[Row],
         problems: Sequence[str],
-        gradient: Callable[[], tuple[float, list[dict[str, Tensor]]]],
+        gradient: Callable[[], Gradient],
         started: float,
     ) -> dict[str, float]:
         """Compute the gradient on every rank, sum and clip it, step the optimizer and the schedule.
@@ -231,15 +256,21 @@ class PolicyModule(L.LightningModule):
             RankStoppedError: another rank failed or is gone; no step was taken.
         """
         phase = f"computing the gradient of optimizer step {self.global_step + 1}"
-        outcomes = ranks.gather(lambda: self._on_cpu(*gradient()), phase)
+        if shards.is_sharded(self.policy):
+            # A failure is raised at once: the others wait for this rank within a backward pass.
+            done = self._in_equal_passes(rows, gradient, phase)
+            outcomes = ranks.gather(lambda: self._on_cpu(*done), phase)
+        else:
+            outcomes = ranks.gather(lambda: self._on_cpu(*gradient()), phase)
         loss = sum(part for part, _, _ in outcomes)
         sums = [one for _, parts, _ in outcomes for one in parts]
         # Ranks that ran out of memory have lowered their budget; all go on with the lowest.
         self.token_budget.tokens = min(tokens for _, _, tokens in outcomes)
-        self._sum_gradients(phase)
+        if not shards.is_sharded(self.policy):  # else backward passes have summed them
+            self._sum_gradients(phase)
         optimizer: Any = self.optimizers()
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
+        norm = float(shards.whole(nn.utils.clip_grad_norm_(self.policy.parameters(), limit)))
         require_finite_sum("the gradient norm", norm, problems)
         lr = float(optimizer.param_groups[0]["lr"])
         self.weights_moved = True
@@ -262,6 +293,20 @@ class PolicyModule(L.LightningModule):
             "mfu": flops / seconds / self.peak_flops_per_second,
             **token_means(sums),
         }
+
+    def _in_equal_passes(
+        self, rows: Sequence[Row], gradient: Callable[[], Gradient], phase: str
+    ) -> Gradient:
+        """Compute the gradient of this rank's rows in as many passes as every other rank makes."""
+        self.policy.train()
+        own = len(self._cut(rows)(self.token_budget.tokens)) if rows else 0
+        most = max(ranks.gather(lambda: own, phase))
+        found = gradient()
+        idle = pad_rows([([self.pad_id], [self.pad_id])], self.pad_id, self.device)
+        for _ in range(most - own):
+            log_probs_BC, _ = shards.run(self.policy, batch_log_probs, idle, 1.0)
+            self.manual_backward(0.0 * log_probs_BC.sum())
+        return found
 
     def _on_cpu(
         self, loss: float, sums: list[dict[str, Tensor]]

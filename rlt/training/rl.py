@@ -23,6 +23,7 @@ from rlt.data.problem import Problem
 from rlt.data.renderer import Renderer
 from rlt.llm.device import on_device
 from rlt.llm.finite_checks import require_finite
+from rlt.llm.shards import run, whole, whole_weights
 from rlt.runs import ranks
 from rlt.sampling import Completion, Rollout, draw_seeds, known_log_probs
 from rlt.training.algorithms import Algorithm, move_reference_
@@ -140,8 +141,9 @@ class RL(PolicyModule):
     @names_the_step
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of RL on the problems of a batch."""
-        rollout = self.sample(batch.items)
-        self.score(rollout)
+        with whole_weights(self.policy):
+            rollout = self.sample(batch.items)
+            self.score(rollout)
         self.assign_credit(rollout)
         stats = self.update(rollout)
         log_step(self, rollout, stats, monitored=batch_idx % self.monitor_every_steps == 0)
@@ -262,16 +264,25 @@ class RL(PolicyModule):
         problems = [rollout.problems[n].id for n in picked]
         stats = self.take_step(rows, problems, gradient, started)
         if self.reference is not None and self.algorithm.moves_reference_after(self.global_step):
-            mix_up = self.algorithm.reference_mix_up
-            move_reference_(self.reference.parameters(), self.policy.parameters(), mix_up)
+            self._move_reference(self.reference)
         return stats
+
+    def _move_reference(self, reference: PreTrainedModel) -> None:
+        """Move the reference towards the policy, in the weights that are trained."""
+        both = zip(reference.parameters(), self.policy.parameters(), strict=True)
+        trained = [(ours, p) for ours, p in both if p.requires_grad]
+        move_reference_(
+            [ours for ours, _ in trained],
+            (whole(p.detach()) for _, p in trained),
+            self.algorithm.reference_mix_up,
+        )
 
     def micro_batch(
         self, rollout: RolloutBatch, own: list[int], weights: TokenWeights
     ) -> tuple[float, dict[str, Tensor]]:
         """Add the gradient of the completions at `own`; arguments and result of the loss."""
-        loss, sums = micro_batch_loss(
-            self.policy, self._frozen["judge"], rollout, own, weights,
+        loss, sums = run(
+            self.policy, micro_batch_loss, self._frozen["judge"], rollout, own, weights,
             self.algorithm, self.temperature, self.pad_id,
         )  # fmt: skip
         return self.backward_on(loss, [rollout.problems[n].id for n in own]), sums
@@ -280,8 +291,9 @@ class RL(PolicyModule):
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Sample and score the held-out problems of a batch."""
-        rollout = self.sample(batch.items)
-        self.score(rollout)
+        with whole_weights(self.policy):
+            rollout = self.sample(batch.items)
+            self.score(rollout)
         log_rollout(self, "validation", rollout)
         self._held_out.add(rollout, self.behaviour)
 

@@ -18,6 +18,7 @@ from rlt.data.renderer import Renderer
 from rlt.llm.batching import Row, pad_rows
 from rlt.llm.finite_checks import require_finite
 from rlt.llm.logprobs import batch_log_probs
+from rlt.llm.shards import run, whole_weights
 from rlt.runs import ranks
 from rlt.training.policy import PolicyModule, names_the_step
 
@@ -113,7 +114,7 @@ class SFT(PolicyModule):
             ids: of the rows' problems.
         """
         padded = pad_rows(rows, self.pad_id, self.device)
-        log_probs_BC, entropy_BC = batch_log_probs(self.policy, padded, self.temperature)
+        log_probs_BC, entropy_BC = run(self.policy, batch_log_probs, padded, self.temperature)
         sums = {"tokens": padded.mask_BC.sum(), "entropy": entropy_BC.sum()}
         return self.backward_on(-log_probs_BC.sum() / target_tokens, ids), sums
 
@@ -122,10 +123,11 @@ class SFT(PolicyModule):
         """Log the mean loss over the target tokens of held-out examples."""
         rows = rows_of(batch.items)
         own = [rows[i] for i in ranks.own_part(len(rows))]
-        log_probs = ranks.gather_parts(
-            lambda: [values.cpu() for values in self.row_log_probs(self.policy, own)],
-            "computing the validation loss",
-        )
+        with whole_weights(self.policy):
+            log_probs = ranks.gather_parts(
+                lambda: [values.cpu() for values in self.row_log_probs(self.policy, own)],
+                "computing the validation loss",
+            )
         require_finite("a log-prob", log_probs, [example.id for example in batch.items])
         tokens = sum(len(values) for values in log_probs)
         loss = -sum(float(values.sum()) for values in log_probs) / tokens
@@ -135,7 +137,8 @@ class SFT(PolicyModule):
         """Log the share of held-out questions that the policy answers right."""
         if self.answer_accuracy is not None:
             self.policy.eval()
-            accuracy = self.answer_accuracy(self.policy)
+            with whole_weights(self.policy):
+                accuracy = self.answer_accuracy(self.policy)
             self.log("validation/answer_accuracy", accuracy, prog_bar=True, batch_size=1)
 
 
