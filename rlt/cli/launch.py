@@ -26,29 +26,6 @@ class RanksFailedError(ValueError):
     """A rank has failed or was killed, and the others have been ended."""
 
 
-def devices_of(hardware: Any) -> int:
-    """Number of devices on this machine that a hardware config asks for.
-
-    Raises:
-        ValueError: `devices` is neither a number above 0, nor a list, nor auto.
-    """
-    devices = hardware.devices
-    if isinstance(devices, str) and devices.lstrip("-").isdigit():
-        devices = int(devices)
-    if isinstance(devices, int) and devices > 0:
-        return devices
-    if devices in ("auto", -1):
-        import torch
-
-        on_gpus = hardware.accelerator != "cpu" and torch.cuda.is_available()
-        return torch.cuda.device_count() if on_gpus else 1
-    if isinstance(devices, int | str) or not devices:
-        raise ValueError(
-            f"hardware.devices={devices}: give the number of devices, a list such as [0,1], or auto"
-        )
-    return len(devices)
-
-
 def launched() -> bool:
     """Whether this process is a rank that torchrun, srun or `run_ranks` has started."""
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:

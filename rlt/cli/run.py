@@ -24,7 +24,7 @@ def run(cfg: DictConfig, run_dir: Path, metadata: dict[str, Any] | None = None) 
         ValueError: `hardware` asks for devices that cannot be counted, or for nodes that a launcher
             must start.
     """
-    from rlt.cli.launch import devices_of, join_ranks, launched, run_ranks
+    from rlt.cli.launch import join_ranks, launched, run_ranks
     from rlt.cli.quiet_libraries import quiet
     from rlt.config.build import build_stage
     from rlt.preflight.plan import print_plan
@@ -33,7 +33,7 @@ def run(cfg: DictConfig, run_dir: Path, metadata: dict[str, Any] | None = None) 
     stage = build_stage(cfg)
     quiet()
     hardware = cfg.get("hardware")
-    devices = 1 if hardware is None else devices_of(hardware)
+    devices = 1 if hardware is None else ranks.devices_of(hardware)
     if cfg.get("check"):
         print_plan(cfg, stage, run_dir)
         return {}

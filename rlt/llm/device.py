@@ -12,6 +12,7 @@ from torch import nn
 
 from rlt.config.allowed_targets import raise_if_any
 from rlt.config.fields import at_least, field_errors
+from rlt.runs import ranks
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -79,6 +80,11 @@ class Hardware:
                 "hardware.tokens_per_micro_batch=auto: only a run or its plan finds the number"
             )
         return self.tokens_per_micro_batch
+
+    @property
+    def shards(self) -> int:
+        """Number of ranks that the trained weights are divided among; 1 if they are not."""
+        return ranks.devices_of(self) * self.num_nodes if self.strategy == "fsdp" else 1
 
     @property
     def device(self) -> torch.device:

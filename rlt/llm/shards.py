@@ -69,6 +69,7 @@ def shard_(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype | None) 
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for part in _parts(model):
         part.set_gradient_divide_factor(1.0)  # the loss is weighted over the rows of all ranks
+        part.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
     setattr(model, _RUN, types.MethodType(_call, model))
     register_fsdp_forward_method(model, _RUN)
     run(

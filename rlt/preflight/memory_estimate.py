@@ -28,6 +28,11 @@ forward pass of the update also keeps a copy of float32 linear layers in bfloat1
 pass (two passes where prompts are shared, one layer's copy with gradient checkpointing). The
 rollout keeps one if all weights are trained: autocast keeps no copy of a frozen weight. Only stages
 that train run under autocast.
+
+With sharded weights (`hardware.strategy=fsdp`), a rank holds its part of the policy's weights,
+gradients and optimizer state. Gathered weights come on top: all of them in rollout and reward, and
+in the update those of embeddings, head and two layers with their gradients. They are in bfloat16
+under autocast, and no other copy is then made. These terms have not been measured.
 """
 
 import math
@@ -185,29 +190,50 @@ def peak_bytes(
     hardware = stage.hardware
     start = held_bytes() if hardware.device.type == "cpu" else CUDA_BYTES
     partly = stage.trains is not None and shapes[stage.trains].adapter > 0
+    shards, gathered_in_part, gathered_whole = hardware.shards, 0, 0
+    sharing = [role for role in shapes if role != stage.trains and same_source(stage, role)]
     start += sum(
         shape.weights
         for role, shape in shapes.items()
-        if not (partly and role != stage.trains and same_source(stage, role))
+        if role != stage.trains and not (partly and role in sharing)
     )
-    if stage.holds_reference and not partly:
-        assert stage.trains is not None
-        start += shapes[stage.trains].weights
+    if stage.trains is not None:
+        policy = shapes[stage.trains]
+        start += policy.weights // shards
+        # Shards are no whole weights: a frozen model that would share them holds its own.
+        apart = partly and shards > 1 and (stage.holds_reference or bool(sharing))
+        if apart or (stage.holds_reference and not partly):
+            start += policy.weights
+        if shards > 1:
+            gathered_in_part, gathered_whole = _gathered(policy, stage, partly)
     phases = {}
     if isinstance(stage, TrainingStage):
         assert stage.trains is not None
         policy = shapes[stage.trains]
-        trained = 4 * policy.adapter if partly else policy.weights
+        trained = (4 * policy.adapter if partly else policy.weights) // shards
         start += trained + round(trained * optimizer_bytes(stage.optim))
         start += trained if partly else 0  # an adapter's weights come on top of the model's
-        phases["update"] = start + _update(stage, policy, longest, prompt)
+        phases["update"] = start + _update(stage, policy, longest, prompt) + gathered_in_part
     if stage.scores_by is not None:
         micro = max(hardware.micro_batch_tokens, longest)
-        phases["reward"] = start + _forward(shapes[stage.scores_by], micro, stage)
+        phases["reward"] = start + _forward(shapes[stage.scores_by], micro, stage) + gathered_whole
     if isinstance(getattr(stage, "rollout", None), HFRollout) and stage.completions is not None:
         assert stage.writer is not None  # other engines hold their caches elsewhere
-        phases["rollout"] = start + _rollout(stage, shapes[stage.writer], prompt)
+        phases["rollout"] = start + _rollout(stage, shapes[stage.writer], prompt) + gathered_whole
     return phases
+
+
+def _gathered(policy: Shape, stage: ModelStage, partly: bool) -> tuple[int, int]:
+    """Return the bytes of sharded weights that are gathered in the update, and while sampling.
+
+    The update gathers embeddings and head, and of the layers the one that computes and the next,
+    with their gradients in float32.
+    """
+    bytes_each = 2 if _mixed(stage) else policy.bytes_each
+    ends = 2 * policy.vocabulary * policy.hidden
+    layer = max(0, policy.parameters - ends) // policy.layers
+    in_part = (ends + 2 * layer) * (bytes_each + (0 if partly else 4))
+    return in_part, policy.parameters * bytes_each
 
 
 def _update(stage: TrainingStage, policy: Shape, longest: int, prompt: int) -> int:
@@ -220,7 +246,7 @@ def _update(stage: TrainingStage, policy: Shape, longest: int, prompt: int) -> i
     if hardware.gradient_checkpointing:
         values = tokens * (policy.layers * policy.hidden + layer)
         cast = policy.cast_bytes // policy.layers
-    if not _mixed(stage):
+    if not _mixed(stage) or hardware.shards > 1:  # shards are gathered in bfloat16
         cast = 0
     return values * _activation_bytes(stage) + cast + 3 * _logits(policy, targets)
 
@@ -239,7 +265,7 @@ def _rollout(stage: ModelStage, writer: Shape, prompt: int) -> int:
     own = torch.float32 if writer.bytes_each == 4 and not mixed else torch.bfloat16
     copied = rollout.dtype_of_copies(stage.hardware.device, own)
     copies = writer.linear * copied.itemsize if copied is not None else 0
-    if mixed and copied is None and writer.adapter == 0:
+    if mixed and copied is None and writer.adapter == 0 and stage.hardware.shards == 1:
         copies = writer.cast_bytes
     return copies + max(cache, first) + 28 * rows * writer.vocabulary
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import lightning as L
 import pytest
-from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from omegaconf import DictConfig
 
 from rlt.config.build import build
 
@@ -48,10 +48,9 @@ def test_a_strategy_node_becomes_the_trainer_s_strategy(composed: Composed) -> N
     assert trainer.strategy.root_device.type == "cpu"
 
 
-def test_fsdp_s_strategy_is_built_with_its_policy(composed: Composed) -> None:
-    cfg = composed("stage=teacher_sft", "hardware=fsdp")
-    assert OmegaConf.is_interpolation(cfg.trainer, "strategy")
-    strategy = build(cfg.trainer.strategy)
-    assert isinstance(strategy, FSDPStrategy)
-    assert strategy.sharding_strategy.name == "FULL_SHARD"
-    assert strategy.kwargs["auto_wrap_policy"].keywords == {"min_num_params": 100_000_000}
+def test_only_fsdp_divides_the_weights(composed: Composed) -> None:
+    for devices, strategy, shards in ((8, "fsdp", 8), (8, "ddp", 1), (1, "fsdp", 1)):
+        cfg = composed(
+            "stage=teacher_rl", f"hardware.strategy={strategy}", f"hardware.devices={devices}"
+        )
+        assert build(cfg.hardware).shards == shards

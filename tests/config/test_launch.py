@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from rlt.cli.launch import devices_of, launched, refuse_sweep
+from rlt.cli.launch import launched, refuse_sweep
+from rlt.runs.ranks import devices_of
 
 
 @pytest.mark.parametrize(

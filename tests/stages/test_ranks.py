@@ -26,6 +26,7 @@ from tests.cli import (
 from tests.stages.same import scalars
 
 TWO = "hardware.devices=2"
+SHARDED = (TWO, "hardware.strategy=fsdp")
 TIME_LIMIT = {"RLT_RANK_TIME_LIMIT": "10"}
 # Each padded part of a batch has its own padding.
 OF_THE_CUT = ("padding_fraction", "resources/", "time/")
@@ -222,6 +223,44 @@ def test_ten_steps_are_those_of_one_process(options: str, chain: Path, tmp_path:
     common.append(f"{role}_path={chain}/pretrain/model")
     for name, devices in {"one": 1, "two": 2}.items():
         rlt([*common, f"output_dir={name}", f"hardware.devices={devices}"], tmp_path)
+    assert_close(tmp_path / "one", tmp_path / "two")
+
+
+def test_shards_train_as_one_process_does(chain: Path, tmp_path: Path) -> None:
+    """Written as a checkpoint, cut into shards again, and saved as a plain model."""
+    arguments = [*SFT, f"teacher_path={chain}/pretrain/model", "output_dir=run", SHARDED[1]]
+    rlt([*arguments, "datamodule.steps=2"], tmp_path)
+    rlt(arguments, tmp_path)
+    assert_close(tmp_path / "run", chain / "teacher_sft")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        "credit=token credit.exact=true", "adapter=lora optim=sgd optim.lr=1e-2",
+        "algorithm.beta=0.04 algorithm.reference_update_every_steps=2 algorithm.minibatches=3",
+        "hardware.gradient_checkpointing=true datamodule.batch_size=3",
+        "datamodule.batch_size=1 data.max_validation=3", "stage=student_rl",
+    ],
+)  # fmt: skip
+def test_ten_steps_of_shards_are_those_of_one_process(
+    options: str, chain: Path, tmp_path: Path
+) -> None:
+    common = stage("teacher_rl", "datamodule.steps=10", "optim.lr=1e-4", *options.split())
+    role = "student" if "student_rl" in options else "teacher"
+    common += [f"{role}_path={chain}/pretrain/model", "hardware.tokens_per_micro_batch=256"]
+    rlt([*common, "output_dir=one"], tmp_path)
+    rlt([*common, "output_dir=two", *SHARDED], tmp_path)
+    assert_close(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_shards_of_tied_embeddings(tmp_path: Path) -> None:
+    common = stage("pretrain", "datamodule.steps=10", "optim.lr=1e-3")
+    common.append(f"{PRETRAINED}.tie_embeddings=true")
+    rlt([*common, "output_dir=one"], tmp_path)
+    rlt([*common, "output_dir=two", *SHARDED], tmp_path)
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
