@@ -258,7 +258,7 @@ def test_ten_steps_of_shards_are_those_of_one_process(
 @pytest.mark.slow
 def test_shards_of_tied_embeddings(tmp_path: Path) -> None:
     common = stage("pretrain", "datamodule.steps=10", "optim.lr=1e-3")
-    common.append(f"{PRETRAINED}.tie_embeddings=true")
+    common.append("student.tie_embeddings=true")
     rlt([*common, "output_dir=one"], tmp_path)
     rlt([*common, "output_dir=two", *SHARDED], tmp_path)
     assert_close(tmp_path / "one", tmp_path / "two")
