@@ -26,12 +26,14 @@ class Completion:
             (cut at `max_new_tokens`).
         exact: whether the engine computes as the model's own layers do. If not, its log-probs
             differ from the model's by more than the order of additions.
+        version: name of the weights that an engine with weights of its own has sampled it from.
     """
 
     ids: list[int]
     log_probs: list[float]
     finish: str
     exact: bool = True
+    version: str = ""
 
 
 class Rollout(Protocol):
@@ -69,6 +71,22 @@ class Rollout(Protocol):
             One list of `n` completions for each prompt, in the order of the prompts.
         """
         ...
+
+
+def require_sampling(
+    temperature: float, max_new_tokens: int, top_p: float, top_k: int, min_p: float
+) -> None:
+    """Raises ValueError when a setting of sampling is out of range."""
+    if temperature < 0:
+        raise ValueError(f"rollout.temperature={temperature} must be 0 (greedy) or more")
+    if max_new_tokens < 1:
+        raise ValueError(f"rollout.max_new_tokens={max_new_tokens} must be at least 1")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"rollout.top_p={top_p} must lie in (0, 1]; 1 switches it off")
+    if top_k < 0:
+        raise ValueError(f"rollout.top_k={top_k} must be 0 (off) or more")
+    if not 0 <= min_p < 1:
+        raise ValueError(f"rollout.min_p={min_p} must lie in [0, 1); 0 switches it off")
 
 
 def draw_seeds(count: int) -> list[int]:

@@ -34,7 +34,7 @@ from rlt.llm.finite_checks import NotFiniteError
 from rlt.llm.lm_head import logits_of
 from rlt.llm.token_budget import TokenBudget
 from rlt.llm.tokenizers import turn_end_ids
-from rlt.sampling.engine import Completion, draw_seeds
+from rlt.sampling.engine import Completion, draw_seeds, require_sampling
 from rlt.sampling.linear_copies import linear_copies
 from rlt.sampling.shared_prefix import RunningRows
 
@@ -75,16 +75,7 @@ class HFRollout:
         token_budget: int = 65536,
         linear_dtype: str | None = "auto",
     ) -> None:
-        if temperature < 0:
-            raise ValueError(f"rollout.temperature={temperature} must be 0 (greedy) or more")
-        if max_new_tokens < 1:
-            raise ValueError(f"rollout.max_new_tokens={max_new_tokens} must be at least 1")
-        if not 0 < top_p <= 1:
-            raise ValueError(f"rollout.top_p={top_p} must lie in (0, 1]; 1 switches it off")
-        if top_k < 0:
-            raise ValueError(f"rollout.top_k={top_k} must be 0 (off) or more")
-        if not 0 <= min_p < 1:
-            raise ValueError(f"rollout.min_p={min_p} must lie in [0, 1); 0 switches it off")
+        require_sampling(temperature, max_new_tokens, top_p, top_k, min_p)
         if linear_dtype not in (None, *_LINEAR_DTYPES):
             raise ValueError(
                 f"rollout.linear_dtype={linear_dtype} must be null or one of "
