@@ -16,6 +16,7 @@ import concurrent.futures
 import copy
 import itertools
 import logging
+import shlex
 import shutil
 import tempfile
 import uuid
@@ -51,7 +52,7 @@ class VLLMRollout:
         servers: addresses of servers that run already; None starts one, which ends with this
             process.
         python: interpreter of the environment that vLLM is installed in, to start a server.
-        options: of the command line of the server that is started.
+        arguments: of the command line of the server that is started.
         folder: for weights on their way; servers must be able to read it. None: a temporary one.
         parallel_requests: prompts that are sent to a server at once.
         timeout_seconds: that a server may take for an answer, or for the next token of one.
@@ -72,7 +73,7 @@ class VLLMRollout:
         min_p: float = 0.0,
         servers: Sequence[str] | None = None,
         python: str | None = None,
-        options: Mapping[str, Any] | None = None,
+        arguments: str | None = None,
         folder: str | None = None,
         parallel_requests: int = 64,
         timeout_seconds: float = 60.0,
@@ -94,7 +95,7 @@ class VLLMRollout:
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
         self.top_p, self.top_k, self.min_p = top_p, top_k, min_p
-        self.python, self.options = python, dict(options or {})
+        self.python, self.arguments = python, shlex.split(arguments or "")
         self.parallel_requests = parallel_requests
         self.timeout_seconds, self.start_seconds = timeout_seconds, start_seconds
         self.canary_bound = canary_bound
@@ -246,18 +247,18 @@ class VLLMRollout:
     def _start(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Start a server with the model's weights, or with those below its adapter."""
         assert self.python is not None
-        options = {"logprobs-mode": "processed_logprobs", **self.options}
+        arguments = ["--logprobs-mode=processed_logprobs"]
         plain = model
         if adapter_modules(model):
-            options |= {"enable-lora": True, "max-lora-rank": _rank(model), "max-loras": 2}
+            arguments += ["--enable-lora", f"--max-lora-rank={_rank(model)}", "--max-loras=2"]
             plain = copy.deepcopy(model)
             remove_(plain)
         folder = self._weights_folder()
         save_model(plain, tokenizer, folder / "base")
         log.info("starting a vLLM server (its output: %s)", folder / "server.log")
         server = start_server(
-            self.python, folder / "base", "base", options, folder / "server.log",
-            self.timeout_seconds, self.start_seconds,
+            self.python, folder / "base", "base", [*arguments, *self.arguments],
+            folder / "server.log", self.timeout_seconds, self.start_seconds,
         )  # fmt: skip
         weakref.finalize(self, server.close)
         self._servers.append(server)

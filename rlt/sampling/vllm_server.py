@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def start_server(
     python: str,
     model: Path,
     name: str,
-    options: Mapping[str, Any],
+    arguments: Sequence[str],
     output: Path,
     timeout_seconds: float,
     start_seconds: float,
@@ -165,7 +165,7 @@ def start_server(
         python: interpreter of the environment that vLLM is installed in.
         model: folder of the weights that it begins with.
         name: that requests call the model by.
-        options: of the server's command line: `max-model-len: 2048` for `--max-model-len 2048`.
+        arguments: of the server's command line, such as `["--max-model-len", "2048"]`.
         output: file for what it prints.
         timeout_seconds: see `Server`.
         start_seconds: that it may take to be ready.
@@ -178,12 +178,7 @@ def start_server(
         port = free.getsockname()[1]
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
-    for option, value in options.items():
-        if value is True:
-            command.append(f"--{option}")
-        elif value is not None and value is not False:
-            text = json.dumps(value) if isinstance(value, dict | list) else str(value)
-            command += [f"--{option}", text]
+    command += arguments
     with output.open("ab") as file:
         try:
             process = subprocess.Popen(

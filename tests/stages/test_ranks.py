@@ -227,11 +227,22 @@ def test_ten_steps_are_those_of_one_process(options: str, chain: Path, tmp_path:
 
 
 def test_shards_train_as_one_process_does(chain: Path, tmp_path: Path) -> None:
-    """Written as a checkpoint, cut into shards again, and saved as a plain model."""
-    arguments = [*SFT, f"teacher_path={chain}/pretrain/model", "output_dir=run", SHARDED[1]]
-    rlt([*arguments, "datamodule.steps=2"], tmp_path)
-    rlt(arguments, tmp_path)
+    """They are saved as a plain model."""
+    model = f"teacher_path={chain}/pretrain/model"
+    rlt([*SFT, model, "output_dir=run", SHARDED[1]], tmp_path)
     assert_close(tmp_path / "run", chain / "teacher_sft")
+
+
+@pytest.mark.slow
+def test_shards_go_on_from_their_checkpoint(chain: Path, tmp_path: Path) -> None:
+    """Bitwise on as many ranks, and correctly on one device."""
+    recipe = [*SFT, f"teacher_path={chain}/pretrain/model", "schedule=constant", SHARDED[1]]
+    rlt([*recipe, "output_dir=whole"], tmp_path)
+    for name, devices in (("part", TWO), ("alone", "hardware.devices=1")):
+        rlt([*recipe, f"output_dir={name}", "datamodule.steps=2"], tmp_path)
+        rlt(["resume", name, "datamodule.steps=4", devices], tmp_path)
+    assert weights(tmp_path / "whole") == weights(tmp_path / "part")
+    assert_close(tmp_path / "whole", tmp_path / "alone")
 
 
 @pytest.mark.slow
