@@ -102,12 +102,14 @@ class VLLMRollout:
         self._servers = [Server(url, timeout_seconds) for url in servers or ()]
         self._given_folder = folder
         self._folder: Path | None = None
-        self._held: tuple[Any, ...] | None = None  # tells the weights that servers have
+        self._held: Tensor | None = None  # marks of the weights that servers have
         self._versions = itertools.count(1)
         self._run_name = f"rlt-{uuid.uuid4().hex[:8]}"
         self._model_names: dict[str, str] = {}  # by server: what requests call the model
         self._version = ""
         self._canary: list[int] = []
+        # By server: the last canary's tokens, and their log-probs under the model of that time.
+        self._last_canary: dict[str, tuple[list[int], Tensor]] = {}
 
     @torch.no_grad()
     def sample(
@@ -217,8 +219,8 @@ class VLLMRollout:
 
     def _bring_up_to_date(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Give the servers the model's weights, if they changed since they were last given."""
-        now = (id(model), *(p._version for p in model.parameters()))
-        if now == self._held:
+        now = _marks(model)
+        if self._held is not None and torch.equal(now, self._held):
             return
         self._version = f"{self._run_name}-v{next(self._versions)}"
         folder = self._weights_folder() / self._version
@@ -301,12 +303,30 @@ class VLLMRollout:
             token_budget=1,
         )  # fmt: skip
         difference = _mean_difference(ours_T, theirs)
-        if not difference <= self.canary_bound:
+        last_ids, before_T = self._last_canary.get(server.url, ([], ours_T))
+        # A server that was left behind draws the same tokens as before, with the same log-probs.
+        left_behind = ids == last_ids and _mean_difference(before_T, theirs) < 0.5 * difference
+        if left_behind or not difference <= self.canary_bound:
             raise RolloutServerError(
-                f"{server.url} does not sample from the weights {self._version}: the log-probs of "
+                f"{server.url} does not sample from the weights {self._version}"
+                f"{', but from earlier ones' if left_behind else ''}: the log-probs of "
                 f"its tokens are {_shown(theirs)}, the model's {_shown(ours_T.tolist())}, "
                 f"{difference:.3g} nats a token apart (rollout.canary_bound={self.canary_bound})"
             )
+        self._last_canary[server.url] = ids, ours_T
+
+
+def _marks(model: PreTrainedModel) -> Tensor:
+    """Two numbers of each weight, by which changed weights are told from unchanged ones.
+
+    Counters of changes would not do: fused optimizers of torch leave `Tensor._version` as it is.
+    """
+    numbers = [
+        mark
+        for p in model.parameters()
+        for mark in (p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, dtype=torch.float64))
+    ]
+    return torch.stack(numbers).cpu()
 
 
 def _finish(reason: str, stop_reason: Any) -> str:
