@@ -14,6 +14,7 @@ log-probs must be the model's.
 
 import concurrent.futures
 import copy
+import dataclasses
 import itertools
 import logging
 import shlex
@@ -22,6 +23,7 @@ import tempfile
 import uuid
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +150,10 @@ class VLLMRollout:
         def complete(place: int) -> list[Completion]:
             server = self._servers[place % len(self._servers)]
             body = self._body(server, prompts[place], n, seeds[place]) | stopping
-            return self._complete(server, body, n)
+            found = self._complete(server, body, n)
+            if self._tells_log_probs:
+                return found
+            return [dataclasses.replace(completion, log_probs=[]) for completion in found]
 
         workers = min(len(prompts), self.parallel_requests * len(self._servers))
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -180,9 +185,7 @@ class VLLMRollout:
 
     def _complete(self, server: Server, body: Mapping[str, Any], n: int) -> list[Completion]:
         """Put a request's completions together from the parts that the server sends."""
-        ids: list[list[int]] = [[] for _ in range(n)]
-        log_probs: list[list[float]] = [[] for _ in range(n)]
-        finish: list[str | None] = [None] * n
+        completions = [_Completion() for _ in range(n)]
         for part in server.stream("/v1/completions", body):
             if part.get("model") != body["model"]:
                 raise RolloutServerError(
@@ -190,29 +193,21 @@ class VLLMRollout:
                 )
             try:
                 for choice in part["choices"]:
-                    place = choice["index"]
-                    ids[place] += choice["token_ids"] or []
-                    if choice["logprobs"] is not None:
-                        log_probs[place] += choice["logprobs"]["token_logprobs"]
-                    if choice["finish_reason"] is not None:
-                        finish[place] = _finish(choice["finish_reason"], choice["stop_reason"])
+                    completions[choice["index"]].add(choice)
             except (KeyError, TypeError, IndexError) as error:
                 raise RolloutServerError(
                     f"{server.url}: its answer has not the form that vLLM's has ({error!r}): "
                     f"{str(part)[:200]}"
                 ) from error
-        for place in range(n):
-            if finish[place] is None or not ids[place] or len(ids[place]) != len(log_probs[place]):
+        for place, one in enumerate(completions):
+            if one.finish is None or not one.ids or len(one.ids) != len(one.log_probs):
                 raise RolloutServerError(
-                    f"{server.url}: completion {place} has {len(ids[place])} tokens, "
-                    f"{len(log_probs[place])} log-probs and the end {finish[place]}"
+                    f"{server.url}: completion {place} has {len(one.ids)} tokens, "
+                    f"{len(one.log_probs)} log-probs and the end {one.finish}"
                 )
-        told = log_probs if self._tells_log_probs else [[] for _ in range(n)]
         return [
-            Completion(
-                ids[place], told[place], str(finish[place]), exact=False, version=self._version
-            )
-            for place in range(n)
+            Completion(one.ids, one.log_probs, str(one.finish), exact=False, version=self._version)
+            for one in completions
         ]
 
     # --- weights -----------------------------------------------------------------------------
@@ -292,12 +287,8 @@ class VLLMRollout:
         settings = {"temperature": 1.0 if greedy else self.temperature, "top_p": 1.0, "top_k": -1}
         body = self._body(server, self._canary, 1, 0) | settings
         body |= {"max_tokens": _CANARY_NEW_TOKENS, "min_p": 0.0, "ignore_eos": True}
-        ids: list[int] = []
-        theirs: list[float] = []
-        for part in server.stream("/v1/completions", body):
-            for choice in part["choices"]:
-                ids += choice["token_ids"] or []
-                theirs += choice["logprobs"]["token_logprobs"] if choice["logprobs"] else []
+        (drawn,) = self._complete(server, body, 1)
+        ids, theirs = drawn.ids, drawn.log_probs
         (ours_T,) = row_log_probs(
             model, [(self._canary, ids)], temperature=float(settings["temperature"]), pad_id=0,
             token_budget=1,
@@ -324,15 +315,29 @@ def _marks(model: PreTrainedModel) -> Tensor:
     numbers = [
         mark
         for p in model.parameters()
+        if p.is_floating_point()  # codes of NF4 are never changed
         for mark in (p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, dtype=torch.float64))
     ]
     return torch.stack(numbers).cpu()
 
 
-def _finish(reason: str, stop_reason: Any) -> str:
-    if reason == "length":
-        return "length"
-    return "stop" if isinstance(stop_reason, str) else "eos"
+@dataclass
+class _Completion:
+    """A completion, as far as its parts have come."""
+
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    finish: str | None = None
+
+    def add(self, choice: Mapping[str, Any]) -> None:
+        """Add a part."""
+        self.ids += choice["token_ids"] or []
+        self.log_probs += (choice["logprobs"] or {}).get("token_logprobs", [])
+        if choice["finish_reason"] == "length":
+            self.finish = "length"
+        elif choice["finish_reason"] is not None:
+            # A token that ends a turn has no stop string to name.
+            self.finish = "stop" if isinstance(choice["stop_reason"], str) else "eos"
 
 
 def _rank(model: PreTrainedModel) -> int:
