@@ -47,6 +47,15 @@ class Rollout(Protocol):
     temperature: float
     max_new_tokens: int
 
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Bring an engine with weights of its own up to date; all ranks call it together.
+
+        Args:
+            model: the model that samples next.
+            tokenizer: its tokenizer.
+        """
+        ...
+
     def sample(
         self,
         model: PreTrainedModel,

@@ -93,6 +93,9 @@ class HFRollout:
         if min_p:
             self._truncate.append(MinPLogitsWarper(min_p))
 
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Nothing: the model itself samples."""
+
     @torch.no_grad()
     def sample(
         self,

@@ -130,12 +130,10 @@ class VLLMRollout:
         """
         if not prompts:
             return []
-        if ranks.world_size() > 1:
-            raise ValueError(
-                "rollout=vllm: one rank alone can use it yet; choose hardware.devices=1"
-            )
+        if ranks.world_size() == 1:
+            self.prepare(model, tokenizer)
+        assert self._servers, "all ranks call `prepare` together before they sample"
         seeds = draw_seeds(len(prompts)) if seeds is None else seeds
-        self._bring_up_to_date(model, tokenizer)
         self._canary = self._canary or list(prompts[0][-_CANARY_PROMPT_TOKENS:])
         for server in self._servers:
             self._require_current(server, model)
@@ -211,6 +209,23 @@ class VLLMRollout:
         ]
 
     # --- weights -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Give the servers the model's weights, if they changed; rank 0 does it for all.
+
+        Raises:
+            RolloutServerError: a server does not start, or does not take the weights.
+        """
+
+        def told() -> tuple[str, dict[str, str]]:
+            self._bring_up_to_date(model, tokenizer)
+            return self._version, self._model_names
+
+        phase = "sending weights to the rollout servers"
+        self._version, self._model_names = ranks.from_main(told, phase)
+        if not self._servers:  # rank 0 has started one
+            self._servers = [Server(url, self.timeout_seconds) for url in self._model_names]
 
     def _bring_up_to_date(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Give the servers the model's weights, if they changed since they were last given."""

@@ -199,6 +199,7 @@ class Collect(ModelStage):
             return "wrong" if wrong else None
 
         problems = split.train[: self.max_problems]
+        rollout.prepare(teacher, renderer.tokenizer)
         rows = in_batches(
             problems, self.problems_per_batch, run.folder / "traces.partial", self.seed,
             "collecting", explain,

@@ -121,6 +121,7 @@ class Distill(SFTStage):
 
         def accuracy(student: Any) -> float:
             prompts = [renderer.student_prompt(problem) for problem in questions]
+            self.rollout.prepare(student, renderer.tokenizer)
             groups = self.rollout.sample(student, renderer.tokenizer, prompts, 1, tags[1])
             answers = [extract_answer(renderer.decode(group[0].ids), *tags) for group in groups]
             verdicts = grader.grade_all(

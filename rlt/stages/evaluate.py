@@ -90,6 +90,7 @@ class Evaluate(ModelStage):
                 for problem, group in zip(questions, groups, strict=True)
             ]
 
+        self.rollout.prepare(student, renderer.tokenizer)
         partial = run.folder / "answers.partial"
         rows = in_batches(
             problems, self.questions_per_batch, partial, self.seed, "answering", answer

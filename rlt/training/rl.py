@@ -158,6 +158,7 @@ class RL(PolicyModule):
         prompts = [self.task.prompt(problem) for problem in problems]
         seeds = draw_seeds(len(problems))
         own = ranks.own_part(len(problems))
+        self.rollout.prepare(self.policy, self.renderer.tokenizer)
 
         def sample_own() -> list[list[Completion]]:
             return self.rollout.sample(

@@ -131,6 +131,9 @@ class ScriptedRollout:
         self.answers = iter(answers)
         self.calls: list[tuple[list[str], int, str]] = []
 
+    def prepare(self, model: Any, tokenizer: Any) -> None:
+        """Nothing."""
+
     def sample(
         self,
         model: Any,

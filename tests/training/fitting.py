@@ -77,6 +77,9 @@ class ScriptedRollout:
     def __init__(self, renderer: Renderer, texts: Sequence[str]) -> None:
         self.renderer, self.texts = renderer, texts
 
+    def prepare(self, model: Any, tokenizer: Any) -> None:
+        """Nothing."""
+
     def sample(
         self,
         model: Any,
