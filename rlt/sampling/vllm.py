@@ -31,13 +31,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlt.llm.adapter_layers import adapter_config, adapter_modules, remove_
+from rlt.llm.adapter_layers import adapter_modules, remove_
 from rlt.llm.logprobs import row_log_probs
-from rlt.llm.models import save_model
 from rlt.llm.tokenizers import turn_end_ids
 from rlt.runs import ranks
+from rlt.sampling.canary import Canary
 from rlt.sampling.engine import Completion, draw_seeds, require_sampling
 from rlt.sampling.vllm_server import RolloutServerError, Server, start_server
+from rlt.sampling.vllm_weights import marks_of, save_for_servers, server_rank
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ class VLLMRollout:
         timeout_seconds: that a server may take for an answer, or for the next token of one.
         start_seconds: that a started server may take to be ready.
         canary_bound: largest mean difference, in nats a token, between a server's log-probs and the
-            model's that is taken for rounding.
+            model's that is taken for rounding; a server whose first canary was closer may differ by
+            20 times that difference.
 
     Raises:
         ValueError: a value is out of range.
@@ -100,7 +102,6 @@ class VLLMRollout:
         self.python, self.arguments = python, shlex.split(arguments or "")
         self.parallel_requests = parallel_requests
         self.timeout_seconds, self.start_seconds = timeout_seconds, start_seconds
-        self.canary_bound = canary_bound
         self._servers = [Server(url, timeout_seconds) for url in servers or ()]
         self._given_folder = folder
         self._folder: Path | None = None
@@ -109,9 +110,8 @@ class VLLMRollout:
         self._run_name = f"rlt-{uuid.uuid4().hex[:8]}"
         self._model_names: dict[str, str] = {}  # by server: what requests call the model
         self._version = ""
-        self._canary: list[int] = []
-        # By server: the last canary's tokens, and their log-probs under the model of that time.
-        self._last_canary: dict[str, tuple[list[int], Tensor]] = {}
+        self._canary = Canary(canary_bound)
+        self._canary_prompt: list[int] = []
 
     @torch.no_grad()
     def sample(
@@ -134,7 +134,7 @@ class VLLMRollout:
             self.prepare(model, tokenizer)
         assert self._servers, "all ranks call `prepare` together before they sample"
         seeds = draw_seeds(len(prompts)) if seeds is None else seeds
-        self._canary = self._canary or list(prompts[0][-_CANARY_PROMPT_TOKENS:])
+        self._canary_prompt = self._canary_prompt or list(prompts[0][-_CANARY_PROMPT_TOKENS:])
         for server in self._servers:
             self._require_current(server, model)
         ends = turn_end_ids(tokenizer)
@@ -229,7 +229,7 @@ class VLLMRollout:
 
     def _bring_up_to_date(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Give the servers the model's weights, if they changed since they were last given."""
-        now = _marks(model)
+        now = marks_of(model)
         if self._held is not None and torch.equal(now, self._held):
             return
         self._version = f"{self._run_name}-v{next(self._versions)}"
@@ -244,7 +244,7 @@ class VLLMRollout:
             for server in self._servers:
                 self._load_adapter(server, folder)
         else:
-            save_model(model, tokenizer, folder)
+            save_for_servers(model, tokenizer, folder)
             for server in self._servers:
                 self._load_weights(server, folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -262,11 +262,11 @@ class VLLMRollout:
         arguments = ["--logprobs-mode=processed_logprobs"]
         plain = model
         if adapter_modules(model):
-            arguments += ["--enable-lora", f"--max-lora-rank={_rank(model)}", "--max-loras=2"]
+            arguments += ["--enable-lora", f"--max-lora-rank={server_rank(model)}", "--max-loras=2"]
             plain = copy.deepcopy(model)
             remove_(plain)
         folder = self._weights_folder()
-        save_model(plain, tokenizer, folder / "base")
+        save_for_servers(plain, tokenizer, folder / "base")
         log.info("starting a vLLM server (its output: %s)", folder / "server.log")
         server = start_server(
             self.python, folder / "base", "base", [*arguments, *self.arguments],
@@ -300,40 +300,18 @@ class VLLMRollout:
         """Raises RolloutServerError when a server's log-probs are not the model's."""
         greedy = self.temperature == 0
         settings = {"temperature": 1.0 if greedy else self.temperature, "top_p": 1.0, "top_k": -1}
-        body = self._body(server, self._canary, 1, 0) | settings
+        body = self._body(server, self._canary_prompt, 1, 0) | settings
         body |= {"max_tokens": _CANARY_NEW_TOKENS, "min_p": 0.0, "ignore_eos": True}
         (drawn,) = self._complete(server, body, 1)
         ids, theirs = drawn.ids, drawn.log_probs
         (ours_T,) = row_log_probs(
-            model, [(self._canary, ids)], temperature=float(settings["temperature"]), pad_id=0,
+            model,
+            [(self._canary_prompt, ids)],
+            temperature=float(settings["temperature"]),
+            pad_id=0,
             token_budget=1,
-        )  # fmt: skip
-        difference = _mean_difference(ours_T, theirs)
-        last_ids, before_T = self._last_canary.get(server.url, ([], ours_T))
-        # A server that was left behind draws the same tokens as before, with the same log-probs.
-        left_behind = ids == last_ids and _mean_difference(before_T, theirs) < 0.5 * difference
-        if left_behind or not difference <= self.canary_bound:
-            raise RolloutServerError(
-                f"{server.url} does not sample from the weights {self._version}"
-                f"{', but from earlier ones' if left_behind else ''}: the log-probs of "
-                f"its tokens are {_shown(theirs)}, the model's {_shown(ours_T.tolist())}, "
-                f"{difference:.3g} nats a token apart (rollout.canary_bound={self.canary_bound})"
-            )
-        self._last_canary[server.url] = ids, ours_T
-
-
-def _marks(model: PreTrainedModel) -> Tensor:
-    """Two numbers of each weight, by which changed weights are told from unchanged ones.
-
-    Counters of changes would not do: fused optimizers of torch leave `Tensor._version` as it is.
-    """
-    numbers = [
-        mark
-        for p in model.parameters()
-        if p.is_floating_point()  # codes of NF4 are never changed
-        for mark in (p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, dtype=torch.float64))
-    ]
-    return torch.stack(numbers).cpu()
+        )
+        self._canary.require_same(server.url, self._version, ids, theirs, ours_T)
 
 
 @dataclass
@@ -353,19 +331,3 @@ class _Completion:
         elif choice["finish_reason"] is not None:
             # A token that ends a turn has no stop string to name.
             self.finish = "stop" if isinstance(choice["stop_reason"], str) else "eos"
-
-
-def _rank(model: PreTrainedModel) -> int:
-    """A rank that servers can be started with, no smaller than the adapter's."""
-    rank = int(adapter_config(model).r)
-    return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)
-
-
-def _mean_difference(ours_T: Tensor, theirs: Sequence[float]) -> float:
-    if len(ours_T) != len(theirs) or not theirs:
-        return float("inf")
-    return float((ours_T.cpu() - torch.tensor(theirs)).abs().mean())
-
-
-def _shown(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.3f}" for value in values)

@@ -22,7 +22,8 @@ class ScriptedServer:
     """Samples from a tiny model; `fault` names what goes wrong.
 
     Attributes:
-        fault: `none` or how completions go wrong; `stale`: new weights are taken and not used.
+        fault: `none` or how completions go wrong; `stale`: new weights are taken and not
+            used; `stale head`: but for the head.
         asked: the addresses that were asked for, in order.
         bodies: of the completions.
     """
@@ -36,6 +37,8 @@ class ScriptedServer:
     def reload(self, folder: Path) -> None:
         if self.fault != "stale":
             model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            if self.fault == "stale head":  # as a head that was packed when the server started
+                model.lm_head.weight.data = self.held.model.lm_head.weight.data
             self.held = LanguageModel(model.eval(), self.held.tokenizer)
 
     def parts(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from rlt.llm.models import LanguageModel
 from rlt.sampling import VLLMRollout
 from rlt.sampling.vllm_server import RolloutServerError, start_server
+from rlt.sampling.vllm_weights import save_for_servers
 from tests.sampling.samplers import NEVER, prompts_of, sample
 from tests.sampling.scripted_server import ScriptedServer, served
 
@@ -61,15 +63,14 @@ def test_weights_are_sent_when_they_have_changed(
 ) -> None:
     """Between a pause and a reset of the prefix cache."""
     rollout = VLLMRollout(0.7, max_new_tokens=4, servers=[url])
-    for version, moved in ((1, False), (1, False), (2, True)):
+    for begun, version, moved in ((False, 1, False), (True, 1, False), (True, 2, True)):
         if moved:
             move_(policy)
         script.asked.clear()
         groups = sample(policy, rollout, 2, stop=NEVER)
         assert groups[0][0].version.endswith(f"-v{version}")
         sent = [path for path in script.asked if path != "/v1/completions"]
-        assert sent == (RELOAD if moved or rollout._last_canary == {} else sent)
-    assert sent == RELOAD
+        assert sent == (RELOAD if moved or not begun else [])
 
 
 def test_a_server_that_keeps_its_weights_is_refused(
@@ -82,6 +83,31 @@ def test_a_server_that_keeps_its_weights_is_refused(
     move_(policy, by=1e-3)
     with pytest.raises(RolloutServerError, match=r"-v2, but from earlier ones: .*nats a token"):
         sample(policy, rollout, 2, stop=NEVER)
+
+
+def test_a_server_that_keeps_some_of_its_weights_is_refused(
+    policy: LanguageModel, script: ScriptedServer, url: str
+) -> None:
+    """Its log-probs are further from the model's than rounding was."""
+    rollout = VLLMRollout(0.7, max_new_tokens=4, servers=[url], canary_bound=1.0)
+    sample(policy, rollout, 2, stop=NEVER)
+    script.fault = "stale head"
+    move_(policy, by=1e-2)
+    with pytest.raises(RolloutServerError, match="times the first canary's"):
+        sample(policy, rollout, 2, stop=NEVER)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_servers_get_a_head_of_its_own(
+    tiny: Callable[..., LanguageModel], tmp_path: Path, tied: bool
+) -> None:
+    """vLLM on a CPU goes on with the head that it packed, if new weights do not name one."""
+    made = tiny(3, tie_embeddings=tied)
+    save_for_servers(made.model, made.tokenizer, tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert not loaded.config.tie_word_embeddings
+    ids = torch.tensor([[3, 5, 8]])
+    torch.testing.assert_close(loaded(ids).logits, made.model(ids).logits)
 
 
 def test_a_server_of_another_model_is_refused(
