@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -11,6 +11,7 @@ from rlt.llm.adapter_layers import adapter_config
 from rlt.llm.models import save_model
 from rlt.runs.files import read_json, write_json
 
+_METADATA = {"format": "pt"}
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that servers can be started with
 
 
@@ -41,15 +42,15 @@ def save_for_servers(
     if not settings.get("tie_word_embeddings"):
         return
     assert isinstance(head, Tensor)
-    save_file(
-        {"lm_head.weight": head.detach().cpu().contiguous()}, folder / "head.safetensors",
-        metadata={"format": "pt"},
-    )  # fmt: skip
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():  # servers read the files that it lists
+    own = {"lm_head.weight": head.detach().cpu().contiguous()}
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        save_file(own, folder / "head.safetensors", metadata=_METADATA)
         listed = read_json(index)
         listed["weight_map"]["lm_head.weight"] = "head.safetensors"
         write_json(index, listed)
+    else:
+        save_file(load_file(whole) | own, whole, metadata=_METADATA)
     write_json(config, settings | {"tie_word_embeddings": False})
 
 

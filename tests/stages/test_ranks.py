@@ -242,7 +242,7 @@ def test_shards_go_on_from_their_checkpoint(chain: Path, tmp_path: Path) -> None
         rlt([*recipe, f"output_dir={name}", "datamodule.steps=2"], tmp_path)
         rlt(["resume", name, "datamodule.steps=4", devices], tmp_path)
     assert weights(tmp_path / "whole") == weights(tmp_path / "part")
-    assert_close(tmp_path / "whole", tmp_path / "alone")
+    assert_close(tmp_path / "part", tmp_path / "alone")
 
 
 @pytest.mark.slow
@@ -278,7 +278,8 @@ def test_shards_of_tied_embeddings(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_resumed_on_as_many_ranks_it_goes_on_bitwise(chain: Path, tmp_path: Path) -> None:
     model = f"teacher_path={chain}/pretrain/model"
-    rlt([*SFT, model, "output_dir=whole"], tmp_path)
-    rlt([*SFT, model, "output_dir=part", "datamodule.steps=2"], tmp_path)
-    rlt([*SFT, model, "output_dir=part"], tmp_path)
+    recipe = [*SFT, model, "schedule=constant"]  # others depend on the number of steps
+    rlt([*recipe, "output_dir=whole"], tmp_path)
+    rlt([*recipe, "output_dir=part", "datamodule.steps=2"], tmp_path)
+    rlt([*recipe, "output_dir=part"], tmp_path)
     assert weights(tmp_path / "whole") == weights(tmp_path / "part")
