@@ -65,13 +65,19 @@ class TrainingStage(ModelStage):
         raise_if_any(self.optimizer_errors())
 
     def optimizer_errors(self) -> list[str]:
-        """What optimizer and schedule refuse, seen on a small matrix."""
+        """What optimizer and schedule refuse, seen on a small matrix, and settings that exclude."""
         errors: list[str] = []
         weights = [torch.nn.Parameter(torch.zeros(2, 2))]
         optimizer = attempt("optim", lambda: self.optim(weights), errors)
         if optimizer is not None:
             settings = {"optimizer": optimizer, "num_training_steps": 100}
             attempt("schedule", lambda: self.schedule(**settings), errors)
+        if self.hardware.shards > 1 and self.adapting.quantization is not None:
+            errors.append(
+                f"hardware.strategy=fsdp with adapter.quantization={self.adapting.quantization}: "
+                "quantised weights cannot be divided among ranks; choose adapter=lora, or "
+                "hardware=ddp"
+            )
         if self.hardware.precision.startswith("16"):
             errors.append(
                 f"hardware.precision={self.hardware.precision}: float16 needs loss scaling, which "
