@@ -191,7 +191,11 @@ def peak_bytes(
     start = held_bytes() if hardware.device.type == "cpu" else CUDA_BYTES
     partly = stage.trains is not None and shapes[stage.trains].adapter > 0
     shards, gathered_in_part, gathered_whole = hardware.shards, 0, 0
-    sharing = [role for role in shapes if role != stage.trains and same_source(stage, role)]
+    sharing = [
+        role
+        for role in shapes
+        if stage.trains is not None and role != stage.trains and same_source(stage, role)
+    ]
     start += sum(
         shape.weights
         for role, shape in shapes.items()

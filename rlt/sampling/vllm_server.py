@@ -7,6 +7,7 @@ wrong ends in a `RolloutServerError` within a time limit.
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from typing import Any
 
 import requests
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CONNECT_SECONDS = 5.0
 _POLL_SECONDS = 0.5
 _LAST_LINES = 5  # of a dead server's output, in messages
@@ -184,6 +186,7 @@ def start_server(
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
                 env=_ENVIRONMENT | _without_python_paths(), start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip
         except OSError as error:
             raise RolloutServerError(
@@ -209,8 +212,12 @@ def start_server(
     )
 
 
+def _end_with_parent() -> None:
+    """Have Linux end this process when its parent does, however that ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _without_python_paths() -> dict[str, str]:
     """This process's environment, less what would lead another Python to our packages."""
     ours = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
-    assert sys.executable
     return {name: value for name, value in os.environ.items() if name not in ours}
