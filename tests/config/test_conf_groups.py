@@ -147,7 +147,8 @@ def test_each_file_composes(
     if stage not in ("pipeline", "compare"):
         # The option is looked at here, so what else the stage needs is given to it.
         needed = NEEDED.get((stage, key), NEEDED.get((stage, ""), ()))
-        build_stage(composed(*overrides, *to_say, *needed))
+        servers = (f"{key}.servers=[http://127.0.0.1:1]",) if option == "vllm" else ()
+        build_stage(composed(*overrides, *to_say, *needed, *servers))
 
 
 # --- whole runs ---------------------------------------------------------------------------------
