@@ -72,9 +72,8 @@ def shard_(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype | None) 
         part.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
     setattr(model, _RUN, types.MethodType(_call, model))
     register_fsdp_forward_method(model, _RUN)
-    run(
-        model, lambda _: None
-    )  # the first module that torch sees run is the one it takes for the root
+    # torch takes the first module that it sees run for the root.
+    run(model, lambda _: None)
     return skeleton
 
 

@@ -41,8 +41,8 @@ class Shards(ModelParallelStrategy):
     gathers them, and every rank cuts its own parts out of what is loaded.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(data_parallel_size=ranks.world_size(), tensor_parallel_size=1, **settings)
+    def __init__(self) -> None:
+        super().__init__(data_parallel_size=ranks.world_size(), tensor_parallel_size=1)
 
     def setup_environment(self) -> None:
         """Leave random numbers as they are; Lightning would set them back to the seed."""
