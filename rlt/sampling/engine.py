@@ -48,7 +48,9 @@ class Rollout(Protocol):
     max_new_tokens: int
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Bring an engine with weights of its own up to date; all ranks call it together.
+        """Bring an engine with weights of its own up to date, before the model samples.
+
+        It is called whenever the model's weights may have changed, by all ranks together.
 
         Args:
             model: the model that samples next.

@@ -43,7 +43,7 @@ from rlt.sampling.vllm_weights import marks_of, save_for_servers, server_rank
 log = logging.getLogger(__name__)
 
 _CANARY_PROMPT_TOKENS, _CANARY_NEW_TOKENS = 256, 8
-_SEED_LIMIT = 2**31  # the server's sampler takes no larger seeds on every platform
+_SEED_LIMIT = 2**31  # well inside the 64 bits that a server takes
 
 
 class VLLMRollout:
@@ -130,9 +130,8 @@ class VLLMRollout:
         """
         if not prompts:
             return []
-        if ranks.world_size() == 1:
+        if not self._version:  # changed weights are the caller's to tell, by `prepare`
             self.prepare(model, tokenizer)
-        assert self._servers, "all ranks call `prepare` together before they sample"
         seeds = draw_seeds(len(prompts)) if seeds is None else seeds
         self._canary_prompt = self._canary_prompt or list(prompts[0][-_CANARY_PROMPT_TOKENS:])
         for server in self._servers:

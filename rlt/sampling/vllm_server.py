@@ -5,7 +5,6 @@ server (`vllm.entrypoints.openai.api_server`) is asked. Every answer is checked,
 wrong ends in a `RolloutServerError` within a time limit.
 """
 
-import atexit
 import contextlib
 import ctypes
 import json
@@ -60,8 +59,6 @@ class Server:
         self.timeout_seconds = timeout_seconds
         self.process = process
         self.output = output
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxy of the user's stands between
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None, get: bool = False) -> Any:
         """What the server answers: decoded JSON, or text.
@@ -72,7 +69,8 @@ class Server:
         with self._told(path):
             limits = (_CONNECT_SECONDS, self.timeout_seconds)
             method = "GET" if get else "POST"
-            answer = self._session.request(method, self.url + path, json=body, timeout=limits)
+            with _session() as session:
+                answer = session.request(method, self.url + path, json=body, timeout=limits)
             self._require_success(answer, path)
             return (
                 answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
@@ -86,10 +84,12 @@ class Server:
         """
         with self._told(path):
             limits = (_CONNECT_SECONDS, self.timeout_seconds)
-            with requests.post(
-                self.url + path, json={**body, "stream": True}, timeout=limits, stream=True,
-                proxies={"http": "", "https": ""},
-            ) as answer:  # fmt: skip
+            with (
+                _session() as session,
+                session.post(
+                    self.url + path, json={**body, "stream": True}, timeout=limits, stream=True
+                ) as answer,
+            ):
                 self._require_success(answer, path)
                 for line in answer.iter_lines():
                     content = line.removeprefix(b"data:").strip()
@@ -120,19 +120,19 @@ class Server:
         except requests.Timeout as error:
             raise RolloutServerError(
                 f"{self.url}{path}: no answer for {self.timeout_seconds:.0f} s "
-                f"(rollout.timeout_seconds){self._ending()}"
+                f"(rollout.timeout_seconds){self.ending()}"
             ) from error
         except requests.RequestException as error:
             # What requests raises while it reads a stream is not always its Timeout.
             if "timed out" in str(error).lower():
                 raise RolloutServerError(
                     f"{self.url}{path}: nothing more for {self.timeout_seconds:.0f} s "
-                    f"(rollout.timeout_seconds){self._ending()}"
+                    f"(rollout.timeout_seconds){self.ending()}"
                 ) from error
             reason = type(error).__name__
             raise RolloutServerError(
                 f"{self.url}{path}: the server cannot be reached or has ended ({reason})"
-                f"{self._ending()}"
+                f"{self.ending()}"
             ) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise RolloutServerError(
@@ -144,7 +144,7 @@ class Server:
             told = " ".join(answer.text.split())[:300]
             raise RolloutServerError(f"{self.url}{path}: status {answer.status_code}: {told}")
 
-    def _ending(self) -> str:
+    def ending(self) -> str:
         """The last lines of the server's output, for messages."""
         if self.output is None or not self.output.is_file():
             return ""
@@ -194,22 +194,38 @@ def start_server(
                 "interpreter of the environment that vLLM is installed in (docs/scaling.md)"
             ) from error
     server = Server(f"http://127.0.0.1:{port}", timeout_seconds, process, output)
-    atexit.register(server.close)
+    try:
+        _wait_until_ready(server, process, start_seconds)
+    except BaseException:
+        server.close()
+        raise
+    return server
+
+
+def _wait_until_ready(
+    server: Server, process: subprocess.Popen[bytes], start_seconds: float
+) -> None:
     end = time.monotonic() + start_seconds
     while time.monotonic() < end:
         if process.poll() is not None:
             raise RolloutServerError(
-                f"the rollout server ended with status {process.returncode}{server._ending()}"
+                f"the rollout server ended with status {process.returncode}{server.ending()}"
             )
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{server.url}/health", timeout=_CONNECT_SECONDS).ok:
-                return server
+        with contextlib.suppress(requests.RequestException), _session() as session:
+            if session.get(f"{server.url}/health", timeout=_CONNECT_SECONDS).ok:
+                return
         time.sleep(_POLL_SECONDS)
-    server.close()
     raise RolloutServerError(
         f"the rollout server was not ready within {start_seconds:.0f} s "
-        f"(rollout.start_seconds){server._ending()}"
+        f"(rollout.start_seconds){server.ending()}"
     )
+
+
+def _session() -> requests.Session:
+    """A connection that no proxy of the environment stands in."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 def _end_with_parent() -> None:

@@ -23,6 +23,7 @@ def sample(
 ) -> list[list[Completion]]:
     torch.manual_seed(seed)
     tokenizer = language_model.tokenizer
+    rollout.prepare(language_model.model, tokenizer)
     return rollout.sample(language_model.model, tokenizer, prompts_of(tokenizer), n, stop)
 
 
